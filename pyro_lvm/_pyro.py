@@ -1,0 +1,98 @@
+"""The only file that touches names Pyro does not document; `tests/test_pyro_assumptions.py` checks each of them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+from pyro import poutine
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.rings import LogRing
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from torch import Tensor
+
+__all__ = [
+    "EnumMessenger",
+    "ExpandedDistribution",
+    "PackedTree",
+    "contract",
+    "enumerated_trace",
+    "module_local_store",
+    "pack",
+    "pack_scale",
+    "plain_trace",
+    "plate_symbols",
+    "prune_subsample_sites",
+    "site_is_subsample",
+    "validation",
+]
+
+PackedTree = OrderedDict[frozenset[str], list[Tensor]]
+
+
+def plain_trace(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Trace:
+    """A trace of `model` without enumeration; subsample sites are left out."""
+    trace = poutine.trace(model).get_trace(*args, **kwargs)
+    return prune_subsample_sites(trace)
+
+
+def enumerated_trace(
+    model: Callable, max_plate_nesting: int, args: tuple, kwargs: dict[str, Any]
+) -> Trace:
+    """A trace in which sites marked `infer={"enumerate": "parallel"}` hold their whole support.
+
+    Dimensions are named (one symbol per plate and per enumerated site), log-probabilities are not computed.
+    """
+    enumerate_sites = EnumMessenger(first_available_dim=-1 - max_plate_nesting)
+    trace = poutine.trace(enumerate_sites(model)).get_trace(*args, **kwargs)
+    trace = prune_subsample_sites(trace)
+    trace.symbolize_dims()
+    return trace
+
+
+def plate_symbols(trace: Trace, site: dict) -> frozenset[str]:
+    """The symbols of the vectorised plates that a site stands in."""
+    return frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+
+
+def pack(value: Any, site: dict) -> Any:
+    """Drop dimensions of size one and attach the names of the others as `_pyro_dims`."""
+    if isinstance(value, Tensor):
+        value = value[...]  # a fresh view: packing twice is an error in Pyro
+    return packed.pack(value, site["infer"]["_dim_to_symbol"])
+
+
+def pack_scale(tensor: Tensor, scale: Any = 1.0, mask: Any = None) -> Tensor:
+    """Scale and mask a packed tensor."""
+    return packed.scale_and_mask(tensor, scale=scale, mask=mask)
+
+
+def contract(tree: PackedTree, sum_dims: set[str]) -> PackedTree:
+    """Log-sum-exp over `sum_dims` by tensor variable elimination; plates are multiplied out only where needed."""
+    return contract_tensor_tree(tree, sum_dims, ring=LogRing())
+
+
+@contextmanager
+def module_local_store(state: dict[str, Any]) -> Iterator[None]:
+    """A parameter store holding `state` for `pyro.param`, and parameters of `PyroModule`s kept in the module."""
+    with pyro.settings.context(module_local_params=True), pyro.get_param_store().scope(state):  # type: ignore[arg-type]
+        yield
+
+
+@contextmanager
+def validation(enabled: bool) -> Iterator[None]:
+    """Switch every argument check of Pyro and torch on or off inside the block."""
+    with pyro.settings.context(
+        validate_infer=enabled,
+        validate_poutine=enabled,
+        validate_distributions_pyro=enabled,
+        validate_distributions_torch=enabled,
+    ):
+        yield

@@ -1,0 +1,238 @@
+"""How EM will update each parameter: in closed form or by gradient, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from pyro_lvm.infer.blocks import Blocks, find_blocks, unify
+from pyro_lvm.infer.enumeration import Expectation, Factor, Parameter
+from pyro_lvm.infer.m_step import Argument, ClosedForm, View, closed_form, unwrap
+
+__all__ = ["ParameterPlan", "Plan", "Use", "make_plan", "refresh"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place where a parameter is selected: an argument of a site, seen through a view."""
+
+    site: str
+    form: ClosedForm
+    argument: Argument
+    view: View
+    blocks: Blocks
+    varies: bool
+
+    def describe(self) -> str:
+        """E.g. `x.scale as variance`."""
+        same = self.view.name == self.argument.name
+        return f"{self.site}.{self.argument.name}" + ("" if same else f" as {self.view.name}")
+
+
+@dataclass
+class ParameterPlan:
+    """The M-step of one parameter.
+
+    Attributes:
+        uses: The selections that give its closed form; empty for a gradient step.
+        sites: All sites whose density depends on it.
+        reason: Why there is no closed form; empty if there is one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    uses: list[Use] = field(default_factory=list)
+    sites: tuple[str, ...] = ()
+    reason: str = ""
+
+    def unify(self) -> None:
+        """Number the parameter's blocks alike in all its uses; without that there is no closed form."""
+        if self.reason or not self.uses:
+            return
+        kinds = {(id(use.form), use.argument.name, use.view.name) for use in self.uses}
+        if len(kinds) > 1:
+            shared = ", ".join(sorted({use.describe() for use in self.uses}))
+            self.reason = f"it is shared by arguments of different kinds: {shared}"
+            return
+        blocks = unify([use.blocks for use in self.uses])
+        if blocks is None:
+            self.reason = "its uses cut it into different blocks"
+            return
+        self.uses = [replace(use, blocks=b) for use, b in zip(self.uses, blocks, strict=True)]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the M-step is in closed form."""
+        return bool(self.uses) and not self.reason
+
+
+@dataclass
+class Plan:
+    """One line per parameter; `print(em.plan(x))`."""
+
+    strategy: str
+    parameters: dict[str, ParameterPlan]
+    sites: frozenset[str]
+
+    def __iter__(self) -> Iterator[ParameterPlan]:
+        return iter(self.parameters.values())
+
+    @property
+    def closed(self) -> list[ParameterPlan]:
+        """Parameters with a closed-form M-step, locations before the scales around them."""
+        plans = [p for p in self if p.closed]
+        return sorted(plans, key=lambda p: p.uses[0].form.arguments.index(p.uses[0].argument))
+
+    @property
+    def gradient(self) -> list[ParameterPlan]:
+        """Parameters that a gradient step must update."""
+        return [p for p in self if not p.closed and p.sites]
+
+    def demote(self, name: str, reason: str) -> None:
+        """Hand a parameter over to the gradient step."""
+        self.parameters[name].reason = reason
+
+    def __str__(self) -> str:
+        header = ("parameter", "shape", "M-step", "because")
+        rows = [header]
+        for p in self:
+            if p.closed:
+                uses = list(dict.fromkeys(use.describe() for use in p.uses))
+                shown = ", ".join(uses[:3]) + (f" and {len(uses) - 3} more" if len(uses) > 3 else "")
+                rows.append((p.name, str(p.shape), "closed form", f"it is {shown}"))
+            elif p.sites:
+                rows.append((p.name, str(p.shape), "gradient", p.reason))
+            else:
+                rows.append((p.name, str(p.shape), "none", "no site depends on it"))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in rows]
+        return "\n".join([f"E-step: {self.strategy}", *lines])
+
+
+def make_plan(expectation: Expectation) -> Plan:
+    """Derive every parameter's M-step from the graph between parameters and distribution arguments."""
+    plans = {
+        name: ParameterPlan(name, tuple(parameter.value.shape))
+        for name, parameter in expectation.parameters.items()
+        if parameter.unconstrained.requires_grad
+    }
+    for factor in expectation.factors.values():
+        _add_uses(plans, factor, expectation)
+    for plan in plans.values():
+        plan.unify()
+    latent = [
+        f"{name} ({factor.value.shape[factor.site['infer']['_enumerate_dim'] - factor.fn.event_dim]} states)"
+        for name, factor in expectation.factors.items()
+        if factor.enumerated
+    ]
+    shown = ", ".join(latent[:4]) + (f" and {len(latent) - 4} more sites" if len(latent) > 4 else "")
+    strategy = f"exact enumeration of {shown}, one backward pass" if latent else "nothing is latent"
+    return Plan(strategy, plans, frozenset(expectation.factors))
+
+
+def refresh(plan: Plan, expectation: Expectation) -> bool:
+    """Find selections that follow the data anew; False if the plan no longer fits the program."""
+    learned = {name for name, p in expectation.parameters.items() if p.unconstrained.requires_grad}
+    if plan.parameters.keys() != learned or plan.sites != frozenset(expectation.factors):
+        return False
+    for entry in plan.closed:
+        uses = list(entry.uses)
+        for i, use in enumerate(uses):
+            factor = expectation.factors[use.site]
+            tensor = use.argument.read(unwrap(factor.fn, factor.weights)[0])
+            if use.varies:
+                found = _find_use(factor, use.form, use.argument, tensor, expectation.parameters[entry.name])
+                if isinstance(found, str):
+                    return False
+                uses[i] = found
+            elif tensor.shape[: tensor.dim() - use.argument.event_dim] != use.blocks.batch:
+                return False
+        if any(use.varies for use in uses):
+            entry.uses = uses
+            entry.unify()
+            if entry.reason:
+                return False
+    return True
+
+
+def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expectation) -> None:
+    fn, _ = unwrap(factor.fn, factor.weights)
+    form = closed_form(fn)
+    tensors = [argument.read(fn) for argument in form.arguments] if form else []
+    inputs = tensors or _tensors_of(fn)
+    touched: dict[str, list[int]] = {}
+    for name, parameter in expectation.parameters.items():
+        hits = [i for i, tensor in enumerate(inputs) if _depends(tensor, parameter)]
+        if hits and name in plans:
+            touched[name] = hits
+    for name, hits in touched.items():
+        plan = plans[name]
+        plan.sites = (*plan.sites, factor.name)
+        if plan.reason:
+            continue
+        if form is None:
+            plan.reason = f"site '{factor.name}' ({type(fn).__name__}) has no closed form"
+            continue
+        for i in hits:
+            use = _find_use(factor, form, form.arguments[i], tensors[i], expectation.parameters[name])
+            if isinstance(use, str):
+                others = [o for o, h in touched.items() if o != name and i in h]
+                also = f" (with {', '.join(others)})" if others else ""
+                plan.reason = f"{factor.name}.{form.arguments[i].name}: {use}{also}"
+                break
+            plan.uses.append(use)
+
+
+def _find_use(
+    factor: Factor, form: ClosedForm, argument: Argument, tensor: Tensor, parameter: Parameter
+) -> Use | str:
+    """The first view of an argument in which the parameter is a selection, or why there is none."""
+    reason = "it does not depend on the parameter"
+    unwrapped_batch = unwrap(factor.fn, factor.weights)[0].batch_shape
+    for view in argument.views:
+        with torch.enable_grad():
+            blocks = find_blocks(
+                view.encode(tensor), parameter.value, argument.event_dim, view.normalised, view.symmetric
+            )
+        if isinstance(blocks, Blocks):
+            batch, inner = blocks.batch, len(unwrapped_batch) - len(factor.fn.batch_shape)
+            plates = [f.dim - inner for f in factor.site["cond_indep_stack"] if f.vectorized]
+            varies = any(dim >= -len(batch) and batch[dim] > 1 for dim in plates)
+            return Use(factor.name, form, argument, view, blocks, varies)
+        if blocks is not None:
+            reason = blocks
+    return reason
+
+
+def _depends(tensor: Tensor, parameter: Parameter) -> bool:
+    if not tensor.requires_grad or not parameter.value.requires_grad:
+        return False
+    if tensor is parameter.value:
+        return True
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(tensor.sum(), parameter.value, retain_graph=True, allow_unused=True)
+    return gradient is not None
+
+
+def _tensors_of(fn: object) -> list[Tensor]:
+    """All tensors that a distribution was built from, through whatever it wraps."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    pending: list[object] = [fn]
+    while pending:
+        item = pending.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            pending.extend(item)
+        elif isinstance(item, (torch.distributions.Distribution, torch.distributions.Transform, torch.nn.Module)):
+            pending.extend(vars(item).values())
+            if isinstance(item, torch.nn.Module):
+                pending.extend(item.parameters())
+    return [t for t in found if t.requires_grad]

@@ -1,0 +1,1 @@
+"""Small tested kernels: log-densities and weighted moments as matrix products."""
