@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.ops import packed
@@ -24,6 +25,7 @@ __all__ = [
     "PackedTree",
     "contract",
     "enumerated_trace",
+    "localise",
     "module_local_store",
     "pack",
     "pack_scale",
@@ -79,10 +81,23 @@ def contract(tree: PackedTree, sum_dims: set[str]) -> PackedTree:
     return contract_tensor_tree(tree, sum_dims, ring=LogRing())
 
 
+def localise(program: Any) -> None:
+    """Let a `PyroModule` that was made while parameters were global keep them to itself from now on."""
+    if isinstance(program, torch.nn.Module):
+        for module in program.modules():
+            context = getattr(module, "_pyro_context", None)
+            if context is not None and not hasattr(context, "param_state"):
+                context.param_state = {"params": {}, "constraints": {}}
+
+
 @contextmanager
 def module_local_store(state: dict[str, Any]) -> Iterator[None]:
-    """A parameter store holding `state` for `pyro.param`, and parameters of `PyroModule`s kept in the module."""
-    with pyro.settings.context(module_local_params=True), pyro.get_param_store().scope(state):  # type: ignore[arg-type]
+    """A parameter store holding `state` for `pyro.param`, and parameters of `PyroModule`s kept in the module.
+
+    Pyro's check that no module calls `pyro.param` is off: an autoguide runs its model, which may.
+    """
+    settings = pyro.settings.context(module_local_params=True, validate_poutine=False)
+    with settings, pyro.get_param_store().scope(state):  # type: ignore[arg-type]
         yield
 
 
@@ -91,7 +106,6 @@ def validation(enabled: bool) -> Iterator[None]:
     """Switch every argument check of Pyro and torch on or off inside the block."""
     with pyro.settings.context(
         validate_infer=enabled,
-        validate_poutine=enabled,
         validate_distributions_pyro=enabled,
         validate_distributions_torch=enabled,
     ):

@@ -1,1 +1,59 @@
-""""""
+"""Small real data sets that travel with the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["NAMES", "Data", "load"]
+
+LABELS = {"faithful": None, "iris": "species"}
+NAMES = tuple(LABELS)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A table of numbers.
+
+    Attributes:
+        name: The data set's name.
+        x: Rows, shape (n, d), float64.
+        columns: Column names.
+        labels: Known classes, shape (n,), or None.
+    """
+
+    name: str
+    x: Tensor
+    columns: tuple[str, ...]
+    labels: Tensor | None = None
+
+
+def load(name: str) -> Data:
+    """Load an embedded data set.
+
+    Args:
+        name: One of `NAMES`.
+
+    Raises:
+        ValueError: There is no such data set.
+
+    Example:
+        >>> import pyro_lvm as lvm
+        >>> lvm.datasets.load("faithful").x.shape
+        torch.Size([272, 2])
+    """
+    if name not in LABELS:
+        raise ValueError(f"datasets.load: expected one of {', '.join(NAMES)}; got {name!r}.")
+    with resources.files(__name__).joinpath(f"{name}.csv").open() as file:
+        columns = file.readline().strip().split(",")
+        table = torch.from_numpy(np.loadtxt(file, delimiter=","))
+    label = LABELS[name]
+    if label is None:
+        return Data(name, table, tuple(columns))
+    position = columns.index(label)
+    keep = [i for i in range(len(columns)) if i != position]
+    return Data(name, table[:, keep], tuple(columns[i] for i in keep), table[:, position].long())

@@ -1,1 +1,7 @@
-""""""
+"""Looking at fits: ArviZ data, comparison tables, aligned labels, pictures."""
+
+from pyro_lvm.diagnostics.arviz import to_arviz
+from pyro_lvm.diagnostics.compare import compare
+from pyro_lvm.diagnostics.psis import pareto_k
+
+__all__ = ["compare", "pareto_k", "to_arviz"]

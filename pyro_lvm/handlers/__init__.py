@@ -1,1 +1,6 @@
-""""""
+"""Effect handlers, one per file."""
+
+from pyro_lvm.handlers.hide_enumerated import hide_enumerated
+from pyro_lvm.handlers.minibatch import minibatch
+
+__all__ = ["hide_enumerated", "minibatch"]

@@ -1,5 +1,7 @@
 """Inference for any Pyro program."""
 
 from pyro_lvm.infer.em import EM
+from pyro_lvm.infer.mcmc import MCMC
+from pyro_lvm.infer.svi import SVI, NonFiniteLoss
 
-__all__ = ["EM"]
+__all__ = ["EM", "MCMC", "SVI", "NonFiniteLoss"]

@@ -122,9 +122,7 @@ class Expectation:
 
     def marginals(self) -> dict[str, Tensor]:
         """Posterior of every enumerated site, with its states along a new last axis after its plates."""
-        return {
-            name: _states_last(factor, self.trace) for name, factor in self.factors.items() if factor.enumerated
-        }
+        return {name: _states_last(factor) for name, factor in self.factors.items() if factor.enumerated}
 
 
 def plate_nesting(model: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
@@ -239,16 +237,17 @@ def weigh(trace: Trace, factors: dict[str, Factor], parameters: dict[str, Parame
     return Expectation(value, factors, parameters, trace)
 
 
-def _states_last(factor: Factor, trace: Trace) -> Tensor:
+def _states_last(factor: Factor) -> Tensor:
     """Move an enumerated site's own dimension to the right end, summing out the others that are not plates."""
-    site, weights = factor.site, factor.weights
-    dim = site["infer"]["_enumerate_dim"]
-    nesting = max([-f.dim for f in site["cond_indep_stack"] if f.vectorized], default=0)
-    others = [d for d in range(-weights.dim(), -nesting) if d != dim]
+    dim = factor.site["infer"]["_enumerate_dim"]
+    plates = max([-f.dim for f in factor.site["cond_indep_stack"] if f.vectorized], default=0)
+    weights = factor.weights
     if -dim > weights.dim():  # one state: its dimension was never materialised
         return weights.unsqueeze(-1)
-    weights = weights.sum(others, keepdim=True).movedim(dim, -1)
-    return weights.reshape(*weights.shape[weights.dim() - 1 - nesting :])
+    others = [d for d in range(-weights.dim(), -plates) if d != dim]
+    weights = weights.sum(others, keepdim=True) if others else weights
+    weights = weights.movedim(dim, -1)
+    return weights.reshape(weights.shape[weights.dim() - 1 - plates :])
 
 
 def row_log_likelihood(
@@ -309,12 +308,3 @@ def _row_symbol(trace: Trace, factors: Iterable[Factor], plate: str | None) -> s
             'Name the plate of the rows "data".'
         )
     return str(trace.plate_to_symbol[plate])
-
-
-def hide_enumerated(model: Callable) -> Callable:
-    """The model as a guide sees it: discrete sites that will be summed out are hidden."""
-    return poutine.block(config_enumerate(model), hide_fn=_is_enumerated)
-
-
-def _is_enumerated(msg: Any) -> bool:
-    return msg["type"] == "sample" and msg["infer"].get("enumerate") == "parallel" and not msg["is_observed"]

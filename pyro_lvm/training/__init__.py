@@ -1,1 +1,7 @@
-""""""
+"""Training: the front door, its result, and fits on disk."""
+
+from pyro_lvm.training.checkpoint import load
+from pyro_lvm.training.fit import fit
+from pyro_lvm.training.result import Fit
+
+__all__ = ["Fit", "fit", "load"]

@@ -1,0 +1,7 @@
+"""Inference-side programs, one file each."""
+
+from pyro_lvm.guides.map import MAP
+from pyro_lvm.guides.multivariate_normal import AutoMultivariateNormal
+from pyro_lvm.guides.normal import AutoNormal
+
+__all__ = ["MAP", "AutoMultivariateNormal", "AutoNormal"]

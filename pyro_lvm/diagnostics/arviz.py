@@ -1,0 +1,167 @@
+"""Fits as ArviZ data, for both generations of ArviZ.
+
+The conversion itself is in `Groups`, plain numpy; only `Groups.build` touches ArviZ.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pyro import poutine
+from torch import Tensor
+
+from pyro_lvm import _pyro
+from pyro_lvm.diagnostics.labels import align
+from pyro_lvm.diagnostics.psis import pareto_k
+from pyro_lvm.evidence.exact import nesting, pointwise
+from pyro_lvm.infer.enumeration import trace_factors
+from pyro_lvm.training.data import Arguments
+
+if TYPE_CHECKING:
+    from pyro_lvm.training.result import Fit
+
+__all__ = ["Groups", "to_arviz"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass
+class Groups:
+    """What ArviZ needs, as numpy arrays.
+
+    Attributes:
+        posterior: Draws by site, shape (chain, draw, ...).
+        log_likelihood: Nats by row, shape (chain, draw, n).
+        observed_data: Shape (n, ...).
+        sample_stats: Shape (chain, draw).
+        coords: Coordinate values by dimension.
+        dims: Names of the dimensions of each variable beyond chain and draw.
+        attrs: Facts about the fit, kept with the posterior.
+    """
+
+    posterior: Arrays
+    log_likelihood: Arrays = field(default_factory=dict)
+    observed_data: Arrays = field(default_factory=dict)
+    sample_stats: Arrays = field(default_factory=dict)
+    coords: dict[str, Any] = field(default_factory=dict)
+    dims: dict[str, list[str]] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Any:
+        """An `InferenceData` (ArviZ before 1.0) or a `DataTree` (after)."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ArviZ warns of its own coming changes at import
+            import arviz
+
+        groups = {
+            name: arrays
+            for name in ("posterior", "log_likelihood", "observed_data", "sample_stats")
+            if (arrays := getattr(self, name))
+        }
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="More chains")  # a point is one draw of one chain
+            if int(arviz.__version__.split(".")[0]) >= 1:
+                data = arviz.from_dict(groups, coords=self.coords, dims=self.dims)
+                data["posterior"].attrs.update(self.attrs)
+            else:
+                data = arviz.from_dict(**groups, coords=self.coords, dims=self.dims)
+                data.posterior.attrs.update(self.attrs)
+        return data
+
+
+def to_arviz(fit: Fit, arguments: Arguments | None) -> Any:
+    """Convert a fit; see `Fit.to_arviz`."""
+    return groups_of(fit, arguments).build()
+
+
+def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
+    """A fit's draws, pointwise log-likelihood of the given rows, and importance ratios of its guide."""
+    draws = fit.draws
+    attrs: dict[str, Any] = {
+        "inference_library": "pyro_lvm",
+        "inference": type(fit.inference).__name__,
+        "kind": "draws" if fit.sampled else "independent draws of a guide" if fit.guide is not None else "one point",
+    }
+    if fit.guide is not None:
+        attrs["guide"] = type(fit.guide).__name__
+    if arguments is None:
+        groups = Groups({name: _numpy(v) for name, v in draws.items()}, attrs=attrs)
+        _name_dims(groups, fit)
+        return groups
+    likelihood = pointwise(fit, arguments)
+    observed = fit.observed(arguments)
+    groups = Groups(
+        {name: _numpy(v) for name, v in align(fit, arguments, draws).items()},
+        log_likelihood={next(iter(observed), "x"): _numpy(likelihood)},
+        observed_data={name: _numpy(value) for name, value in observed.items()},
+        attrs=attrs,
+    )
+    if fit.guide is not None and likelihood.shape[1] > 1:
+        ratios = _importance_ratios(fit, arguments, likelihood)
+        groups.sample_stats = {"log_importance_ratio": ratios[None]}
+        groups.attrs["pareto_k"] = pareto_k(ratios)
+    if fit.sampled:
+        groups.attrs.update({k: v for k, v in getattr(fit.inference, "diagnostics", {}).items()})
+    _name_dims(groups, fit)
+    return groups
+
+
+def _numpy(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().numpy()
+
+
+def _importance_ratios(fit: Fit, arguments: Arguments, likelihood: Tensor) -> NDArray[np.float64]:
+    """Log p(x, theta) - log q(theta) of the guide's draws, all in the model's space."""
+    ratios = []
+    prototype = fit.prototype()
+    with fit.scope(), torch.no_grad(), torch.random.fork_rng(), _pyro.validation(False):
+        few = arguments.rows(slice(0, 1))
+        depth = nesting(fit, few)
+        torch.manual_seed(fit.seed)  # the same draws again, this time with their densities
+        for s in range(likelihood.shape[1]):
+            guide = poutine.trace(fit.guide).get_trace(*prototype.args, **prototype.kwargs)
+            log_q = guide.log_prob_sum()
+            given = {name: guide.nodes[name]["value"] for name in fit.draws}
+            _, factors = trace_factors(poutine.condition(fit.model, given), depth, few.args, few.kwargs)
+            log_prior = torch.stack([f.log_density.sum() for f in factors.values() if f.name in given]).sum()
+            ratios.append(float(likelihood[0, s].double().sum() + log_prior - log_q))
+    return np.array(ratios)
+
+
+def _name_dims(groups: Groups, fit: Fit) -> None:
+    """Name the axes: by the model's own table, by the data's columns, by row."""
+    declared = getattr(fit.model, "dims", {})
+    columns = list(fit.columns) if fit.columns else None
+    for name, values in groups.posterior.items():
+        shape = values.shape[2:]
+        names = declared.get(name)
+        if names is None or (len(shape) > len(names)):
+            continue
+        names = list(names) if len(shape) == len(names) else _shorter(names, shape, groups)
+        groups.dims[name] = names
+        for axis, size in zip(names, shape, strict=True):
+            labels = columns if columns and axis.startswith("dimension") and len(columns) == size else range(size)
+            groups.coords.setdefault(axis, list(labels))
+    for name, values in groups.observed_data.items():
+        rows = f"{name}_row"
+        groups.coords[rows] = list(range(len(values)))
+        rest = [f"{name}_dim_{i}" for i in range(1, values.ndim)]
+        if values.ndim == 2 and columns and len(columns) == values.shape[1]:
+            rest = ["dimension"]
+            groups.coords.setdefault("dimension", columns)
+        groups.dims[name] = [rows, *rest]
+
+
+def _shorter(names: list[str], shape: tuple[int, ...], groups: Groups) -> list[str]:
+    """Names for a parameter with fewer axes than declared: a tied covariance has no components, a diagonal one row."""
+    sizes = {axis: len(labels) for axis, labels in groups.coords.items()}
+    for start in range(len(names) - len(shape), -1, -1):
+        candidate = names[start : start + len(shape)]
+        if all(sizes.get(axis, size) == size for axis, size in zip(candidate, shape, strict=True)):
+            return candidate
+    return names[: len(shape)]

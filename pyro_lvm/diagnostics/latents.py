@@ -1,0 +1,127 @@
+"""Latent sites of given rows: posteriors, most probable states, joint draws; and new rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate, infer_discrete
+from torch import Tensor
+
+from pyro_lvm import _pyro
+from pyro_lvm.evidence.exact import nesting
+from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.training.data import Arguments
+
+if TYPE_CHECKING:
+    from pyro_lvm.training.result import Fit
+
+__all__ = ["draw_responsibilities", "generate", "most_probable", "posterior_draws", "responsibilities"]
+
+AVERAGED_DRAWS = 200
+
+
+def thinned(fit: Fit, count: int) -> list[dict[str, Tensor]]:
+    """Evenly spaced draws of a fit, chains one after another; one empty draw for a point fit."""
+    if not fit.latent:
+        return [{}]
+    flat = {name: values.flatten(0, 1) for name, values in fit.draws.items()}
+    total = len(next(iter(flat.values())))
+    keep = torch.linspace(0, total - 1, min(count, total)).round().long().tolist()
+    return [{name: values[i] for name, values in flat.items()} for i in keep]
+
+
+def draw_responsibilities(
+    fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]
+) -> Iterator[dict[str, Tensor]]:
+    """Posterior of the discrete sites, one dict per draw of the continuous ones."""
+    with fit.scope(), _pyro.validation(False):
+        depth = nesting(fit, arguments)
+        for given in draws:
+            model = poutine.condition(fit.model, given)
+            marginals = expect(model, depth, arguments.args, arguments.kwargs).marginals()
+            if not marginals:
+                raise ValueError("predict: the model has no discrete latent site.")
+            yield marginals
+
+
+def responsibilities(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
+    """Posterior of every discrete site, averaged over draws with their labels aligned."""
+    draws = thinned(fit, AVERAGED_DRAWS)
+    tables = list(draw_responsibilities(fit, arguments, draws))
+    if len(tables) == 1:
+        return tables[0]
+    stacked = {name: torch.stack([t[name] for t in tables]) for name in tables[0]}
+    if len(stacked) == 1:
+        from pyro_lvm.diagnostics.labels import permutations
+
+        ((name, table),) = stacked.items()
+        order = permutations(table)
+        return {name: table.gather(-1, order.unsqueeze(1).expand_as(table)).mean(0)}
+    return {name: table.mean(0) for name, table in stacked.items()}
+
+
+def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
+    """The jointly most probable states at a point; the most probable state of each site under a posterior."""
+    table = responsibilities(fit, arguments)
+    if fit.latent or len(table) == 1:
+        return {name: values.argmax(-1) for name, values in table.items()}
+    return _discrete(fit, arguments, {}, temperature=0)
+
+
+def _discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperature: int) -> dict[str, Tensor]:
+    with fit.scope(), _pyro.validation(False), torch.no_grad():
+        depth = nesting(fit, arguments)
+        model = config_enumerate(poutine.condition(fit.model, given))
+        decoded = infer_discrete(model, first_available_dim=-1 - depth, temperature=temperature)
+        trace = poutine.trace(decoded).get_trace(*arguments.args, **arguments.kwargs)
+    return {
+        name: trace.nodes[name]["value"]
+        for name in trace.stochastic_nodes
+        if trace.nodes[name]["infer"].get("enumerate") == "parallel"
+    }
+
+
+def posterior_draws(fit: Fit, arguments: Arguments, count: int) -> dict[str, Tensor]:
+    """Joint draws of continuous and discrete sites given the rows."""
+    draws = thinned(fit, count)
+    chosen = [draws[i % len(draws)] for i in range(count)]
+    with torch.random.fork_rng():
+        torch.manual_seed(fit.seed)
+        joint = [{**given, **_discrete(fit, arguments, given, temperature=1)} for given in chosen]
+    return {name: torch.stack([j[name] for j in joint]) for name in joint[0]}
+
+
+def generate(fit: Fit, n: int, covariates: dict[str, Any]) -> dict[str, Tensor]:
+    """New rows of every observed site, each from a draw of its own."""
+    draws = thinned(fit, n)
+    counts = torch.bincount(torch.arange(n) % len(draws), minlength=len(draws)).tolist()
+    parts: list[dict[str, Tensor]] = []
+    with fit.scope(), torch.no_grad(), _pyro.validation(False):
+        start = 0
+        for given, size in zip(draws, counts, strict=True):
+            part = {k: v[start : start + size] for k, v in covariates.items()}
+            parts.append(_generate(fit, size, given, part))
+            start += size
+    rows = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    shuffled = torch.randperm(n) if len(draws) > 1 and not covariates else torch.arange(n)
+    return {name: values[shuffled] for name, values in rows.items()}
+
+
+def _generate(fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[str, Any]) -> dict[str, Tensor]:
+    prototype = fit.prototype(size)
+    if isinstance(fit.model, LatentVariableModel) and not covariates:
+        model, args, kwargs = fit.model, (), {"size": size}
+    else:
+        model = poutine.uncondition(fit.model)
+        args, kwargs = prototype.args, {**prototype.kwargs, **covariates}
+    trace = poutine.trace(poutine.condition(model, given)).get_trace(*args, **kwargs)
+    observed = {
+        name: site["value"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["infer"].get("was_observed")
+    }
+    return observed or {"x": trace.nodes["_RETURN"]["value"]}

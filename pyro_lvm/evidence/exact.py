@@ -1,0 +1,98 @@
+r"""Log-likelihood of rows with discrete sites summed out exactly.
+
+A point fit gives :math:`\log p(x_n \mid \hat\theta)`. A posterior gives the log predictive density
+:math:`\log \frac1S \sum_s p(x_n \mid \theta_s)` over its draws.
+
+References:
+    A. Vehtari, A. Gelman, J. Gabry (2017), Practical Bayesian model evaluation, Statistics and Computing 27, eq. 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_lvm import _pyro
+from pyro_lvm.infer.enumeration import plate_nesting, row_log_likelihood
+
+if TYPE_CHECKING:
+    from pyro_lvm.training.data import Arguments
+    from pyro_lvm.training.result import Fit
+
+__all__ = ["Evidence", "log_likelihood", "nesting", "pointwise"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Log-likelihood by row.
+
+    Attributes:
+        values: Nats, shape (n,).
+        standard_error: Monte Carlo standard error of each value, nats, shape (n,); zero where exact.
+        estimator: What was computed.
+    """
+
+    values: Tensor
+    standard_error: Tensor
+    estimator: str
+
+
+def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
+    """Log-likelihood of every row under every draw.
+
+    Args:
+        fit: A fit.
+        arguments: Converted data.
+
+    Returns:
+        Nats, shape (chains, draws, n).
+    """
+    draws = fit.draws if fit.latent else {}
+    model: Callable = fit.model
+    with fit.scope(), _pyro.validation(False):
+        depth = nesting(fit, arguments)
+        shape = next(iter(draws.values())).shape[:2] if draws else (1, 1)
+        rows = [
+            row_log_likelihood(
+                model,
+                depth,
+                arguments.args,
+                arguments.kwargs,
+                given={name: values[chain, draw] for name, values in draws.items()},
+                plate=fit.plate,
+            )
+            for chain in range(shape[0])
+            for draw in range(shape[1])
+        ]
+    return torch.stack(rows).reshape(*shape, -1)
+
+
+def nesting(fit: Fit, arguments: Arguments) -> int:
+    """Batch dimensions that the model's plates use."""
+    with torch.random.fork_rng():
+        return plate_nesting(fit.model, arguments.args, arguments.kwargs)
+
+
+def log_likelihood(fit: Fit, arguments: Arguments) -> Evidence:
+    """Log-likelihood by row, averaged over the fit's draws.
+
+    Args:
+        fit: A fit.
+        arguments: Converted data.
+
+    Returns:
+        Values in nats, their Monte Carlo errors, and the name of the estimator.
+    """
+    table = pointwise(fit, arguments).flatten(0, 1)
+    count = len(table)
+    if count == 1:
+        return Evidence(table[0], torch.zeros_like(table[0]), "exact log-likelihood at a point")
+    values = table.logsumexp(0) - math.log(count)
+    ratio = (table - values).exp()  # relative weights, mean one
+    error = ratio.std(0) / math.sqrt(count)
+    return Evidence(values, error, f"log predictive density over {count} draws")

@@ -1,0 +1,53 @@
+"""Make a batch count for the whole data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+
+__all__ = ["minibatch"]
+
+
+class minibatch(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
+    r"""Scale every site of the data plate by `total / batch`, so that a batch's loss estimates the whole data's.
+
+    The model need not know the total: it opens its plate with the size of the batch.
+
+    Args:
+        model: The program to wrap; leave out to use the handler as a context.
+        total: Number of rows of the whole data set.
+        plate: Name of the plate of the rows; any other plate is left alone.
+
+    Raises:
+        ValueError: `total` is smaller than the batch.
+
+    Example:
+        >>> import torch, pyro_lvm as lvm
+        >>> model = lvm.models.GaussianMixture(2, data_dim=1)
+        >>> scaled = lvm.handlers.minibatch(model, total=1000)
+    """
+
+    def __new__(cls, model: Callable | None = None, **kwargs: Any) -> Any:
+        """Wrap a model, or make a context."""
+        handler = super().__new__(cls)
+        if model is None:
+            return handler
+        handler.__init__(None, **kwargs)  # type: ignore[misc]
+        return handler(model)
+
+    def __init__(self, model: Callable | None = None, *, total: int, plate: str = "data") -> None:
+        super().__init__()
+        self.total = total
+        self.plate = plate
+
+    def _pyro_sample(self, msg: Any) -> None:
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == self.plate:
+                if frame.size > self.total:
+                    raise ValueError(
+                        f"minibatch: expected plate '{self.plate}' of at most total={self.total} rows; "
+                        f"got {frame.size}. Pass the size of the whole data set as total."
+                    )
+                msg["scale"] = msg["scale"] * (self.total / frame.size)

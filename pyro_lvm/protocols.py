@@ -1,0 +1,117 @@
+"""The contracts, on one page: what a model, a guide, an inference and a sampler are to each other.
+
+They meet only at sample sites. A model knows no inference, an inference knows no model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = ["Guide", "Inference", "LatentVariableModel", "Model", "Objective", "Sampler"]
+
+Model = Callable[..., Any]
+"""Any Pyro program. The leading axis of every data argument is the plate of the rows, by custom named "data"."""
+
+Guide = Callable[..., Any]
+"""Any Pyro program with the model's arguments."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss for `SVI`; every `pyro.infer.ELBO` is one."""
+
+    def loss(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
+        """The loss in nats."""
+
+    def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
+        """The loss in nats; gradients are left in `.grad`."""
+
+
+@runtime_checkable
+class Inference(Protocol):
+    """What `lvm.fit` trains by. `model` and `guide` may be None until `fit` fills them in."""
+
+    model: Model | None
+    guide: Guide | None
+    full_batch: bool
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """One update on a batch; returns the loss in nats, before the update."""
+
+    def loss(self, *args: Any, **kwargs: Any) -> float:
+        """The loss in nats, without an update."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the parameters that a resumed run needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What `lvm.fit` draws posterior samples by."""
+
+    model: Model | None
+
+    def run(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws of every continuous latent site, each of shape (chains, draws, ...)."""
+
+
+class LatentVariableModel(PyroModule):
+    """Base of the models in this package: what `fit`, checkpoints and plots may ask of a model beyond calling it.
+
+    Subclasses keep every constructor argument in an attribute of the same name. Parameters are `PyroParam`s (maximum
+    likelihood), or `PyroSample`s (Bayesian) where `priors` has an entry.
+
+    Attributes:
+        dims: Names of the axes of each parameter, for labelled output.
+        initial_values: Where inference starts the sites with priors.
+    """
+
+    dims: ClassVar[dict[str, list[str]]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.initial_values: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def forward(self, x: Tensor | None = None, *, size: int | None = None) -> Tensor:
+        """Run the program on rows `x`, or generate `size` rows."""
+
+    @abstractmethod
+    def initialize(self, x: Tensor) -> None:
+        """Declare the parameters for rows like `x`, at a start that depends on them and on the random seed."""
+
+    @abstractmethod
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError if rows `x` do not fit the model."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def declare(
+        self, name: str, start: Tensor, constraint: constraints.Constraint, prior: Any | None = None
+    ) -> None:
+        """A parameter that starts at `start`: learned as a point, or, with a prior, inferred.
+
+        Args:
+            name: Attribute and site name.
+            start: Constrained value.
+            constraint: Where a point estimate may lie.
+            prior: A distribution, or a function of the model that returns one.
+        """
+        if prior is None:
+            setattr(self, name, PyroParam(start.detach().clone(), constraint))
+        else:
+            setattr(self, name, PyroSample(prior))
+            self.initial_values[name] = start.detach().clone()

@@ -1,0 +1,235 @@
+"""Fits on disk: a folder with a readable `fit.json` and a `state.pt` that holds tensors only.
+
+Written to a temporary folder and renamed, so that a crash leaves the old fit or the new one, never half of one. Read
+with `weights_only=True`: loading a fit never runs code that the file brings.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_lvm import _pyro
+from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.training.choices import GUIDES, INFERENCES, MODELS
+from pyro_lvm.training.result import Fit
+from pyro_lvm.training.scope import Scope
+
+__all__ = ["load", "save"]
+
+FORMAT = 1
+
+
+def save(fit: Fit, folder: Path) -> None:
+    """Write a fit; an older fit in the folder is replaced.
+
+    Raises:
+        FileExistsError: The folder holds something that is not a fit.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "fit.json").exists())):
+        raise FileExistsError(f"save: '{folder}' exists and is not a fit. Choose another folder.")
+    buffer = io.BytesIO()
+    torch.save(_state(fit), buffer)
+    state = buffer.getvalue()
+    record = {**_record(fit), "state_sha256": hashlib.sha256(state).hexdigest()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (fresh / "state.pt").write_bytes(state)
+        (fresh / "fit.json").write_text(json.dumps(record, indent=1))
+        for path in fresh.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        fresh.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.replace(old / "fit")
+            fresh.replace(folder)
+            shutil.rmtree(old)
+        else:
+            fresh.replace(folder)
+    finally:
+        if fresh.exists():
+            shutil.rmtree(fresh)
+
+
+def _state(fit: Fit) -> dict[str, Any]:
+    return {
+        "tensors": {name: tensor.detach().cpu().clone() for name, tensor in fit.tensors().items()},
+        "inference": fit.inference.state_dict() if hasattr(fit.inference, "state_dict") else {},
+        "draws": {n: v.cpu() for n, v in fit.draws.items()} if fit.sampled else None,
+        "initial_values": dict(getattr(fit.model, "initial_values", {})),
+        "rng": fit.rng_state,
+        "seen": fit.seen,
+    }
+
+
+def _record(fit: Fit) -> dict[str, Any]:
+    from pyro_lvm import __version__
+
+    return {
+        "format": FORMAT,
+        "pyro_lvm": __version__,
+        "model": _program(fit.model, MODELS),
+        "guide": None if fit.guide is None else _program(fit.guide, GUIDES),
+        "inference": _named(fit.inference, INFERENCES),
+        "options": _options(fit.inference),
+        "diagnostics": getattr(fit.inference, "diagnostics", {}),
+        "shapes": fit.shapes,
+        "columns": fit.columns,
+        "plate": fit.plate,
+        "seed": fit.seed,
+        "history": fit.history,
+        "converged": fit.converged,
+        "stopped": fit.stopped,
+        "restarts": fit.restarts,
+    }
+
+
+def _program(program: Any, registry: dict[str, Any]) -> dict[str, Any]:
+    """How to make a program again: by registered name and arguments, or not at all."""
+    name = _named(program, registry)
+    described = getattr(program, "__qualname__", type(program).__name__)
+    if name is None:
+        return {"name": None, "described": described}
+    config = program.config if isinstance(program, LatentVariableModel) else {}
+    try:
+        json.dumps(config)
+    except TypeError:
+        return {"name": None, "described": f"{described} with priors of your own"}
+    return {"name": name, "described": described, "config": config}
+
+
+def _named(thing: Any, registry: dict[str, Any]) -> str | None:
+    return next((name for name, kind in registry.items() if type(thing) is kind), None)
+
+
+def _options(inference: Any) -> dict[str, Any]:
+    """Constructor arguments of an inference that are plain numbers or text."""
+    names = inspect.signature(type(inference)).parameters
+    values = {name: getattr(inference, name, None) for name in names}
+    return {k: v for k, v in values.items() if isinstance(v, (int, float, str, bool))}
+
+
+def load(folder: str | Path, *, model: Callable | None = None, guide: Callable | None = None) -> Fit:
+    """Read a fit.
+
+    Args:
+        folder: Where it was saved.
+        model: The model, if it is not one of this package: a file holds no code.
+        guide: The guide, likewise.
+
+    Returns:
+        The fit, equal to the one saved to the last bit, and able to resume.
+
+    Raises:
+        FileNotFoundError: There is no fit in the folder.
+        ValueError: The files are damaged, or a model or guide is needed.
+    """
+    folder = Path(folder)
+    if not (folder / "fit.json").is_file():
+        raise FileNotFoundError(f"load: no fit in '{folder}' (no fit.json).")
+    damaged = f"load: the fit in '{folder}' is damaged or cut off"
+    try:
+        record = json.loads((folder / "fit.json").read_text())
+        version = record["format"]
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{damaged} (fit.json cannot be read). Save it again, or restore a copy.") from error
+    if version != FORMAT:
+        raise ValueError(f"load: '{folder}' has format {version}; this version reads {FORMAT}. Upgrade pyro-lvm.")
+    try:
+        content = (folder / "state.pt").read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"{damaged} (no state.pt). Save it again, or restore a copy.") from error
+    if hashlib.sha256(content).hexdigest() != record["state_sha256"]:
+        raise ValueError(f"{damaged} (state.pt does not match its checksum). Save it again, or restore a copy.")
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    return _rebuild(record, state, model, guide)
+
+
+def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: Any) -> Fit:
+    if model is None:
+        model = _make(record["model"], MODELS, "model")
+    else:
+        model, guide = copy.deepcopy((model, guide))
+    if record["guide"] is not None:
+        if guide is None:
+            guide = _make(record["guide"], GUIDES, "guide", model)
+        elif isinstance(guide, type):
+            guide = guide(model)
+    inference = INFERENCES[record["inference"]](**record["options"]) if record["inference"] else None
+    if inference is not None:
+        inference.model, inference.guide = model, guide
+        if hasattr(inference, "load_state_dict"):
+            inference.load_state_dict(state["inference"])
+        if record["diagnostics"]:
+            inference.diagnostics = record["diagnostics"]
+    columns = record["columns"]
+    fit = Fit(
+        model,
+        guide,
+        inference,
+        Scope(),
+        shapes=record["shapes"],
+        columns=None if columns is None else tuple(columns),
+        plate=record["plate"],
+        seed=record["seed"],
+        rng_state=state["rng"],
+    )
+    for name in ("history", "converged", "stopped", "restarts"):
+        setattr(fit, name, record[name])
+    fit.seen = state["seen"]
+    _restore(fit, state)
+    if state["draws"] is not None:
+        fit.draws = state["draws"]
+    return fit
+
+
+def _make(spec: dict[str, Any], registry: dict[str, Any], kind: str, *args: Any) -> Any:
+    if spec["name"] is None:
+        raise ValueError(
+            f"load: this fit's {kind} ('{spec['described']}') is your own code, which files do not hold. "
+            f"Pass it: lvm.load(folder, {kind}=...)."
+        )
+    if spec["name"] not in registry:
+        raise ValueError(f"load: no {kind} named {spec['name']!r} in this version. Upgrade pyro-lvm.")
+    return registry[spec["name"]](*args, **spec["config"])
+
+
+def _restore(fit: Fit, state: dict[str, Any]) -> None:
+    """Run the programs once on zeros, so that they create their parameters, then put the saved values in."""
+    saved = state["tensors"]
+    fit.scope.adopt(fit.model, fit.guide)
+    if isinstance(fit.model, LatentVariableModel):
+        fit.model.initial_values = dict(state["initial_values"])
+    _put(fit, saved)
+    arguments = fit.prototype()
+    with fit.scope(), torch.random.fork_rng(), _pyro.validation(False):
+        fit.model(*arguments.args, **arguments.kwargs)
+        if fit.guide is not None:
+            fit.guide(*arguments.args, **arguments.kwargs)
+    missing = saved.keys() - _put(fit, saved)
+    if missing:
+        raise ValueError(
+            f"load: the model or guide passed does not have {', '.join(sorted(missing)[:3])}. Pass the ones that were fitted."
+        )
+
+
+def _put(fit: Fit, saved: dict[str, Any]) -> set[str]:
+    tensors = fit.tensors()
+    for name, value in saved.items():
+        if name in tensors:
+            tensors[name].data = value.clone()
+    return set(tensors)
+

@@ -1,0 +1,28 @@
+"""Which rows has a fit seen? A hash per row, kept with the fit, tells in-sample from held-out scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["row_hashes"]
+
+
+def row_hashes(rows: Tensor) -> Tensor:
+    """A 64-bit hash of every row's numbers.
+
+    Args:
+        rows: Shape (n, ...).
+
+    Returns:
+        int64, shape (n,); equal rows have equal hashes.
+    """
+    table = rows.detach().cpu().double().reshape(len(rows), -1).numpy() + 0.0  # -0.0 becomes 0.0
+    bits = np.ascontiguousarray(table).view(np.uint64)
+    multipliers = np.random.default_rng(0).integers(1, 2**63, size=bits.shape[1], dtype=np.uint64) * 2 + 1
+    with np.errstate(over="ignore"):
+        mixed = (bits ^ (bits >> np.uint64(29))) * multipliers
+        mixed ^= mixed >> np.uint64(32)
+        hashes = mixed.sum(1, dtype=np.uint64)
+    return torch.from_numpy(hashes.view(np.int64).copy())

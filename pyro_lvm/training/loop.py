@@ -1,0 +1,118 @@
+"""The way of a batch: enter the fit's scope, hand batches to the inference, write the loss down."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pyro_lvm import _pyro
+from pyro_lvm.handlers.minibatch import minibatch
+from pyro_lvm.infer.svi import NonFiniteLoss
+from pyro_lvm.protocols import Inference
+from pyro_lvm.training.callbacks import Callback
+from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.scope import Scope
+
+if TYPE_CHECKING:
+    from pyro_lvm.training.result import Fit
+
+__all__ = ["Run"]
+
+
+@dataclass
+class Run:
+    """A training run in progress: what callbacks see.
+
+    Attributes:
+        history: Loss of every epoch so far, in nats over all rows; the run may have been resumed.
+        epochs_done: Epochs since this call.
+        converged: Set by whoever stops the run because nothing improves any more.
+        stopped: Why the run ended.
+    """
+
+    inference: Inference
+    arguments: Arguments
+    scope: Scope
+    result: Callable[[], Fit]
+    validation: Arguments | None = None
+    batch_size: int | None = None
+    plate: str = "data"
+    history: dict[str, list[float]] = field(default_factory=lambda: {"loss": []})
+    epochs_done: int = 0
+    converged: bool = False
+    stopped: str = ""
+
+    def train(self, max_epochs: int, callbacks: Sequence[Callback]) -> None:
+        """Run epochs until a callback stops them, the limit is reached, or the user interrupts."""
+        best = _Best(self) if self.validation is not None else None
+        try:
+            for _ in range(max_epochs):
+                self._epoch()
+                self.epochs_done += 1
+                if best is not None:
+                    best.update()
+                if any([callback(self) for callback in callbacks]):  # noqa: C419 - every callback must be called
+                    self.stopped = "converged" if self.converged else "stopped by a callback"
+                    break
+            else:
+                self.stopped = "reached max_epochs"
+        except KeyboardInterrupt:
+            self.stopped = "interrupted"
+        except NonFiniteLoss as error:
+            if not self.history["loss"]:
+                raise
+            self.stopped = f"stopped at epoch {len(self.history['loss']) + 1}: {error}"
+            warnings.warn(
+                f"fit: {self.stopped} The last good state is kept; try a smaller learning rate or rescale the data.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        if best is not None:
+            best.restore()
+
+    def _epoch(self) -> None:
+        losses = []
+        rows = self.arguments.num_rows
+        for batch in self.arguments.batches(self.batch_size):
+            first = not self.epochs_done and not losses
+            with _pyro.validation(first):
+                if batch.num_rows == rows:
+                    loss = self.inference.step(*batch.args, **batch.kwargs)
+                else:
+                    with minibatch(total=rows, plate=self.plate):
+                        loss = self.inference.step(*batch.args, **batch.kwargs)
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(f"the loss became {loss}.")
+            losses.append(loss)
+        self.history["loss"].append(sum(losses) / len(losses))
+        if self.validation is not None:
+            value = self.inference.loss(*self.validation.args, **self.validation.kwargs)
+            self.history.setdefault("validation_loss", []).append(value)
+
+
+class _Best:
+    """The parameters at the lowest validation loss."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.loss = math.inf
+        self.values: dict[str, torch.Tensor] = {}
+
+    def update(self) -> None:
+        loss = self.run.history["validation_loss"][-1]
+        if loss < self.loss:
+            self.loss = loss
+            self.values = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+
+    def restore(self) -> None:
+        tensors = self._tensors()
+        for name, value in self.values.items():
+            tensors[name].data.copy_(value)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return self.run.result().tensors()

@@ -1,0 +1,337 @@
+"""A fitted model: parameters, history, and one verb for each thing people do with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_lvm import _pyro
+from pyro_lvm.evidence import Evidence, log_likelihood
+from pyro_lvm.infer.enumeration import Parameter, Parameters
+from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.training.data import Arguments, as_arguments
+from pyro_lvm.training.fingerprint import row_hashes
+from pyro_lvm.training.scope import Scope
+
+__all__ = ["Fit"]
+
+GUIDE_DRAWS = 500
+
+
+class Fit:
+    """What `lvm.fit` returns.
+
+    Verbs mean what they mean in scikit-learn; all densities are in nats.
+
+    Attributes:
+        model: The fitted copy of the model.
+        guide: The fitted copy of the guide, or None.
+        inference: What trained it, with its state.
+        history: Loss by epoch (nats over all rows), and validation loss if there was any.
+        converged: Whether training stopped because nothing improved any more.
+        stopped: Why training stopped.
+        sampled: Whether the draws were given by a sampler.
+        restarts: Seed, loss, epochs and convergence of every restart.
+        seed: The seed that reproduces this fit.
+        columns: Column names of the training data, if it had any.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable | None,
+        inference: Any,
+        scope: Scope,
+        *,
+        shapes: dict[str, Any],
+        columns: tuple[str, ...] | None,
+        plate: str,
+        seed: int,
+        rng_state: Tensor,
+    ) -> None:
+        self.model = model
+        self.guide = guide
+        self.inference = inference
+        self.scope = scope
+        self.shapes = shapes
+        self.columns = columns
+        self.plate = plate
+        self.seed = seed
+        self.rng_state = rng_state
+        self.history: dict[str, list[float]] = {"loss": []}
+        self.converged = False
+        self.stopped = ""
+        self.restarts: list[dict[str, Any]] = []
+        self.seen = torch.empty(0, dtype=torch.long)
+        self._draws: dict[str, Tensor] | None = None
+        self.sampled = False
+
+    # What was learned
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """Learned parameters of model and guide, in the model's space; a posterior's are means of its draws."""
+        if self.sampled:
+            return {name: values.mean((0, 1)) for name, values in self.draws.items()}
+        return {name: p.value.detach().clone() for name, p in self.parameters().items()}
+
+    def parameters(self, guide: bool = True) -> dict[str, Parameter]:
+        """The `param` sites of the model, and of the guide if asked for."""
+        arguments = self.prototype()
+        with self.scope(), Parameters() as found, torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
+            self.model(*arguments.args, **arguments.kwargs)
+            if guide and self.guide is not None:
+                self.guide(*arguments.args, **arguments.kwargs)
+        return found.found
+
+    @property
+    def latent(self) -> bool:
+        """Whether the fit is a law over latent sites (a guide or draws) rather than a point."""
+        return self.sampled or self.guide is not None
+
+    @property
+    def draws(self) -> dict[str, Tensor]:
+        """Draws of the continuous latent sites, shape (chains, draws, ...); of a point fit, its one point."""
+        if self._draws is None:
+            self._draws = self._guide_draws() if self.guide is not None else self._point()
+        return self._draws
+
+    @draws.setter
+    def draws(self, values: dict[str, Tensor]) -> None:
+        self._draws = values
+        self.sampled = True
+
+    def _point(self) -> dict[str, Tensor]:
+        return {name: value[None, None] for name, value in self.params.items()}
+
+    def _guide_draws(self) -> dict[str, Tensor]:
+        arguments = self.prototype()
+        collected: list[dict[str, Tensor]] = []
+        with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
+            torch.manual_seed(self.seed)
+            while len(collected) < GUIDE_DRAWS:
+                trace = poutine.trace(self.guide).get_trace(*arguments.args, **arguments.kwargs)
+                sites = {n: trace.nodes[n] for n in trace.stochastic_nodes if not _auxiliary(trace.nodes[n])}
+                for name, site in sites.items():
+                    if any(f.name == self.plate for f in site["cond_indep_stack"]):
+                        raise ValueError(
+                            f"Fit: site '{name}' is a continuous latent of every row, which needs importance "
+                            "weighting over rows; this version scores guides over shared sites only."
+                        )
+                collected.append({name: site["value"] for name, site in sites.items()})
+                if all(_is_delta(trace.nodes[name]["fn"]) for name in trace.stochastic_nodes):
+                    break
+        return {name: torch.stack([c[name] for c in collected])[None] for name in collected[0]}
+
+    # Using it
+
+    def log_likelihood(self, x: Any) -> Tensor:
+        """Log-likelihood of each row, nats, shape (n,): exact at a point, the log predictive density of a posterior."""
+        return self.evidence(x).values
+
+    def evidence(self, x: Any) -> Evidence:
+        """Log-likelihood of each row with its standard error and the estimator's name."""
+        return log_likelihood(self, self.arguments(x))
+
+    def score(self, x: Any) -> float:
+        """Mean log-likelihood of the rows, nats."""
+        return float(self.log_likelihood(x).double().mean())
+
+    def predict_proba(self, x: Any) -> Any:
+        """Posterior of the discrete latent sites of each row, shape (n, states); a dict if there are several sites."""
+        from pyro_lvm.diagnostics.latents import responsibilities
+
+        return _only(responsibilities(self, self.arguments(x)))
+
+    def predict(self, x: Any) -> Any:
+        """Most probable state of the discrete latent sites of each row, shape (n,); a dict if there are several."""
+        from pyro_lvm.diagnostics.latents import most_probable
+
+        return _only(most_probable(self, self.arguments(x)))
+
+    def transform(self, x: Any) -> Tensor:
+        """Posterior mean of the continuous latent sites of each row.
+
+        Raises:
+            ValueError: The model has none.
+        """
+        raise ValueError(
+            f"transform: {_name(self.model)} has no continuous latent site of each row. "
+            "Use predict_proba for the posterior of its discrete ones."
+        )
+
+    def posterior(self, x: Any, num_samples: int = 100) -> dict[str, Tensor]:
+        """Joint draws of all latent sites given rows, shape (num_samples, ...) each."""
+        from pyro_lvm.diagnostics.latents import posterior_draws
+
+        return posterior_draws(self, self.arguments(x), num_samples)
+
+    def sample(self, n: int, **covariates: Any) -> Any:
+        """Generate rows; of a posterior, each row from its own draw.
+
+        Args:
+            n: Number of rows.
+            covariates: Arguments of the model that are not generated, with n rows.
+
+        Returns:
+            Shape (n, ...); a dict if the model observes several sites.
+        """
+        from pyro_lvm.diagnostics.latents import generate
+
+        if n < 1:
+            raise ValueError(f"sample: expected n >= 1; got {n}.")
+        return _only(generate(self, n, covariates))
+
+    def aic(self, x: Any) -> float:
+        """Akaike's criterion, lower is better: twice the number of parameters minus twice the log-likelihood."""
+        return 2 * self._free_parameters("aic") - 2 * float(self.log_likelihood(x).double().sum())
+
+    def bic(self, x: Any) -> float:
+        """Schwarz's criterion, lower is better; its penalty grows with the logarithm of the number of rows."""
+        rows = self.log_likelihood(x).double()
+        return self._free_parameters("bic") * math.log(len(rows)) - 2 * float(rows.sum())
+
+    def _free_parameters(self, name: str) -> int:
+        if self.latent:
+            raise ValueError(f"{name}: expected a point fit, got a posterior. Use lvm.compare instead.")
+        return sum(_degrees_of_freedom(p) for p in self.parameters().values())
+
+    def to_arviz(self, x: Any = None) -> Any:
+        """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.
+
+        Returns:
+            `arviz.InferenceData` before ArviZ 1.0, `xarray.DataTree` after.
+        """
+        from pyro_lvm.diagnostics.arviz import to_arviz
+
+        return to_arviz(self, None if x is None else self.arguments(x))
+
+    # Keeping it
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fit to a folder, all or nothing; `lvm.load(folder)` reads it back."""
+        from pyro_lvm.training.checkpoint import save
+
+        save(self, Path(folder))
+
+    def resume(
+        self,
+        data: Any,
+        *,
+        max_epochs: int | None = None,
+        batch_size: int | None = None,
+        validation: Any = None,
+        tol: float | None = None,
+        patience: int | None = None,
+        callbacks: Any = (),
+        progress: bool = True,
+    ) -> Fit:
+        """Train on from where the fit stopped, as if it had not; arguments as in `lvm.fit`.
+
+        Returns:
+            This fit.
+        """
+        from pyro_lvm.infer.mcmc import MCMC
+        from pyro_lvm.training.fit import train
+
+        if isinstance(self.inference, MCMC):
+            raise ValueError("resume: a sampler cannot be resumed. Fit again with more num_samples.")
+        held_out = None if validation is None else self.arguments(validation)
+        self._draws = None
+        train(
+            self,
+            self.arguments(data),
+            held_out,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            tol=tol,
+            patience=patience,
+            callbacks=list(callbacks),
+            progress=progress,
+            label="resume",
+        )
+        return self
+
+    # Parts for those verbs
+
+    def arguments(self, x: Any) -> Arguments:
+        """Rows, checked and converted for this fit's model."""
+        arguments = as_arguments(x, self.model, self.device)
+        if isinstance(self.model, LatentVariableModel):
+            self.model.check(arguments.main)
+            mine = next(iter(self.tensors().values()), arguments.main)
+            if mine.is_floating_point() and mine.dtype != arguments.main.dtype:
+                arguments = arguments.map(lambda t: t.to(mine.dtype) if t.is_floating_point() else t)
+        return arguments
+
+    def observed(self, arguments: Arguments) -> dict[str, Tensor]:
+        """The values that the model observes in the rows, by site."""
+        with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
+            trace = _pyro.plain_trace(self.model, arguments.args, arguments.kwargs)
+        return {name: trace.nodes[name]["value"] for name in trace.observation_nodes}
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the parameters are."""
+        tensors = self.tensors()
+        return next(iter(tensors.values())).device if tensors else None
+
+    def prototype(self, num_rows: int | None = None) -> Arguments:
+        """Zeros in the shape of the training data, to run the programs on when only their structure matters."""
+        return Arguments.zeros(self.shapes, num_rows).map(lambda t: t.to(self.device) if self.device else t)
+
+    def remember(self, arguments: Arguments) -> None:
+        """Note which rows were used for training, so that comparisons know in-sample from held-out."""
+        self.seen = torch.unique(torch.cat([self.seen, row_hashes(arguments.main)]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that training writes to, by a name unique across store, model and guide."""
+        found = {f"store:{name}": tensor for name, tensor in self.scope.state["params"].items()}
+        for owner, program in (("model", self.model), ("guide", self.guide)):
+            if isinstance(program, torch.nn.Module):
+                found.update({f"{owner}:{n}": t for n, t in program.named_parameters()})
+                found.update({f"{owner}:{n}": t for n, t in program.named_buffers()})
+        return found
+
+    def __repr__(self) -> str:
+        how = type(self.inference).__name__
+        guide = f", guide={_name(self.guide)}" if self.guide is not None else ""
+        loss = f", loss={self.history['loss'][-1]:.6g}" if self.history["loss"] else ""
+        return f"Fit({_name(self.model)}, {how}{guide}{loss}, {self.stopped})"
+
+
+def _name(program: Any) -> str:
+    return getattr(program, "__name__", type(program).__name__)
+
+
+def _only(values: dict[str, Any]) -> Any:
+    return next(iter(values.values())) if len(values) == 1 else values
+
+
+def _auxiliary(site: Any) -> bool:
+    return bool(site["infer"].get("is_auxiliary"))
+
+
+def _is_delta(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__ == "Delta"
+
+
+def _degrees_of_freedom(parameter: Parameter) -> int:
+    if parameter.constraint is constraints.simplex:
+        return parameter.value.numel() - parameter.value.numel() // parameter.value.shape[-1]
+    if parameter.constraint is constraints.positive_definite:
+        d = parameter.value.shape[-1]
+        return parameter.value.numel() // d**2 * (d * (d + 1) // 2)
+    if parameter.constraint is constraints.lower_cholesky:
+        d = parameter.value.shape[-1]
+        return parameter.value.numel() // d**2 * (d * (d + 1) // 2)
+    return parameter.value.numel()

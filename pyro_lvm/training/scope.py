@@ -1,0 +1,79 @@
+"""The parameters of one fit, kept apart from every other fit and from Pyro's global store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_lvm import _pyro
+
+__all__ = ["Scope"]
+
+
+class _Borrowed(Messenger):
+    """Networks that a plain function closes over: their values outside this scope, and inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: dict[str, Tensor] = {}
+        self.outside: dict[str, Tensor] = {}
+        self.inside: dict[str, Tensor] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        name, value = msg["name"], msg["value"]
+        known = name in self.parameters
+        if not known and isinstance(value, torch.nn.Parameter) and name in pyro.get_param_store():
+            self.parameters[name] = value
+            self.outside[name] = value.detach().clone()
+
+    def swap_in(self) -> None:
+        for name, value in self.inside.items():
+            self.outside[name] = self.parameters[name].detach().clone()
+            self.parameters[name].data.copy_(value)
+
+    def swap_out(self) -> None:
+        for name, value in self.outside.items():
+            self.inside[name] = self.parameters[name].detach().clone()
+            self.parameters[name].data.copy_(value)
+
+
+class Scope:
+    """A parameter store of its own for `pyro.param`, and module-local parameters for `PyroModule`s.
+
+    Inside `with scope():` a program sees only this scope's parameters. A network that a plain function closes over
+    (`pyro.module("net", net)`) is borrowed: its values are swapped in on entry and back out on exit.
+    """
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {"params": {}, "constraints": {}}
+        self._borrowed = _Borrowed()
+        self._inside = False
+
+    def adopt(self, *programs: Any) -> None:
+        """Take in programs that may have been made outside of any scope."""
+        for program in programs:
+            _pyro.localise(program)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Enter the scope; entering it again from inside changes nothing."""
+        if self._inside:
+            yield
+            return
+        self._inside = True
+        try:
+            with _pyro.module_local_store(self.state), self._borrowed:
+                self._borrowed.swap_in()
+                try:
+                    yield
+                finally:
+                    self.state.update(pyro.get_param_store().get_state())
+                    self._borrowed.swap_out()
+        finally:
+            self._inside = False
