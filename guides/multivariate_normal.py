@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pyro.infer import autoguide
+from torch import Tensor
 
 from pyro_lvm.handlers.hide_enumerated import hide_enumerated
 from pyro_lvm.handlers.starting_values import StartingValues
@@ -15,10 +16,11 @@ __all__ = ["AutoMultivariateNormal"]
 class AutoMultivariateNormal(autoguide.AutoMultivariateNormal):
     """Pyro's `AutoMultivariateNormal` over the continuous sites of a model; discrete sites are left to enumeration.
 
-    Starts where the model's own initialisation says, else at prior medians.
+    Starts at `initial_values`, else where the model's own initialisation says, else at prior medians.
 
     Args:
         model: Any Pyro program.
+        initial_values: Where to start sites, by name, in the model's space.
         init_scale: Standard deviation of every coordinate at the start, in unconstrained space.
 
     Example:
@@ -26,5 +28,8 @@ class AutoMultivariateNormal(autoguide.AutoMultivariateNormal):
         >>> guide = lvm.guides.AutoMultivariateNormal(lvm.models.GaussianMixture(2, data_dim=1, priors=True))
     """
 
-    def __init__(self, model: Callable, init_scale: float = 0.05) -> None:
-        super().__init__(hide_enumerated(model), init_loc_fn=StartingValues(model), init_scale=init_scale)
+    def __init__(
+        self, model: Callable, initial_values: Mapping[str, Tensor] | None = None, init_scale: float = 0.05
+    ) -> None:
+        start = StartingValues(model, initial_values)
+        super().__init__(hide_enumerated(model), init_loc_fn=start, init_scale=init_scale)

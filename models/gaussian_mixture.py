@@ -109,7 +109,9 @@ class GaussianMixture(LatentVariableModel):
             "priors": self.priors,
         }
 
-    def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
+    def forward(
+        self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None
+    ) -> Float[Tensor, "n d"]:
         """Run the program.
 
         Args:
@@ -221,7 +223,9 @@ class GaussianMixture(LatentVariableModel):
         spread, k = self.prior_spread, self.num_components
         d = len(spread)
         if self.covariance_type == "full":
-            return InverseWishart(torch.tensor(d + 2.0).to(spread), spread.diag_embed()).expand([k]).to_event(1)
+            return (
+                InverseWishart(torch.tensor(d + 2.0).to(spread), spread.diag_embed()).expand([k]).to_event(1)
+            )
         if self.covariance_type == "tied":
             return InverseWishart(torch.tensor(d + 2.0).to(spread), spread.diag_embed())
         half = torch.tensor(0.5).to(spread)

@@ -24,6 +24,7 @@ __all__ = [
     "ExpandedDistribution",
     "PackedTree",
     "contract",
+    "dims_of",
     "enumerated_trace",
     "localise",
     "module_local_store",
@@ -45,9 +46,7 @@ def plain_trace(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Trace:
     return prune_subsample_sites(trace)
 
 
-def enumerated_trace(
-    model: Callable, max_plate_nesting: int, args: tuple, kwargs: dict[str, Any]
-) -> Trace:
+def enumerated_trace(model: Callable, max_plate_nesting: int, args: tuple, kwargs: dict[str, Any]) -> Trace:
     """A trace in which sites marked `infer={"enumerate": "parallel"}` hold their whole support.
 
     Dimensions are named (one symbol per plate and per enumerated site), log-probabilities are not computed.
@@ -69,6 +68,11 @@ def pack(value: Any, site: dict) -> Any:
     if isinstance(value, Tensor):
         value = value[...]  # a fresh view: packing twice is an error in Pyro
     return packed.pack(value, site["infer"]["_dim_to_symbol"])
+
+
+def dims_of(tensor: Tensor) -> str:
+    """The names of a packed tensor's dimensions."""
+    return tensor._pyro_dims  # type: ignore[attr-defined]
 
 
 def pack_scale(tensor: Tensor, scale: Any = 1.0, mask: Any = None) -> Tensor:
@@ -97,7 +101,7 @@ def module_local_store(state: dict[str, Any]) -> Iterator[None]:
     Pyro's check that no module calls `pyro.param` is off: an autoguide runs its model, which may.
     """
     settings = pyro.settings.context(module_local_params=True, validate_poutine=False)
-    with settings, pyro.get_param_store().scope(state):  # type: ignore[arg-type]
+    with settings, pyro.get_param_store().scope(state):
         yield
 
 

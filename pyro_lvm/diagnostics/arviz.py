@@ -85,7 +85,11 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
     attrs: dict[str, Any] = {
         "inference_library": "pyro_lvm",
         "inference": type(fit.inference).__name__,
-        "kind": "draws" if fit.sampled else "independent draws of a guide" if fit.guide is not None else "one point",
+        "kind": "draws"
+        if fit.sampled
+        else "independent draws of a guide"
+        if fit.guide is not None
+        else "one point",
     }
     if fit.guide is not None:
         attrs["guide"] = type(fit.guide).__name__
@@ -106,7 +110,7 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
         groups.sample_stats = {"log_importance_ratio": ratios[None]}
         groups.attrs["pareto_k"] = pareto_k(ratios)
     if fit.sampled:
-        groups.attrs.update({k: v for k, v in getattr(fit.inference, "diagnostics", {}).items()})
+        groups.attrs.update(getattr(fit.inference, "diagnostics", {}))
     _name_dims(groups, fit)
     return groups
 
@@ -145,7 +149,9 @@ def _name_dims(groups: Groups, fit: Fit) -> None:
         names = list(names) if len(shape) == len(names) else _shorter(names, shape, groups)
         groups.dims[name] = names
         for axis, size in zip(names, shape, strict=True):
-            labels = columns if columns and axis.startswith("dimension") and len(columns) == size else range(size)
+            labels = (
+                columns if columns and axis.startswith("dimension") and len(columns) == size else range(size)
+            )
             groups.coords.setdefault(axis, list(labels))
     for name, values in groups.observed_data.items():
         rows = f"{name}_row"

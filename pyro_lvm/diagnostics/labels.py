@@ -71,10 +71,16 @@ def align(fit: Fit, arguments: Arguments, draws: dict[str, Tensor]) -> dict[str,
     if not axes:
         return draws
     shape = next(iter(draws.values())).shape[:2]
-    flat = [{name: values[c, s] for name, values in draws.items()} for c in range(shape[0]) for s in range(shape[1])]
+    flat = [
+        {name: values[c, s] for name, values in draws.items()}
+        for c in range(shape[0])
+        for s in range(shape[1])
+    ]
     tables = draw_responsibilities(fit, arguments, flat if fit.latent else [{}])
     table = torch.stack([next(iter(t.values())).reshape(-1, states) for t in tables])
-    order = permutations(table, arguments.main.reshape(len(table[0]), -1) if len(arguments.main) == len(table[0]) else None)
+    order = permutations(
+        table, arguments.main.reshape(len(table[0]), -1) if len(arguments.main) == len(table[0]) else None
+    )
     out = {}
     for name, values in draws.items():
         flattened = values.flatten(0, 1)
@@ -98,8 +104,12 @@ def component_axes(fit: Fit, arguments: Arguments, values: dict[str, Tensor]) ->
         Axis by name, and the number of states; nothing if the model has not exactly one discrete site per row.
     """
     with fit.scope(), torch.enable_grad(), _pyro.validation(False):
-        leaves = {name: v.detach().clone().requires_grad_() for name, v in values.items() if v.is_floating_point()}
-        model: Callable = poutine.substitute(fit.model, leaves) if not fit.latent else poutine.condition(fit.model, leaves)
+        leaves = {
+            name: v.detach().clone().requires_grad_() for name, v in values.items() if v.is_floating_point()
+        }
+        model: Callable = (
+            poutine.substitute(fit.model, leaves) if not fit.latent else poutine.condition(fit.model, leaves)
+        )
         few = arguments.rows(slice(0, 8))
         _, factors = trace_factors(model, nesting(fit, few), few.args, few.kwargs, differentiable=True)
         latent = [f for f in factors.values() if f.enumerated]

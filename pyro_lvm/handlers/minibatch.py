@@ -34,7 +34,7 @@ class minibatch(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         handler = super().__new__(cls)
         if model is None:
             return handler
-        handler.__init__(None, **kwargs)  # type: ignore[misc]
+        handler.__init__(None, **kwargs)
         return handler(model)
 
     def __init__(self, model: Callable | None = None, *, total: int, plate: str = "data") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro.infer.autoguide.initialization import init_to_median
@@ -19,18 +19,22 @@ class StartingValues:
 
     Args:
         model: Any Pyro program, with or without an `initial_values` dict.
+        values: Values that take precedence over the model's own.
         fallback: Strategy for sites without one.
     """
 
-    def __init__(self, model: Callable, fallback: Callable = init_to_median) -> None:
+    def __init__(
+        self, model: Callable, values: Mapping[str, Tensor] | None = None, fallback: Callable = init_to_median
+    ) -> None:
         self.model = model
+        self.values = dict(values or {})
         self.fallback = fallback
 
     def __call__(self, site: Any = None) -> Tensor | StartingValues:
         """The starting value of a site."""
         if site is None:
             return self
-        values = getattr(self.model, "initial_values", {})
+        values = {**getattr(self.model, "initial_values", {}), **self.values}
         if site["name"] in values:
             return values[site["name"]].detach().clone()
         return self.fallback(site)

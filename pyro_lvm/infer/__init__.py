@@ -2,6 +2,7 @@
 
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.mcmc import MCMC
-from pyro_lvm.infer.svi import SVI, NonFiniteLoss
+from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.infer.svi import SVI
 
 __all__ = ["EM", "MCMC", "SVI", "NonFiniteLoss"]

@@ -92,6 +92,7 @@ def _group(indices: Tensor) -> tuple[Tensor, Tensor | None]:
 def _jacobian_product(argument: Tensor, parameter: Tensor, tangents: list[Tensor]) -> list[Tensor] | None:
     """Forward-mode products by differentiating the backward pass, which is linear in its cotangent."""
     cotangent = torch.zeros_like(argument, requires_grad=True)
+    pulled: Tensor | None
     (pulled,) = torch.autograd.grad(
         argument, parameter, cotangent, create_graph=True, retain_graph=True, allow_unused=True
     )
@@ -100,13 +101,16 @@ def _jacobian_product(argument: Tensor, parameter: Tensor, tangents: list[Tensor
     if not pulled.requires_grad:
         return [torch.zeros_like(argument) for _ in tangents]
     return [
-        torch.autograd.grad(pulled, cotangent, tangent.to(pulled.dtype), retain_graph=True)[0]
-        for tangent in tangents
+        torch.autograd.grad(pulled, cotangent, tangent.to(pulled.dtype), retain_graph=True)[0] for tangent in tangents
     ]
 
 
 def find_blocks(
-    argument: Tensor, parameter: Tensor, event_dim: int, normalised: str | None = None, symmetric: bool = False
+    argument: Tensor,
+    parameter: Tensor,
+    event_dim: int,
+    normalised: str | None = None,
+    symmetric: bool = False,
 ) -> Blocks | str | None:
     """Find the selection that maps a parameter to an argument.
 
@@ -130,9 +134,7 @@ def find_blocks(
         return _find_elements(argument, parameter, event_dim, symmetric)
 
 
-def _find_elements(
-    argument: Tensor, parameter: Tensor, event_dim: int, symmetric: bool
-) -> Blocks | str | None:
+def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, symmetric: bool) -> Blocks | str | None:
     eps = torch.finfo(argument.dtype).eps
     count, computed = parameter.numel(), "it is computed from the parameter, not selected from it"
     number = torch.arange(count, device=parameter.device).reshape(parameter.shape)

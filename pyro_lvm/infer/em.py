@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pyro_lvm.infer.enumeration import (
     Expectation,
-    Parameters,
     expect,
     plate_nesting,
     trace_factors,
 )
 from pyro_lvm.infer.maximise import maximise
+from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.plan import Plan, make_plan, refresh
 
 __all__ = ["EM"]
@@ -89,8 +89,9 @@ class EM:
             Negative log-likelihood of the data at the parameters *before* the M-step, in nats.
         """
         expectation = self._expect(args, kwargs)
-        if self._last is not None and self._last.same_data(args, kwargs) and self._last.fell(expectation):
-            self._undo(args, kwargs, expectation)
+        last = self._last
+        if last is not None and self._plan is not None and last.same_data(args, kwargs) and last.fell(expectation):
+            self._undo(last, self._plan, args, kwargs, expectation)
             expectation = self._expect(args, kwargs)
         plan = self._current_plan(expectation)
         last = _Step(args, kwargs, expectation)
@@ -171,30 +172,29 @@ class EM:
             if not bool(torch.isfinite(target).all()):
                 target.data.copy_(old)
 
-    def _undo(self, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> None:
+    def _undo(self, last: _Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> None:
         """Go back one step and hand the parameters that caused the fall over to the gradient step."""
-        assert self._last is not None and self._plan is not None  # noqa: S101
         new = {name: p.unconstrained.detach().clone() for name, p in fallen.parameters.items()}
-        self._last.restore(fallen)
+        last.restore(fallen)
         culprits = []
-        for entry in self._plan.closed:
+        for entry in plan.closed:
             parameter = fallen.parameters[entry.name]
             parameter.unconstrained.data.copy_(new[entry.name])
-            if self._last.fell(self._expect(args, kwargs)):
+            if last.fell(self._expect(args, kwargs)):
                 culprits.append(entry.name)
-            self._last.restore(fallen)
-        culprits = culprits or [entry.name for entry in self._plan.closed]
+            last.restore(fallen)
+        culprits = culprits or [entry.name for entry in plan.closed]
         reason = "its closed form lowered the log-likelihood"
         if culprits:
             warnings.warn(
-                f"EM: the log-likelihood fell from {self._last.log_likelihood:.6g} to {fallen.log_likelihood:.6g}; "
+                f"EM: the log-likelihood fell from {last.log_likelihood:.6g} to {fallen.log_likelihood:.6g}; "
                 f"the step was undone and {', '.join(culprits)} will be updated by gradient.",
                 RuntimeWarning,
                 stacklevel=3,
             )
         for name in culprits:
             self._demoted[name] = reason
-            self._plan.demote(name, reason)
+            plan.demote(name, reason)
 
 
 class _Step:

@@ -15,67 +15,32 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.infer.parameters import Parameter, Parameters
 from pyro_lvm.ops.log_density import log_density
 
-__all__ = ["Expectation", "Factor", "Parameter", "Parameters", "expect", "plate_nesting", "row_log_likelihood"]
-
-
-@dataclass
-class Parameter:
-    """One `param` site: its value in the model's space, and the tensor an optimizer may write to."""
-
-    name: str
-    value: Tensor
-    unconstrained: Tensor
-    constraint: Any
-
-    def write(self, value: Tensor) -> None:
-        """Set a new constrained value in place, so that optimizers keep their state."""
-        with torch.no_grad():
-            inverse = torch.distributions.transform_to(self.constraint).inv(value.to(self.unconstrained.dtype))
-            self.unconstrained.data.copy_(inverse)
-
-
-class Parameters(Messenger):
-    """Collect every `param` message; with `leaves=True` the model reads a detached leaf per parameter.
-
-    All reads of one name give one tensor, so that the graph from a parameter to a distribution argument can be probed.
-    """
-
-    def __init__(self, leaves: bool = False) -> None:
-        super().__init__()
-        self.leaves = leaves
-        self.found: dict[str, Parameter] = {}
-
-    def _pyro_param(self, msg: Any) -> None:
-        if msg["name"] in self.found:
-            msg["value"] = self.found[msg["name"]].value
-            msg["done"] = True
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        name, value = msg["name"], msg["value"]
-        if name in self.found or value is None:
-            return
-        unconstrained = value.unconstrained() if hasattr(value, "unconstrained") else value
-        if self.leaves and not value.is_leaf:
-            value = value.detach().requires_grad_()
-            value.unconstrained = lambda tensor=unconstrained: tensor
-            msg["value"] = value
-        constraint = msg["kwargs"].get("constraint", torch.distributions.constraints.real)
-        self.found[name] = Parameter(name, value, unconstrained, constraint)
+__all__ = [
+    "Expectation",
+    "Factor",
+    "Parameter",
+    "Parameters",
+    "expect",
+    "plate_nesting",
+    "row_log_likelihood",
+]
 
 
 @dataclass
@@ -139,7 +104,12 @@ def plate_nesting(model: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
 
 
 def trace_factors(
-    model: Callable, max_plate_nesting: int, args: tuple, kwargs: dict[str, Any], *, differentiable: bool = False
+    model: Callable,
+    max_plate_nesting: int,
+    args: tuple,
+    kwargs: dict[str, Any],
+    *,
+    differentiable: bool = False,
 ) -> tuple[Trace, dict[str, Factor]]:
     """Run the enumerated model once; log-densities are leaves of the graph unless `differentiable`."""
     trace = _pyro.enumerated_trace(config_enumerate(model), max_plate_nesting, args, kwargs)
@@ -165,30 +135,41 @@ def _require_enumerable(name: str, site: dict) -> None:
     )
 
 
-def _log_factor_tree(trace: Trace, factors: Iterable[Factor]) -> tuple[_pyro.PackedTree, set[str], Any]:
-    """Packed, masked log-densities by plate context; the dimensions to sum; and their common scale."""
+def _contract(trace: Trace, factors: Iterable[Factor], *, scaled: bool) -> Iterator[tuple[frozenset[str], Tensor]]:
+    """Sum the discrete sites out of the product of all factors.
+
+    Yields packed log-densities that together make up log p, each with the plates it stands in. As in Pyro, masks act
+    inside the sum over a discrete site and a common scale outside of it.
+    """
+    factors = list(factors)
+    sum_dims = {f.site["infer"]["_enumerate_symbol"] for f in factors if f.enumerated}
     tree: _pyro.PackedTree = OrderedDict()
-    sum_dims: set[str] = set()
-    scales: dict[Any, Any] = {}
+    scales: dict[Any, tuple[Any, dict]] = {}
     for factor in factors:
-        site = factor.site
+        site, plates = factor.site, _pyro.plate_symbols(trace, factor.site)
         term = _pyro.pack(factor.log_density, site)
-        if factor.enumerated:
-            sum_dims.add(site["infer"]["_enumerate_symbol"])
-        elif site["mask"] is not None:
+        if site["mask"] is not None and not factor.enumerated:
             term = _pyro.pack_scale(term, mask=_pyro.pack(site["mask"], site))
-        tree.setdefault(_pyro.plate_symbols(trace, site), []).append(term)
+        if sum_dims.isdisjoint(_pyro.dims_of(term)):
+            yield plates, _scale(term, site["scale"], site) if scaled else term
+            continue
+        tree.setdefault(plates, []).append(term)
         scale = site["scale"]
-        scales[scale if isinstance(scale, (int, float)) else id(scale)] = (scale, site)
-    if len(scales) > 1:
+        scales[id(scale) if isinstance(scale, Tensor) else scale] = (scale, site)
+    if scaled and len(scales) > 1:
         raise ValueError(
-            "Exact enumeration: expected one common scale for all sites, got "
-            f"{sorted({str(s[0]) for s in scales.values()})}. Scale the whole model, or none of it."
+            "Exact enumeration: expected one scale for all sites that share a discrete site, got "
+            f"{sorted({str(scale) for scale, _ in scales.values()})}. Scale all of them, or none."
         )
-    scale, site = next(iter(scales.values()))
-    return tree, sum_dims & set("".join(t._pyro_dims for ts in tree.values() for t in ts)), (  # type: ignore[attr-defined]
-        _pyro.pack(scale, site) if isinstance(scale, Tensor) else scale
-    )
+    if tree:
+        present = sum_dims & {dim for terms in tree.values() for term in terms for dim in _pyro.dims_of(term)}
+        for plates, terms in _pyro.contract(tree, present).items():
+            for term in terms:
+                yield plates, _scale(term, *next(iter(scales.values()))) if scaled else term
+
+
+def _scale(term: Tensor, scale: Any, site: dict) -> Tensor:
+    return _pyro.pack_scale(term, scale=_pyro.pack(scale, site) if isinstance(scale, Tensor) else scale)
 
 
 def expect(model: Callable, max_plate_nesting: int, args: tuple, kwargs: dict[str, Any]) -> Expectation:
@@ -201,7 +182,8 @@ def expect(model: Callable, max_plate_nesting: int, args: tuple, kwargs: dict[st
         kwargs: The model's keyword arguments.
 
     Raises:
-        ValueError: A latent site cannot be enumerated, or some row has probability zero.
+        ValueError: A latent site cannot be enumerated.
+        NonFiniteLoss: Some row has probability zero, or a density is not a number.
     """
     with Parameters(leaves=True) as parameters, torch.enable_grad():
         trace, factors = trace_factors(model, max_plate_nesting, args, kwargs)
@@ -212,20 +194,12 @@ def weigh(trace: Trace, factors: dict[str, Factor], parameters: dict[str, Parame
     """The backward pass: posterior weights of all cells of the given factors."""
     if not factors:
         raise ValueError("Exact enumeration: the model has no sample sites. Add pyro.sample(..., obs=x).")
-    tree, sum_dims, scale = _log_factor_tree(trace, factors.values())
     with torch.enable_grad():
-        terms = [
-            _pyro.pack_scale(term, scale=scale)
-            for terms in _pyro.contract(tree, sum_dims).values()
-            for term in terms
-        ]
+        terms = [term for _, term in _contract(trace, factors.values(), scaled=True)]
         log_z = torch.stack([term.sum(dtype=torch.float64) for term in terms]).sum()
     value = log_z.item()
-    if value == float("-inf"):
-        raise ValueError(
-            "Exact enumeration: the data have probability zero under the model (log-likelihood is -inf). "
-            "Check the support of the observed sites, or start from other parameters."
-        )
+    if not math.isfinite(value):
+        raise NonFiniteLoss(_blame(value, factors))
     for factor, weights in zip(
         factors.values(), torch.autograd.grad(log_z, [f.log_density for f in factors.values()]), strict=True
     ):
@@ -235,6 +209,20 @@ def weigh(trace: Trace, factors: dict[str, Factor], parameters: dict[str, Parame
         factor.weights = weights
         factor.log_density = factor.log_density.detach()
     return Expectation(value, factors, parameters, trace)
+
+
+def _blame(value: float, factors: dict[str, Factor]) -> str:
+    """Say which site spoils a log-likelihood that is not a number."""
+    for name, factor in factors.items():
+        if bool(torch.isnan(factor.log_density).any()) or bool(torch.isposinf(factor.log_density).any()):
+            return (
+                f"Exact enumeration: the log-density of site '{name}' is not finite. "
+                "Check the data and the parameters of that site."
+            )
+    return (
+        f"Exact enumeration: the data have probability zero under the model (log-likelihood {value}). "
+        "Check the support of the observed sites, or start from other parameters."
+    )
 
 
 def _states_last(factor: Factor) -> Tensor:
@@ -276,23 +264,22 @@ def row_log_likelihood(
     with torch.no_grad():
         trace, factors = trace_factors(poutine.condition(model, given), max_plate_nesting, args, kwargs)
         rows = {name: factor for name, factor in factors.items() if name not in given}
-        tree, sum_dims, _ = _log_factor_tree(trace, rows.values())
         symbol = _row_symbol(trace, rows.values(), plate)
         total: Tensor | None = None
-        for ordinal, terms in _pyro.contract(tree, sum_dims).items():
-            for term in terms:
-                if symbol not in ordinal:
-                    raise ValueError(
-                        "log-likelihood by row: part of the model lies outside the plate of the rows, "
-                        "so rows are not independent. Score the whole data set with the inference's loss."
-                    )
-                dims = term._pyro_dims  # type: ignore[attr-defined]
-                if symbol not in dims:  # a plate of one row was squeezed away
-                    term = term.sum().reshape(1)
-                else:
-                    term = term.movedim(dims.index(symbol), 0).flatten(1).sum(-1) if term.dim() > 1 else term
-                total = term if total is None else total + term
-    assert total is not None  # noqa: S101 - trace_factors found at least one site
+        for plates, term in _contract(trace, rows.values(), scaled=False):
+            if symbol not in plates:
+                raise ValueError(
+                    "log-likelihood by row: part of the model lies outside the plate of the rows, "
+                    "so rows are not independent. Score the whole data set with the inference's loss."
+                )
+            dims = _pyro.dims_of(term)
+            if symbol not in dims:  # a plate of one row was squeezed away
+                term = term.sum().reshape(1)
+            elif term.dim() > 1:
+                term = term.movedim(dims.index(symbol), 0).flatten(1).sum(-1)
+            total = term if total is None else total + term
+    if total is None:
+        raise ValueError("log-likelihood by row: the model observes nothing. Add pyro.sample(..., obs=x).")
     return total
 
 

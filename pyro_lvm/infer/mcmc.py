@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pyro.infer import MCMC as PyroMCMC
+from pyro import infer
 from pyro.infer import NUTS, config_enumerate
 from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
@@ -31,6 +31,7 @@ class MCMC:
         num_chains: Independent chains; two or more show whether they agree.
         target_accept_prob: Acceptance probability that the step size is adapted to.
         max_tree_depth: Largest trajectory is `2 ** max_tree_depth` steps.
+        initial_values: Where chains start, by site; else where the model's own initialisation says.
 
     References:
         M. Hoffman, A. Gelman (2014), The No-U-Turn sampler, JMLR 15.
@@ -49,6 +50,7 @@ class MCMC:
         num_chains: int = 2,
         target_accept_prob: float = 0.8,
         max_tree_depth: int = 8,
+        initial_values: Mapping[str, Tensor] | None = None,
     ) -> None:
         for name, value, least in (
             ("num_samples", num_samples, 1),
@@ -64,6 +66,7 @@ class MCMC:
         self.num_chains = num_chains
         self.target_accept_prob = target_accept_prob
         self.max_tree_depth = max_tree_depth
+        self.initial_values = initial_values
         self.diagnostics: dict[str, Any] = {}
         self.interrupted = False
 
@@ -98,7 +101,7 @@ class MCMC:
             kernel = NUTS(
                 model,
                 max_plate_nesting=nesting,
-                init_strategy=StartingValues(self.model, init_to_uniform),
+                init_strategy=StartingValues(self.model, self.initial_values, init_to_uniform),
                 target_accept_prob=self.target_accept_prob,
                 max_tree_depth=self.max_tree_depth,
             )
@@ -110,7 +113,7 @@ class MCMC:
                 if callback:
                     callback(chain, steps)
 
-            sampler = PyroMCMC(
+            sampler = infer.MCMC(
                 kernel,
                 num_samples=self.num_samples,
                 warmup_steps=self.warmup_steps,

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.blocks import Blocks, find_blocks, unify
-from pyro_lvm.infer.enumeration import Expectation, Factor, Parameter
-from pyro_lvm.infer.m_step import Argument, ClosedForm, View, closed_form, unwrap
+from pyro_lvm.infer.enumeration import Expectation, Factor
+from pyro_lvm.infer.families import closed_form
+from pyro_lvm.infer.m_step import Argument, ClosedForm, View, unwrap
+from pyro_lvm.infer.parameters import Parameter
 
 __all__ = ["ParameterPlan", "Plan", "Use", "make_plan", "refresh"]
 
@@ -186,9 +188,7 @@ def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expe
             plan.uses.append(use)
 
 
-def _find_use(
-    factor: Factor, form: ClosedForm, argument: Argument, tensor: Tensor, parameter: Parameter
-) -> Use | str:
+def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tensor, parameter: Parameter) -> Use | str:
     """The first view of an argument in which the parameter is a selection, or why there is none."""
     reason = "it does not depend on the parameter"
     unwrapped_batch = unwrap(factor.fn, factor.weights)[0].batch_shape

@@ -13,13 +13,11 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.infer.enumeration import Parameters, plate_nesting
+from pyro_lvm.infer.enumeration import plate_nesting
+from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.infer.parameters import Parameters
 
-__all__ = ["SVI", "NonFiniteLoss", "no_guide"]
-
-
-class NonFiniteLoss(ValueError):
-    """A loss that is NaN or infinite; parameters are as they were before the step."""
+__all__ = ["SVI", "no_guide"]
 
 
 def no_guide(*args: Any, **kwargs: Any) -> None:
@@ -126,7 +124,9 @@ class SVI:
 
     def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Callable, Callable]:
         if self.model is None:
-            raise ValueError("SVI: expected a model. Pass one: SVI(model, guide), or lvm.fit(model, x, inference=SVI()).")
+            raise ValueError(
+                "SVI: expected a model. Pass one: SVI(model, guide), or lvm.fit(model, x, inference=SVI())."
+            )
         guide = self.guide or no_guide
         if self._enumerating is None:
             self._enumerating = config_enumerate(self.model)

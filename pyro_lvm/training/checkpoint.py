@@ -222,7 +222,8 @@ def _restore(fit: Fit, state: dict[str, Any]) -> None:
     missing = saved.keys() - _put(fit, saved)
     if missing:
         raise ValueError(
-            f"load: the model or guide passed does not have {', '.join(sorted(missing)[:3])}. Pass the ones that were fitted."
+            f"load: the model or guide does not have {', '.join(sorted(missing)[:3])}. "
+            "Pass the ones that were fitted."
         )
 
 
@@ -232,4 +233,3 @@ def _put(fit: Fit, saved: dict[str, Any]) -> set[str]:
         if name in tensors:
             tensors[name].data = value.clone()
     return set(tensors)
-

@@ -21,9 +21,7 @@ MODELS: dict[str, Callable] = {}
 def continuous_sites(trace: poutine.Trace) -> list[str]:
     """Latent sites that cannot be summed out."""
     return [
-        name
-        for name in trace.stochastic_nodes
-        if not getattr(trace.nodes[name]["fn"], "has_enumerate_support", False)
+        name for name in trace.stochastic_nodes if not getattr(trace.nodes[name]["fn"], "has_enumerate_support", False)
     ]
 
 

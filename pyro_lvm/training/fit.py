@@ -154,7 +154,9 @@ def _start(
                 trace = _pyro.plain_trace(model, arguments.args, arguments.kwargs)
             chosen = choose_inference(inference, model, trace)
             if isinstance(chosen, Sampler) and restarts > 1:
-                raise ValueError(f"fit: expected restarts=1 with {type(chosen).__name__}; got {restarts}. Raise num_chains.")
+                raise ValueError(
+                    f"fit: expected restarts=1 with {type(chosen).__name__}; got {restarts}. Raise num_chains."
+                )
             chosen.model = model
             chosen.guide = choose_guide(guide, model, trace, chosen)
         rng = torch.get_rng_state()
@@ -249,7 +251,12 @@ def _check_options(model: Any, restarts: int, max_epochs: Any, batch_size: Any, 
         raise TypeError(f"fit: expected model to be a Pyro program (a callable); got {type(model).__name__}.")
     if isinstance(model, type):
         raise TypeError(f"fit: expected a model, got the class {model.__name__}. Make one: {model.__name__}(...).")
-    for name, value in (("restarts", restarts), ("max_epochs", max_epochs), ("batch_size", batch_size), ("patience", patience)):
+    for name, value in (
+        ("restarts", restarts),
+        ("max_epochs", max_epochs),
+        ("batch_size", batch_size),
+        ("patience", patience),
+    ):
         if value is not None and (int(value) != value or value < 1):
             raise ValueError(f"fit: expected {name} to be a whole number >= 1; got {value}.")
     if tol is not None and not tol >= 0:

@@ -6,13 +6,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.minibatch import minibatch
-from pyro_lvm.infer.svi import NonFiniteLoss
+from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.protocols import Inference
 from pyro_lvm.training.callbacks import Callback
 from pyro_lvm.training.data import Arguments
@@ -76,7 +76,7 @@ class Run:
             best.restore()
 
     def _epoch(self) -> None:
-        losses = []
+        losses: list[float] = []
         rows = self.arguments.num_rows
         for batch in self.arguments.batches(self.batch_size):
             first = not self.epochs_done and not losses

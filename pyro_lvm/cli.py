@@ -1,0 +1,242 @@
+"""The command line. A user's mistake ends with status 2 and one line, never with a traceback."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+app = typer.Typer(
+    help="Latent-variable models for Pyro: declare a model, swap the inference, compare the posteriors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DataOption = Annotated[
+    str, typer.Option("--data", help="A .csv, .npy, .npz or .parquet file, or e.g. 'faithful'.")
+]
+Folder = Annotated[Path, typer.Argument(help="A folder written by `pyro-lvm fit`.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Write a .csv here instead of printing.")]
+
+
+def _one_line(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the errors that say what a user did wrong into one line and status 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                command(*args, **kwargs)
+        except (ValueError, TypeError, OSError) as error:
+            message = " ".join(str(error).split())
+            typer.echo(f"pyro-lvm: {message}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("pyro-lvm: interrupted", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    if not issubclass(category, (DeprecationWarning, FutureWarning)):
+        typer.echo(f"note: {message}", err=True)
+
+
+@app.command()
+@_one_line
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where to write fits, pictures and report.html.")] = Path(
+        "demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few steps: shows that it runs, not what it finds.")
+    ] = False,
+) -> None:
+    """Fit Old Faithful by EM, SVI and NUTS, compare the posteriors, and write a report."""
+    from pyro_lvm.demo import run
+
+    run(out, quick=quick)
+
+
+@app.command("list")
+@_one_line
+def list_models() -> None:
+    """List the models, with their inferences, guides and example data."""
+    from pyro_lvm.catalog import CATALOG
+
+    for entry in CATALOG.values():
+        signature = inspect.signature(entry.model)
+        typer.echo(f"{entry.name}: {entry.summary}")
+        typer.echo(f"  --inference  {', '.join(entry.inferences)}")
+        typer.echo(f"  --guide      {', '.join(entry.guides)}")
+        typer.echo(f"  --set        {', '.join(signature.parameters)}")
+        typer.echo(f"  --data       {entry.data} (example)")
+        typer.echo(f"  reference    {entry.reference}")
+
+
+@app.command()
+@_one_line
+def fit(
+    model: Annotated[str, typer.Argument(help="A name that `pyro-lvm list` prints.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the fit.")],
+    inference: Annotated[
+        str | None, typer.Option(help="em, svi or mcmc; by default the model's own.")
+    ] = None,
+    guide: Annotated[str | None, typer.Option(help="For svi: normal, multivariate-normal or map.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the model, e.g. num_components=3; repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Makes the run reproducible.")] = 0,
+    restarts: Annotated[int, typer.Option(help="Independent starts, of which the best is kept.")] = 1,
+    max_epochs: Annotated[int | None, typer.Option(help="Most passes over the data.")] = None,
+) -> None:
+    """Fit a model to a table and save the fit."""
+    import pyro_lvm as lvm
+
+    table = _table(data)
+    entry = _entry(model)
+    options = (
+        {"priors": True}
+        if inference in ("svi", "mcmc") and "priors" in inspect.signature(entry.model).parameters
+        else {}
+    )
+    options.update(_settings(entry.model, settings or []))
+    result = lvm.fit(
+        entry.model(**options),
+        table,
+        guide=guide,
+        inference=inference,
+        seed=seed,
+        restarts=restarts,
+        max_epochs=max_epochs,
+    )
+    result.save(out)
+    total = result.score(table) * len(table)
+    typer.echo(f"{result}")
+    typer.echo(f"log-likelihood {total:.4f} nats over {len(table)} rows; saved to {out}")
+
+
+@app.command()
+@_one_line
+def score(folder: Folder, data: DataOption) -> None:
+    """Print the mean log-likelihood of rows, in nats."""
+    table = _table(data)
+    evidence = _load(folder).evidence(table)
+    values = evidence.values.double()
+    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
+    typer.echo(f"mean {float(values.mean()):.6f} nats a row (standard error over rows {error:.6f})")
+    typer.echo(f"total {float(values.sum()):.4f} nats over {len(values)} rows; {evidence.estimator}")
+
+
+@app.command()
+@_one_line
+def predict(folder: Folder, data: DataOption, out: OutOption = None) -> None:
+    """Print the most probable component of each row and the probability of every component."""
+    table = _table(data)
+    result = _load(folder)
+    probabilities = result.predict_proba(table)
+    states = probabilities if isinstance(probabilities, dict) else {"component": probabilities}
+    columns: dict[str, Any] = {}
+    for name, values in states.items():
+        columns[name] = values.argmax(-1).numpy()
+        columns.update({f"probability_{name}_{k}": values[..., k].numpy() for k in range(values.shape[-1])})
+    _write(pd.DataFrame(columns), out)
+
+
+@app.command()
+@_one_line
+def sample(
+    folder: Folder,
+    n: Annotated[int, typer.Option("-n", help="Number of rows.")] = 100,
+    seed: Annotated[int, typer.Option(help="Makes the rows reproducible.")] = 0,
+    out: OutOption = None,
+) -> None:
+    """Print rows generated by a fit."""
+    import torch
+
+    result = _load(folder)
+    torch.manual_seed(seed)
+    rows = result.sample(n)
+    rows = rows.reshape(len(rows), -1).numpy()
+    _write(pd.DataFrame(rows, columns=result.columns or [f"column {i}" for i in range(rows.shape[1])]), out)
+
+
+@app.command()
+@_one_line
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders written by `pyro-lvm fit`.")],
+    data: DataOption,
+) -> None:
+    """Rank fits by expected log predictive density on rows, best first."""
+    import pyro_lvm as lvm
+
+    table = _table(data)
+    ranked = lvm.compare({str(folder): _load(folder) for folder in folders}, table)
+    typer.echo(ranked.to_string(float_format=lambda v: f"{v:.3f}"))
+
+
+def _load(folder: Path) -> Any:
+    import pyro_lvm as lvm
+
+    return lvm.load(folder)
+
+
+def _table(source: str) -> pd.DataFrame:
+    from pyro_lvm.datasets.tables import read_table
+
+    return read_table(source)
+
+
+def _entry(name: str) -> Any:
+    from pyro_lvm.catalog import CATALOG
+
+    if name not in CATALOG:
+        raise ValueError(f"expected a model out of {', '.join(CATALOG)}; got '{name}'.")
+    return CATALOG[name]
+
+
+def _settings(model: type, pairs: list[str]) -> dict[str, Any]:
+    known = inspect.signature(model).parameters
+    settings = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"--set: expected NAME=VALUE with NAME out of {', '.join(known)}; got '{pair}'.")
+        try:
+            settings[name] = json.loads(text)
+        except ValueError:
+            settings[name] = {"True": True, "False": False, "None": None}.get(text, text)
+    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in settings]
+    if missing:
+        raise ValueError(f"{model.__name__} needs --set {missing[0]}=...")
+    return settings
+
+
+def _write(table: pd.DataFrame, out: Path | None) -> None:
+    if out is None:
+        typer.echo(table.to_csv(index=False), nl=False)
+    else:
+        table.to_csv(out, index=False)
+        typer.echo(f"{len(table)} rows written to {out}", err=True)
+
+
+def main() -> None:
+    """Entry point of the `pyro-lvm` command."""
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

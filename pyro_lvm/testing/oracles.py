@@ -1,0 +1,181 @@
+r"""Second, simpler implementations of what the package computes, for programs small enough to afford them.
+
+Nothing here uses enumeration, tensor variable elimination or a closed form: a program is run once per state with its
+discrete site set to that state, and Pyro's plain log-densities are added up. Everything is differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from torch import Tensor
+
+__all__ = [
+    "Conditioned",
+    "broad_bits",
+    "broad_counts",
+    "broad_reals",
+    "condition_on_states",
+    "log_evidence_ratios",
+    "parameters",
+]
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    r"""The joint density of a program with at most one discrete latent site, one column per state of that site.
+
+    Attributes:
+        terms: :math:`\log p(x_n, z_n = k)`, shape (n, K), nats; K = 1 if nothing is latent.
+        shared: Log-density of the sites outside the plate of the rows (priors), scalar, nats.
+        site: Name of the discrete site; None if nothing is latent.
+    """
+
+    terms: Float[Tensor, "n K"]
+    shared: Float[Tensor, ""]
+    site: str | None
+
+    @property
+    def rows(self) -> Float[Tensor, " n"]:
+        """Log-likelihood of every row, shape (n,), nats."""
+        return self.terms.logsumexp(-1)
+
+    @property
+    def responsibilities(self) -> Float[Tensor, "n K"]:
+        """Posterior of the discrete site, shape (n, K)."""
+        return self.terms.softmax(-1)
+
+
+def condition_on_states(
+    model: Callable, *args: Any, given: dict[str, Tensor] | None = None, **kwargs: Any
+) -> Conditioned:
+    """Run a program once per state of its discrete site, that site set to the state in every row.
+
+    Args:
+        model: A Pyro program whose only latent sites are those in `given` and at most one discrete site per row. Rows
+            must be independent given the sites in `given`.
+        args: The model's arguments.
+        given: Values of the other latent sites, by name.
+        kwargs: The model's keyword arguments.
+
+    Raises:
+        ValueError: The program has more than one other latent site.
+    """
+    program = poutine.condition(model, given or {})
+    trace = poutine.trace(program).get_trace(*args, **kwargs)
+    latent = [name for name in trace.stochastic_nodes if type(trace.nodes[name]["fn"]).__name__ != "_Subsample"]
+    if len(latent) > 1:
+        raise ValueError(f"condition_on_states: expected at most one latent site; got {', '.join(latent)}.")
+    if not latent:
+        rows, shared = _by_row(trace)
+        return Conditioned(rows.unsqueeze(-1), shared, None)
+    (site,) = latent
+    node = trace.nodes[site]
+    support = node["fn"].enumerate_support(expand=False).flatten()
+    columns, shared = [], torch.zeros(())
+    for state in support:
+        everywhere = poutine.condition(program, {site: state.expand_as(node["value"])})
+        rows, shared = _by_row(poutine.trace(everywhere).get_trace(*args, **kwargs))
+        columns.append(rows)
+    return Conditioned(torch.stack(columns, -1), shared, site)
+
+
+def _by_row(trace: Any) -> tuple[Tensor, Tensor]:
+    """Log-densities of a trace added up by index of the plate that most sites share, and of the sites outside it."""
+    sites = [
+        site
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+    ]
+    stacks = [{f.name: f for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
+    names = [name for stack in stacks for name in stack]
+    if not names:
+        raise ValueError("condition_on_states: expected a plate of rows; the program opens none.")
+    plate = "data" if "data" in names else max(names, key=names.count)
+    rows: list[Tensor] = []
+    shared: list[Tensor] = [torch.zeros(())]
+    for site, stack in zip(sites, stacks, strict=True):
+        density = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        if site["mask"] is not None:
+            density = torch.where(torch.as_tensor(site["mask"]), density, torch.zeros_like(density))
+        if plate not in stack:
+            shared.append(density.sum())
+            continue
+        frame = stack[plate]
+        if density.dim() < -frame.dim:
+            density = density.reshape((1,) * (-frame.dim - density.dim()) + tuple(density.shape))
+        if density.shape[frame.dim] != frame.size:
+            shape = list(density.shape)
+            shape[frame.dim] = frame.size
+            density = density.expand(shape)
+        rows.append(density.movedim(frame.dim, 0).reshape(frame.size, -1).sum(-1))
+    return torch.stack(rows).sum(0), torch.stack([s.to(rows[0].dtype) for s in shared]).sum()
+
+
+def parameters(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    """The unconstrained tensor behind every learned `param` site of a program, by name."""
+    with poutine.trace(param_only=True) as capture:
+        model(*args, **kwargs)
+    found = {}
+    for name, site in capture.trace.nodes.items():
+        if site["type"] == "param":
+            value = site["value"]
+            tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
+            if tensor.requires_grad:
+                found[name] = tensor
+    return found
+
+
+def log_evidence_ratios(model: Callable, guide: Callable, num_draws: int, *args: Any, **kwargs: Any) -> Tensor:
+    r"""Log importance ratios :math:`\log p(x, \theta_s) - \log q(\theta_s)` of draws from a guide.
+
+    Args:
+        model: A Pyro program as `condition_on_states` takes it, given the guide's sites.
+        guide: A guide with a density, over the model's continuous sites.
+        num_draws: Number S of draws.
+        args: The arguments of model and guide.
+        kwargs: Their keyword arguments.
+
+    Returns:
+        Nats, shape (S,). The mean of their exponentials estimates the evidence p(x) without bias.
+    """
+    ratios = []
+    with torch.no_grad():
+        for _ in range(num_draws):
+            trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            given = {
+                name: trace.nodes[name]["value"]
+                for name in trace.stochastic_nodes
+                if not trace.nodes[name]["infer"].get("is_auxiliary")
+            }
+            joint = condition_on_states(model, *args, given=given, **kwargs)
+            ratios.append(joint.rows.sum() + joint.shared - trace.log_prob_sum())
+    return torch.stack(ratios)
+
+
+def broad_reals(rows: Float[Tensor, "n d"]) -> Any:
+    """A multivariate Student-t distribution, 4 degrees of freedom, about the rows with twice their covariance."""
+    rows = rows.double()
+    covariance = torch.cov(rows.T, correction=0).reshape(rows.shape[1], -1)
+    degrees = torch.tensor(4.0).to(rows)
+    return dist.MultivariateStudentT(degrees, rows.mean(0), torch.linalg.cholesky(2 * covariance))
+
+
+def broad_counts(rows: Float[Tensor, "n d"]) -> Any:
+    """Independent negative binomial columns with the rows' means and at least three times their variances."""
+    rows = rows.double()
+    mean = rows.mean(0).clamp_min(0.1)
+    variance = torch.maximum(3 * rows.var(0), 3 * mean)
+    count = mean.square() / (variance - mean)
+    return dist.NegativeBinomial(count, probs=1 - mean / variance).to_event(1)
+
+
+def broad_bits(rows: Float[Tensor, "n d"]) -> Any:
+    """Independent fair coins."""
+    return dist.Bernoulli(torch.full_like(rows[0].double(), 0.5)).to_event(1)
