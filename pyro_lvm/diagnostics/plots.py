@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ Array = NDArray[np.float64]
 # M. Okabe, K. Ito (2008), Color Universal Design; yellow, too pale for points on white, left out
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*"
-SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f4f1", "#9c9c96"])
+SHADES = ("#f3f3f0", "#e3e3df", "#d0d0cb", "#b9b9b3")
 CERTAIN = 0.9
 MASSES = (0.95, 0.75, 0.5, 0.25)
 GRID, DRAWS = 80, 50  # 6400 points under 50 draws take about a second
@@ -78,8 +77,7 @@ def density(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> Figure:
     if rows.shape[1] == 1:
         grid = _padded(rows[:, 0], 400)
         curve = np.exp(_log_density(fit, arguments, grid[:, None]))
-        bins = np.histogram_bin_edges(rows[:, 0], "fd" if len(rows) > 1 else 1)
-        bins = bins if len(bins) < 80 else 80
+        bins = np.histogram_bin_edges(rows[:, 0], min(60, 5 + int(len(rows) ** 0.5)))
         ax.hist(
             [rows[mine, 0] for _, mine in groups],
             bins,
@@ -201,7 +199,7 @@ def posteriors(fits: Mapping[str, Fit], x: Any, site: str = "loc", columns: Sequ
     grid = figure.subplots(high, wide, squeeze=False)
     for ax, entry in zip(grid.flat, shown, strict=False):
         for i, (name, values) in enumerate(draws.items()):
-            _marginal(ax, values[(slice(None), *entry)], _colour(i), name)
+            _marginal(ax, values.reshape(len(values), -1)[:, np.ravel_multi_index(entry, shape)], _colour(i), name)
         _bare(ax)
         ax.spines["left"].set_visible(False)
         ax.set_yticks([])
@@ -402,16 +400,16 @@ def _regions(ax: Any, fit: Fit, arguments: Arguments, rows: Array) -> None:
     ranked = np.sort(height, axis=None)[::-1]
     held = ranked.cumsum() / ranked.sum()
     levels = np.unique([ranked[np.searchsorted(held, mass)] for mass in MASSES])
-    ax.contourf(across, up, height, [*levels, np.inf], cmap=SHADES)
+    ax.contourf(across, up, height, [*levels, 1.001 * ranked[0]], colors=SHADES[-len(levels) :])
     ax.contour(across, up, height, levels, colors="#7d7d78", linewidths=0.6)
 
 
 def _entries(shape: tuple[int, ...], values: list[Array], axis: int | None) -> tuple[list[tuple[int, ...]], int]:
     """Indices of the entries to show, those of one component together, and how many panels make a row."""
     entries = list(product(*map(range, shape)))
-    if len(shape) > 1 and shape[-1] == shape[-2] > 1 and axis not in (len(shape) - 1, len(shape) - 2):
-        if all(np.allclose(v, v.swapaxes(-1, -2), rtol=1e-4) for v in values):
-            entries = [entry for entry in entries if entry[-2] <= entry[-1]]
+    square = len(shape) > 1 and shape[-1] == shape[-2] and axis not in (len(shape) - 1, len(shape) - 2)
+    if square and all(np.allclose(v, v.swapaxes(-1, -2), rtol=1e-4) for v in values):
+        entries = [entry for entry in entries if entry[-2] <= entry[-1]]
     if axis is None:
         return entries, min(len(entries), 4)
     entries.sort(key=lambda entry: entry[axis])

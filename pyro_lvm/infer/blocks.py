@@ -92,10 +92,10 @@ def _group(indices: Tensor) -> tuple[Tensor, Tensor | None]:
 def _jacobian_product(argument: Tensor, parameter: Tensor, tangents: list[Tensor]) -> list[Tensor] | None:
     """Forward-mode products by differentiating the backward pass, which is linear in its cotangent."""
     cotangent = torch.zeros_like(argument, requires_grad=True)
-    pulled: Tensor | None
-    (pulled,) = torch.autograd.grad(
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
         argument, parameter, cotangent, create_graph=True, retain_graph=True, allow_unused=True
     )
+    pulled = found[0]
     if pulled is None:
         return None
     if not pulled.requires_grad:
@@ -139,30 +139,32 @@ def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, symmetri
     count, computed = parameter.numel(), "it is computed from the parameter, not selected from it"
     number = torch.arange(count, device=parameter.device).reshape(parameter.shape)
     noise = _fixed_noise(parameter)
-    if symmetric:
+    seen = torch.ones(argument.shape[argument.dim() - event_dim :], dtype=torch.bool, device=argument.device)
+    if matrix:
         if parameter.dim() < 2 or parameter.shape[-2:] != argument.shape[-2:]:
             return computed
-        number, noise = torch.maximum(number, number.mT), noise + noise.mT
+        seen = seen.tril() if matrix == "lower" else seen
+        number, noise = _mirrored(number), _mirrored(noise) if matrix == "symmetric" else noise
     base = math.isqrt(count) + 1  # entries are numbered in two digits, which float32 holds exactly
     high, low = (digit.to(parameter.dtype) + 1 for digit in (number // base, number % base))
     products = _jacobian_product(argument, parameter, [high, low, noise])
     if products is None:
         return None
     digits = torch.stack(products[:2])
+    digits = _mirrored(digits) if matrix else digits
     rounded = digits.round()
     if not bool(((digits - rounded).abs() < 0.05).all() & (rounded >= 1).all() & (rounded <= base).all()):
         return computed
     indices = (rounded[0].long() - 1) * base + rounded[1].long() - 1
     if indices.numel() == 0 or int(indices.max()) >= count:
         return computed
-    if symmetric:  # the ramp named the lower entry of each pair: give upper positions their own
-        size = parameter.shape[-1]
-        row, column = indices // size % size, indices % size
-        mirrored = indices + (column - row) * (size - 1)
-        upper = torch.ones(size, size, dtype=torch.bool, device=indices.device).triu(1)
-        indices = torch.where(upper, mirrored, indices)
+    if matrix:  # the probe named lower entries: upper ones follow the diagonal of their row
+        column = torch.arange(parameter.shape[-1], device=indices.device)
+        upper = indices.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) + column - column.unsqueeze(-1)
+        indices = torch.where(column > column.unsqueeze(-1), upper, indices)
     flat = parameter.detach().reshape(-1)
-    if not _close(argument, flat[indices], eps) or not _close(products[2], noise.reshape(-1)[indices], eps):
+    selected = flat[indices] * seen, noise.reshape(-1)[indices] * seen
+    if not _close(argument * seen, selected[0], eps) or not _close(products[2] * seen, selected[1], eps):
         return computed
     batch = argument.shape[: argument.dim() - event_dim]
     event = argument.shape[argument.dim() - event_dim :]
@@ -171,6 +173,11 @@ def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, symmetri
     if elements is None:
         return "its blocks overlap: entries of the parameter are shared between different positions"
     return Blocks(block, elements.reshape(-1, *event), batch, len(elements) == len(block))
+
+
+def _mirrored(matrices: Tensor) -> Tensor:
+    """Symmetric matrices with the given lower triangles."""
+    return matrices.tril() + matrices.tril(-1).mT
 
 
 def _find_rows(argument: Tensor, parameter: Tensor, normalised: str) -> Blocks | str | None:

@@ -179,6 +179,10 @@ def _scatter(statistics: Statistics, loc: Tensor) -> Tensor:
     return statistics["square"] - 2 * loc * statistics["centred_sum"] + loc.square() * statistics["total"]
 
 
+def _gram(factor: Tensor) -> Tensor:
+    return factor @ factor.mT
+
+
 class _MultivariateNormal(ClosedForm):
     arguments = (
         Argument(
@@ -200,9 +204,9 @@ class _MultivariateNormal(ClosedForm):
             ),
             lambda scatter, total, floor: _floored(scatter / total[..., None, None], floor / total[..., None]),
             (
-                View("covariance_matrix", symmetric=True),
-                View("scale_tril", torch.linalg.cholesky, lambda v: _gram(v)),
-                View("precision_matrix", torch.linalg.inv, torch.linalg.inv, symmetric=True),
+                View("covariance_matrix", matrix="symmetric"),
+                View("scale_tril", torch.linalg.cholesky, _gram, matrix="lower"),
+                View("precision_matrix", torch.linalg.inv, torch.linalg.inv, matrix="symmetric"),
             ),
             event_dim=2,
         ),
@@ -224,10 +228,6 @@ class _MultivariateNormal(ClosedForm):
             square=second,
             floor=floor.expand(*cells, -1),
         )
-
-
-def _gram(factor: Tensor) -> Tensor:
-    return factor @ factor.mT
 
 
 def _covariance(fn: Any) -> Tensor:

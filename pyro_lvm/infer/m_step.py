@@ -46,14 +46,14 @@ class View:
         encode: From the argument's canonical value to this view, differentiable.
         decode: The inverse.
         normalised: "sum" or "shift" if the distribution normalises rows of this view.
-        symmetric: Whether blocks of this view are symmetric matrices.
+        matrix: "symmetric" or "lower" if blocks of this view are such matrices.
     """
 
     name: str
     encode: Callable[[Tensor], Tensor] = _same
     decode: Callable[[Tensor], Tensor] = _same
     normalised: str | None = None
-    symmetric: bool = False
+    matrix: str | None = None
 
 
 @dataclass(frozen=True)

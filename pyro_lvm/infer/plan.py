@@ -195,7 +195,7 @@ def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tens
     for view in argument.views:
         with torch.enable_grad():
             blocks = find_blocks(
-                view.encode(tensor), parameter.value, argument.event_dim, view.normalised, view.symmetric
+                view.encode(tensor), parameter.value, argument.event_dim, view.normalised, view.matrix
             )
         if isinstance(blocks, Blocks):
             batch, inner = blocks.batch, len(unwrapped_batch) - len(factor.fn.batch_shape)

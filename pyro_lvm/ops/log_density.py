@@ -83,14 +83,12 @@ def _(fn: dist.Independent, value: Tensor) -> Tensor | None:
     cells = Cells.of(fn.batch_shape, value, 1, (loc, 1), (scale, 1))
     if cells is None:
         return None
-    loc, scale = (p.double() for p in cells.parameters)
-    d = cells.rows.shape[-1]
+    d = max(cells.rows.shape[-1], fn.event_shape[0])
+    loc, scale, x = (t.double().expand(-1, d) for t in (*cells.parameters, cells.rows))
     centre = loc.mean(0)
-    x, loc = cells.rows.double() - centre, loc - centre
+    x, loc = x - centre, loc - centre
     precision = scale.square().reciprocal()
-    quadratic = (precision * loc.square()).sum(-1)
-    log_det = scale.log().sum(-1) if scale.shape[-1] == d else d * scale.log().squeeze(-1)
-    constant = 0.5 * quadratic + 0.5 * d * math.log(2 * math.pi) + log_det
+    constant = (0.5 * precision * loc.square() + scale.log()).sum(-1) + 0.5 * d * math.log(2 * math.pi)
     out = torch.addmm(-constant.unsqueeze(-1), precision * loc, x.T)
-    out.addmm_(precision.expand(len(precision), d), x.square().T, alpha=-0.5)
+    out.addmm_(precision, x.square_().T, alpha=-0.5)
     return cells.unflatten(out.to(value.dtype))

@@ -89,9 +89,7 @@ def condition_on_states(
 def _by_row(trace: Any) -> tuple[Tensor, Tensor]:
     """Log-densities of a trace added up by index of the plate that most sites share, and of the sites outside it."""
     sites = [
-        site
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+        site for site in trace.nodes.values() if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
     ]
     stacks = [{f.name: f for f in site["cond_indep_stack"] if f.vectorized} for site in sites]
     names = [name for stack in stacks for name in stack]

@@ -1,0 +1,265 @@
+"""Every law over every entry, variant, inference and guide of the catalog, and over two plain functions."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import constraints
+
+import pyro_lvm as lvm
+from pyro_lvm.testing import laws, oracles
+from pyro_lvm.training import choices, result
+
+GUIDE_DRAWS = 40
+NUM_ROWS = 120
+
+
+def bernoulli_mixture(x):
+    weights = pyro.param("weights", lambda: x.new_tensor([0.4, 0.6]), constraint=constraints.simplex)
+    probs = pyro.param(
+        "probs",
+        lambda: x.new_tensor([[0.3, 0.4, 0.6], [0.6, 0.5, 0.4]]),
+        constraint=constraints.unit_interval,
+    )
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        return pyro.sample("x", dist.Bernoulli(probs[z]).to_event(1), obs=x)
+
+
+def poisson_mixture(x):
+    weights = pyro.param("weights", lambda: x.new_tensor([0.3, 0.3, 0.4]), constraint=constraints.simplex)
+    rate = pyro.param(
+        "rate", lambda: x.new_tensor([[1.0, 4.0], [5.0, 2.0], [9.0, 9.0]]), constraint=constraints.positive
+    )
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        return pyro.sample("x", dist.Poisson(rate[z]).to_event(1), obs=x)
+
+
+@functools.cache
+def bits():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        z = torch.rand(NUM_ROWS, 1) < 0.35
+        probs = torch.where(z, torch.tensor([0.1, 0.2, 0.9]), torch.tensor([0.8, 0.7, 0.3]))
+        return torch.bernoulli(probs).double()
+
+
+@functools.cache
+def counts():
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        rate = torch.tensor([[1.0, 6.0], [7.0, 1.5], [12.0, 12.0]])
+        return torch.poisson(rate[torch.randint(3, (NUM_ROWS,))]).double()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A generative program with rows to try it on."""
+
+    name: str
+    make: Any = field(compare=False)
+    rows: Any = field(compare=False)
+    proposal: Any = field(compare=False)
+    shipped: bool = True
+
+    def load_options(self):
+        return {} if self.shipped else {"model": self.make()}
+
+
+def _catalog_programs(**options):
+    for entry in lvm.CATALOG.values():
+        for variant in entry.variants:
+            name = "-".join([entry.name, *map(str, variant.values())])
+            make = functools.partial(entry.example, **variant, **options)
+            rows = functools.partial(lambda entry: entry.rows().double()[:NUM_ROWS], entry)
+            yield entry, Program(name, make, rows, oracles.broad_reals)
+
+
+PLAIN = [
+    Program("bernoulli_mixture", lambda: bernoulli_mixture, bits, oracles.broad_bits, shipped=False),
+    Program("poisson_mixture", lambda: poisson_mixture, counts, oracles.broad_counts, shipped=False),
+]
+POINT = [program for _, program in _catalog_programs()] + PLAIN
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program with a way of training it."""
+
+    program: Program
+    inference: str
+    guide: str | None = None
+
+    @property
+    def options(self):
+        inference = {
+            "em": lvm.infer.EM(),
+            "svi": lvm.infer.SVI(learning_rate=0.02),
+            "mcmc": lvm.infer.MCMC(num_samples=10, warmup_steps=10, num_chains=2, max_tree_depth=3),
+        }[self.inference]
+        return {"inference": inference, "guide": self.guide}
+
+    def __str__(self):
+        return "-".join(filter(None, [self.program.name, self.inference, self.guide]))
+
+
+def _cases():
+    for program in POINT:
+        yield Case(program, "em")
+        yield Case(program, "svi")
+    for entry, program in _catalog_programs(priors=True):
+        if "svi" in entry.inferences:
+            yield from (Case(program, "svi", guide) for guide in entry.guides)
+        if "mcmc" in entry.inferences:
+            yield Case(program, "mcmc")
+
+
+CASES = list(_cases())
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_program = pytest.mark.parametrize("program", POINT, ids=lambda p: p.name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_guide_draws():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(result, "GUIDE_DRAWS", GUIDE_DRAWS)
+        yield
+
+
+@functools.cache
+def fitted(case):
+    """One short fit per case, shared by the laws that only read it."""
+    epochs = 60 if case.inference == "svi" else 15
+    return lvm.fit(case.program.make(), case.program.rows(), max_epochs=epochs, seed=0, progress=False, **case.options)
+
+
+@each_case
+def test_density_integrates_to_one(case):
+    laws.density_integrates_to_one(fitted(case), case.program.rows(), proposal=case.program.proposal)
+
+
+@each_case
+def test_sampler_agrees_with_density(case):
+    laws.sampler_agrees_with_density(fitted(case), case.program.rows(), proposal=case.program.proposal)
+
+
+@each_program
+def test_enumeration_agrees_with_conditioning(program):
+    laws.enumeration_agrees_with_conditioning(program.make(), program.rows())
+
+
+@each_program
+def test_em_never_falls(program):
+    laws.em_never_falls(program.make(), program.rows())
+
+
+@each_program
+def test_em_gradient_is_exact(program):
+    laws.em_gradient_is_exact(program.make(), program.rows())
+
+
+@each_program
+def test_closed_form_is_stationary(program):
+    laws.closed_form_is_stationary(program.make(), program.rows())
+
+
+@each_program
+def test_parameters_are_recovered(program):
+    laws.parameters_are_recovered(program.make, fitted(Case(program, "em")))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.guide is not None and c.guide != "map"], ids=str)
+def test_bound_is_below_evidence(case):
+    laws.bound_is_below_evidence(fitted(case), case.program.rows(), num_bounds=50, num_draws=50)
+
+
+@each_case
+def test_save_load_is_exact(case, tmp_path):
+    laws.save_load_is_exact(fitted(case), case.program.rows(), tmp_path / "fit", **case.program.load_options())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.inference != "mcmc"], ids=str)
+def test_resume_is_exact(case, tmp_path):
+    laws.resume_is_exact(case.program.make, case.program.rows(), tmp_path / "fit", **case.options)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.inference == "svi"], ids=str)
+def test_resume_is_exact_in_batches(case, tmp_path):
+    options = {**case.options, "batch_size": 50}
+    laws.resume_is_exact(case.program.make, case.program.rows(), tmp_path / "fit", epochs=2, **options)
+
+
+@each_case
+def test_seeds_reproduce(case):
+    laws.seeds_reproduce(case.program.make, case.program.rows(), **case.options)
+
+
+@each_case
+def test_fits_do_not_touch(case):
+    laws.fits_do_not_touch(case.program.make, case.program.rows(), **case.options)
+
+
+@each_program
+def test_minibatches_are_unbiased(program):
+    laws.minibatches_are_unbiased(program.make(), program.rows())
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+@each_program
+def test_dtype_is_kept(program, inference):
+    laws.dtype_is_kept(program.make, program.rows(), inference=inference)
+
+
+@pytest.mark.parametrize("options", [{}, {"priors": True, "guide": "map"}], ids=["point", "map"])
+@pytest.mark.parametrize(
+    "entry, variant",
+    [(entry, variant) for entry in lvm.CATALOG.values() for variant in entry.variants],
+    ids=[f"{entry.name}-{variant}" for entry in lvm.CATALOG.values() for variant in entry.variants],
+)
+def test_rejects_bad_rows(entry, variant, options):
+    options = dict(options)
+    guide = options.pop("guide", None)
+    make = functools.partial(entry.example, **variant, **options)
+    laws.rejects_bad_rows(make, entry.rows().double()[:NUM_ROWS], guide=guide)
+
+
+def test_a_tensor_shared_by_two_fits_is_not_written_to():
+    """A start value made outside the program, as in most of Pyro's tutorials."""
+    start = torch.tensor([[0.3, 0.4, 0.6], [0.6, 0.5, 0.4]], dtype=torch.float64)
+    loc = torch.tensor([0.0, 4.0], dtype=torch.float64)
+
+    def program(x):
+        weights = pyro.param("weights", start[:, 0].double() / start[:, 0].sum(), constraint=constraints.simplex)
+        centre = pyro.param("loc", loc)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            return pyro.sample("x", dist.Normal(centre[z].unsqueeze(-1), 1.0).expand([1]).to_event(1), obs=x)
+
+    laws.fits_do_not_touch(lambda: program, counts()[:, :1], inference="em")
+    assert loc.tolist() == [0.0, 4.0]
+
+
+def _public_classes(module):
+    return [getattr(module, name) for name in module.__all__ if inspect.isclass(getattr(module, name))]
+
+
+def test_every_public_model_is_in_the_catalog():
+    assert {entry.model for entry in lvm.CATALOG.values()} == set(_public_classes(lvm.models))
+    assert all(choices.MODELS[name] is entry.model for name, entry in lvm.CATALOG.items())
+
+
+def test_every_public_guide_is_registered():
+    assert set(choices.GUIDES.values()) == set(_public_classes(lvm.guides))
+    assert {guide for entry in lvm.CATALOG.values() for guide in entry.guides} == set(choices.GUIDES)
+
+
+def test_every_inference_of_the_catalog_is_registered():
+    assert {name for entry in lvm.CATALOG.values() for name in entry.inferences} <= set(choices.INFERENCES)
