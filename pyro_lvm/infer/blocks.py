@@ -110,7 +110,7 @@ def find_blocks(
     parameter: Tensor,
     event_dim: int,
     normalised: str | None = None,
-    symmetric: bool = False,
+    matrix: str | None = None,
 ) -> Blocks | str | None:
     """Find the selection that maps a parameter to an argument.
 
@@ -119,7 +119,7 @@ def find_blocks(
         parameter: The parameter as the model read it.
         event_dim: Dimensions of one block, at the right.
         normalised: None, or "sum" or "shift" for rows that the distribution normalises.
-        symmetric: Whether blocks are symmetric matrices, of which a density sees only the symmetric part.
+        matrix: None, or "symmetric" or "lower" for matrices of which a density sees only that part.
 
     Returns:
         The blocks; a reason why the argument is not a selection; or None if it does not depend on the parameter.
@@ -131,10 +131,10 @@ def find_blocks(
     with torch.enable_grad():
         if normalised:
             return _find_rows(argument, parameter, normalised)
-        return _find_elements(argument, parameter, event_dim, symmetric)
+        return _find_elements(argument, parameter, event_dim, matrix)
 
 
-def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, symmetric: bool) -> Blocks | str | None:
+def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, matrix: str | None) -> Blocks | str | None:
     eps = torch.finfo(argument.dtype).eps
     count, computed = parameter.numel(), "it is computed from the parameter, not selected from it"
     number = torch.arange(count, device=parameter.device).reshape(parameter.shape)
