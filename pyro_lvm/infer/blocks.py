@@ -147,7 +147,8 @@ def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, matrix: 
         number, noise = _mirrored(number), _mirrored(noise) if matrix == "symmetric" else noise
     base = math.isqrt(count) + 1  # entries are numbered in two digits, which float32 holds exactly
     high, low = (digit.to(parameter.dtype) + 1 for digit in (number // base, number % base))
-    products = _jacobian_product(argument, parameter, [high, low, noise])
+    tangents = [tangent.tril() if matrix == "lower" else tangent for tangent in (high, low, noise)]
+    products = _jacobian_product(argument, parameter, tangents)
     if products is None:
         return None
     digits = torch.stack(products[:2])
