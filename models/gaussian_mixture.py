@@ -150,7 +150,7 @@ class GaussianMixture(LatentVariableModel):
                 hint = "Pass x.reshape(-1, 1) for a single column."
             raise ValueError(f"GaussianMixture: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
 
-    def initialize(self, x: Float[Tensor, "n d"]) -> None:
+    def initialize(self, x: Tensor) -> None:
         """Start from k-means clusters of the standardised columns; other seeds give other starts.
 
         Args:

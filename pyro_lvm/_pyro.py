@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.infer.autoguide.guides import AutoGuide
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.rings import LogRing
@@ -24,6 +27,7 @@ __all__ = [
     "ExpandedDistribution",
     "PackedTree",
     "contract",
+    "copy_programs",
     "dims_of",
     "enumerated_trace",
     "localise",
@@ -83,6 +87,28 @@ def pack_scale(tensor: Tensor, scale: Any = 1.0, mask: Any = None) -> Tensor:
 def contract(tree: PackedTree, sum_dims: set[str]) -> PackedTree:
     """Log-sum-exp over `sum_dims` by tensor variable elimination; plates are multiplied out only where needed."""
     return contract_tensor_tree(tree, sum_dims, ring=LogRing())
+
+
+def copy_programs(*programs: Any) -> tuple[Any, ...]:
+    """Deep copies that refer to each other as the originals do.
+
+    Copying an autoguide makes Pyro cut it, original and copy, off its model: both are tied to theirs again.
+    """
+    guides = [
+        (guide, guide._model, guide.master)
+        for program in programs
+        if isinstance(program, AutoGuide)
+        for guide in program.modules()
+        if isinstance(guide, AutoGuide)
+    ]
+    memo: dict[int, Any] = {}
+    copies = copy.deepcopy(programs, memo)
+    for guide, model, master in guides:
+        guide._model, guide.master = model, master
+        twin = memo[id(guide)]
+        twin._model = copy.deepcopy(model, memo)
+        twin.master = None if master is None else weakref.ref(memo[id(master())])
+    return copies
 
 
 def localise(program: Any) -> None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
@@ -37,9 +38,10 @@ Array = NDArray[np.float64]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*"
 SHADES = ("#f3f3f0", "#e3e3df", "#d0d0cb", "#b9b9b3")
+PROBABILITY = LinearSegmentedColormap.from_list("probability", ["#e2e2dd", "#7fb8dc", "#0072B2", "#00284a"])
 CERTAIN = 0.9
 MASSES = (0.95, 0.75, 0.5, 0.25)
-GRID, DRAWS = 80, 50  # 6400 points under 50 draws take about a second
+GRID, DRAWS = 90, 50  # 8100 points under 50 draws take about a second
 MAX_COMPONENTS, MAX_ENTRIES = 6, 24
 
 
@@ -88,7 +90,7 @@ def density(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> Figure:
             label=[_share(k, mine) if table is not None else "rows" for k, mine in groups],
         )
         ax.plot(grid, curve, color="black", linewidth=1.8, label=what)
-        ax.set(xlabel=names[0], ylabel=f"density (1 / unit of {names[0]})", title=what.capitalize())
+        ax.set(xlabel=names[0], ylabel=f"density per unit of {names[0]}", title=what.capitalize())
     else:
         plane, names, note = _plane(rows, names)
         if rows.shape[1] == 2:
@@ -101,7 +103,7 @@ def density(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> Figure:
             ax.scatter(*plane[mine].T, color=_colour(k), marker=_marker(k), label=label, **style)
         ax.set(xlabel=names[0], ylabel=names[1], title=note)
     if table is not None or rows.shape[1] == 1:
-        ax.legend(frameon=False, fontsize=9)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -129,7 +131,7 @@ def responsibilities(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> 
     order = np.argsort(unsure, kind="stable")
     wide = min(len(shown), 3)
     high = -(-len(shown) // wide)
-    figure = _figure(3.3 * wide + 1.3, 3.1 * high + 0.6)
+    figure = _figure(3.2 * wide + 2, 3.1 * high + 0.6)
     grid = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False)
     single = rows.shape[1] == 1
     plane, names, note = (rows, [*names, "probability"], "") if single else _plane(rows, names)
@@ -140,7 +142,7 @@ def responsibilities(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> 
         across, up = plane[:, 0], table[:, k] if single else plane[:, 1]
         points = ax.scatter(
             across[order], up[order], c=table[order, k], s=sizes, linewidths=widths, edgecolors=edges,
-            cmap="cividis_r", vmin=0, vmax=1,
+            cmap=PROBABILITY, vmin=0, vmax=1,
         )  # fmt: skip
         ax.set_title(f"component {k} (mean {100 * table[:, k].mean():.0f} %)", fontsize=10)
     for ax in grid.flat[len(shown) :]:
@@ -249,7 +251,9 @@ def losses(fits: Mapping[str, Fit]) -> Figure:
             ax.plot(epochs, smooth, color=colours[name], linewidth=1.8, label=label, marker="o", markevery=[-1])
         low, high, cut = _readable(list(curves.values()))
         lengths = [len(curve) for curve in curves.values()]
-        ax.set_xscale("log" if max(lengths) > 8 * min(lengths) else "linear")
+        if max(lengths) > 8 * min(lengths):
+            ax.set_xscale("log")
+            ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.set(
             ylim=(low, high),
             xlabel="epoch",
@@ -372,7 +376,7 @@ def _plane(rows: Array, names: list[str]) -> tuple[Array, list[str], str]:
 
 
 def _padded(values: Array, count: int) -> Array:
-    margin = 0.15 * np.ptp(values) or 1.0
+    margin = 0.25 * np.ptp(values) or 1.0
     return np.linspace(values.min() - margin, values.max() + margin, count)
 
 
@@ -393,7 +397,7 @@ def _log_density(fit: Fit, arguments: Arguments, points: Array) -> Array:
 
 
 def _regions(ax: Any, fit: Fit, arguments: Arguments, rows: Array) -> None:
-    """The smallest regions that hold given shares of the fitted probability, as filled contours."""
+    """The smallest regions that hold given shares of the probability within the picture, as filled contours."""
     across, up = (_padded(column, GRID) for column in rows.T)
     points = np.stack([m.ravel() for m in np.meshgrid(across, up)], 1)
     height = np.exp(_log_density(fit, arguments, points)).reshape(GRID, GRID)
@@ -426,7 +430,8 @@ def _entry_name(entry: tuple[int, ...], shape: tuple[int, ...], axis: int | None
 
 def _marginal(ax: Any, values: Array, colour: str, label: str) -> None:
     if np.ptp(values) <= 1e-9 * max(abs(values).max(), 1e-300):
-        ax.axvline(values.mean(), color=colour, linewidth=1.6, linestyle="--", label=label)
+        style = {"color": colour, "linewidth": 1.6, "linestyle": "--", "label": label}
+        ax.plot([values.mean()] * 2, [0, 1], transform=ax.get_xaxis_transform(), **style)
         return
     kernel = gaussian_kde(values)
     margin = 3 * kernel.factor * values.std(ddof=1)

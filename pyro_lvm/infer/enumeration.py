@@ -280,7 +280,7 @@ def row_log_likelihood(
             total = term if total is None else total + term
     if total is None:
         raise ValueError("log-likelihood by row: the model observes nothing. Add pyro.sample(..., obs=x).")
-    return total
+    return total.detach()
 
 
 def _row_symbol(trace: Trace, factors: Iterable[Factor], plate: str | None) -> str:

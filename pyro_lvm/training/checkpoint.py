@@ -6,12 +6,12 @@ with `weights_only=True`: loading a fit never runs code that the file brings.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import io
 import json
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -154,7 +154,10 @@ def load(folder: str | Path, *, model: Callable | None = None, guide: Callable |
         raise ValueError(f"{damaged} (no state.pt). Save it again, or restore a copy.") from error
     if hashlib.sha256(content).hexdigest() != record["state_sha256"]:
         raise ValueError(f"{damaged} (state.pt does not match its checksum). Save it again, or restore a copy.")
-    state = torch.load(io.BytesIO(content), weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(content), weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise ValueError(f"{damaged} (state.pt holds more than tensors). Do not trust it.") from error
     return _rebuild(record, state, model, guide)
 
 
@@ -162,7 +165,7 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
     if model is None:
         model = _make(record["model"], MODELS, "model")
     else:
-        model, guide = copy.deepcopy((model, guide))
+        model, guide = _pyro.copy_programs(model, guide)
     if record["guide"] is not None:
         if guide is None:
             guide = _make(record["guide"], GUIDES, "guide", model)

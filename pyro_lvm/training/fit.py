@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -135,7 +134,7 @@ def _start(
 ) -> Fit:
     """A fit before its first step: templates copied, model initialised, guide and inference chosen."""
     try:
-        model, guide, inference = copy.deepcopy((model, guide, inference))
+        model, guide, inference = _pyro.copy_programs(model, guide, inference)
     except RuntimeError as error:
         raise ValueError(
             "fit: could not copy the model, guide or inference; one of them has already been run. Pass fresh ones."

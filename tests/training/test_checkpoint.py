@@ -1,0 +1,143 @@
+"""Fits on disk: exact, safe, and honest about damage."""
+
+import json
+import subprocess
+import sys
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import constraints
+
+import pyro_lvm as lvm
+
+
+def coin(x):
+    p = pyro.param("p", torch.tensor(0.3).double(), constraint=constraints.unit_interval)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Bernoulli(p.expand(len(x))), obs=x)
+
+
+@pytest.fixture
+def fit(faithful):
+    return lvm.fit(lvm.models.GaussianMixture(2), faithful, seed=0, progress=False)
+
+
+def test_a_new_process_computes_the_same_bits(fit, faithful, tmp_path):
+    fit.save(tmp_path / "fit")
+    torch.save({"x": faithful, "ll": fit.log_likelihood(faithful), "z": fit.predict(faithful)}, tmp_path / "expected.pt")
+    program = (
+        "import sys, torch, pyro_lvm as lvm\n"
+        "fit, e = lvm.load(sys.argv[1] + '/fit'), torch.load(sys.argv[1] + '/expected.pt', weights_only=True)\n"
+        "assert torch.equal(fit.log_likelihood(e['x']), e['ll']) and torch.equal(fit.predict(e['x']), e['z'])\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+
+
+def test_cut_off_at_any_byte(fit, tmp_path):
+    fit.save(tmp_path / "fit")
+    for name in ("fit.json", "state.pt"):
+        path = tmp_path / "fit" / name
+        whole = path.read_bytes()
+        lengths = range(len(whole)) if name == "fit.json" else [0, 1, 100, len(whole) // 2, len(whole) - 1]
+        for length in lengths:
+            path.write_bytes(whole[:length])
+            with pytest.raises(ValueError, match="is damaged or cut off"):
+                lvm.load(tmp_path / "fit")
+        path.write_bytes(whole)
+    lvm.load(tmp_path / "fit")
+
+
+def test_loading_never_unpickles_code(fit, tmp_path):
+    fit.save(tmp_path / "fit")
+
+    class Evil:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('code was run')",))
+
+    torch.save({"tensors": Evil()}, tmp_path / "fit" / "state.pt")
+    record = json.loads((tmp_path / "fit" / "fit.json").read_text())
+    import hashlib
+
+    record["state_sha256"] = hashlib.sha256((tmp_path / "fit" / "state.pt").read_bytes()).hexdigest()
+    (tmp_path / "fit" / "fit.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="damaged"):
+        lvm.load(tmp_path / "fit")
+
+
+def test_functions_are_passed_again(tmp_path):
+    x = torch.bernoulli(torch.full((50,), 0.7)).double()
+    fit = lvm.fit(coin, x, seed=0, progress=False)
+    fit.save(tmp_path / "coin")
+    with pytest.raises(ValueError, match=r"model \('coin'\) is your own code.*Pass it: lvm.load\(folder, model=...\)"):
+        lvm.load(tmp_path / "coin")
+    again = lvm.load(tmp_path / "coin", model=coin)
+    assert torch.equal(again.log_likelihood(x), fit.log_likelihood(x))
+    with pytest.raises(ValueError, match="does not have"):
+        lvm.load(tmp_path / "coin", model=lambda x: None)
+
+
+@pytest.mark.parametrize("options", [{"inference": "em"}, {"inference": "svi"}, {"inference": "svi", "batch_size": 64}])
+def test_a_resumed_run_equals_an_uninterrupted_one(faithful, tmp_path, options):
+    model = lvm.models.GaussianMixture(3, priors=True if options["inference"] == "svi" else None)
+    stay = {"tol": 0.0, "patience": 1000, "progress": False}
+    batch = {k: v for k, v in options.items() if k == "batch_size"}
+    whole = lvm.fit(model, faithful, max_epochs=12, seed=1, **stay, **options)
+    half = lvm.fit(model, faithful, max_epochs=6, seed=1, **stay, **options)
+    half.save(tmp_path / "half")
+    resumed = lvm.load(tmp_path / "half").resume(faithful, max_epochs=6, **stay, **batch)
+    assert resumed.history == whole.history
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, resumed.tensors()[name]), name
+
+
+def test_checkpoints_are_written_on_the_way(faithful, tmp_path):
+    seen = []
+
+    def crash(run):
+        if run.epochs_done == 120:
+            seen.append(len(lvm.load(tmp_path / "run").history["loss"]))
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        lvm.fit(
+            lvm.models.GaussianMixture(3),
+            faithful,
+            seed=0,
+            tol=0.0,
+            max_epochs=200,
+            checkpoint=tmp_path / "run",
+            callbacks=[crash],
+            progress=False,
+        )
+    assert seen == [100]
+    resumed = lvm.load(tmp_path / "run").resume(faithful, max_epochs=5, tol=0.0, progress=False)
+    assert len(resumed.history["loss"]) == 105
+
+
+def test_save_replaces_a_fit_but_nothing_else(fit, tmp_path):
+    fit.save(tmp_path / "fit")
+    fit.save(tmp_path / "fit")
+    assert {p.name for p in tmp_path.iterdir()} == {"fit"}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="is not a fit"):
+        fit.save(tmp_path / "mine")
+    with pytest.raises(FileNotFoundError, match="no fit in"):
+        lvm.load(tmp_path / "mine")
+
+
+def test_samplers_and_guides_come_back(faithful, tmp_path):
+    model = lvm.models.GaussianMixture(2, priors=True)
+    x = faithful[:60]
+    sampler = lvm.infer.MCMC(num_samples=5, warmup_steps=5, num_chains=1, max_tree_depth=3)
+    for name, options in {
+        "svi": {"guide": "multivariate-normal", "max_epochs": 5},
+        "nuts": {"inference": sampler},
+    }.items():
+        fit = lvm.fit(model, x, seed=0, progress=False, **options)
+        fit.save(tmp_path / name)
+        again = lvm.load(tmp_path / name)
+        assert torch.equal(again.log_likelihood(x), fit.log_likelihood(x))
+        assert repr(again) == repr(fit)

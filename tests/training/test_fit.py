@@ -1,0 +1,270 @@
+"""The front door: programs of users, isolation, stopping, interruption, bad input."""
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch.distributions import constraints
+from torch.utils.data import TensorDataset
+
+import pyro_lvm as lvm
+
+
+def two_coins(x):
+    weights = pyro.param("weights", torch.tensor([0.4, 0.6]).double(), constraint=constraints.simplex)
+    probs = pyro.param("loc", torch.tensor([0.3, 0.6]).double(), constraint=constraints.unit_interval)
+    with pyro.plate("tosses", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Bernoulli(probs[z].unsqueeze(-1).expand(*z.shape, x.shape[-1])).to_event(1), obs=x)
+
+
+@pytest.fixture
+def coins():
+    probs = torch.tensor([0.2, 0.8])[torch.randint(2, (200,))]
+    return torch.bernoulli(probs.unsqueeze(-1).expand(200, 8)).double()
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_a_plain_function_with_a_plate_of_any_name(coins, inference):
+    fit = lvm.fit(two_coins, coins, inference=inference, seed=0, progress=False)
+    assert sorted(fit.params["loc"].tolist()) == pytest.approx([0.2, 0.8], abs=0.06)
+    assert fit.log_likelihood(coins).shape == (200,)
+    assert fit.predict(coins).shape == (200,)
+    assert fit.sample(7).shape == (7, 8)
+    assert fit.aic(coins) == pytest.approx(2 * 3 - 2 * fit.score(coins) * 200)
+
+
+def test_two_fits_never_touch(coins, faithful):
+    pyro.param("loc", torch.tensor(123.0))
+    before = dict(pyro.get_param_store().items())
+    model = lvm.models.GaussianMixture(2)
+    one = lvm.fit(two_coins, coins, seed=0, progress=False)
+    two = lvm.fit(model, faithful, seed=0, progress=False)
+    three = lvm.fit(model, faithful * 2, seed=0, progress=False)
+    assert dict(pyro.get_param_store().items()).keys() == before.keys()
+    assert pyro.param("loc").item() == 123.0
+    assert one.params["loc"].shape == (2,)
+    torch.testing.assert_close(2 * two.params["loc"], three.params["loc"], rtol=1e-4, atol=1e-4)
+    pyro.get_param_store().clear()
+
+
+def test_a_network_that_a_function_closes_over_belongs_to_the_fit(coins):
+    network = torch.nn.Linear(1, 1).double()
+    initial = network.weight.detach().clone()
+
+    def program(x):
+        pyro.module("network", network)
+        logit = network(torch.ones(1, 1).double()).squeeze()
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(logits=logit.expand(len(x), 8)).to_event(1), obs=x)
+
+    inference = lvm.infer.SVI(learning_rate=0.05)
+    one = lvm.fit(program, coins, inference=inference, seed=0, progress=False, max_epochs=300)
+    two = lvm.fit(program, 1 - coins, inference=inference, seed=0, progress=False, max_epochs=300)
+    torch.testing.assert_close(network.weight.detach(), initial)
+    mean = coins.mean().item()
+    entropy = -8 * (mean * np.log(mean) + (1 - mean) * np.log(1 - mean))
+    assert one.score(coins) == pytest.approx(-entropy, abs=1e-3)
+    assert two.score(1 - coins) == pytest.approx(-entropy, abs=1e-3)
+    assert one.score(coins) == pytest.approx(-entropy, abs=1e-3)
+
+
+def test_restarts_keep_the_best_and_report_all(faithful):
+    fit = lvm.fit(lvm.models.GaussianMixture(3), faithful, restarts=4, seed=3, progress=False)
+    losses = [r["loss"] for r in fit.restarts]
+    assert len(losses) == 4
+    assert fit.history["loss"][-1] == min(losses)
+
+
+@pytest.mark.parametrize(
+    ("covariance", "components", "expected"),
+    [
+        ("full", 2, -1130.2640),
+        ("diag", 2, -1147.8064),
+        ("tied", 2, -1140.1868),
+        ("spherical", 2, -1709.5293),
+        ("tied", 3, -1126.316),
+    ],
+)
+def test_old_faithful(faithful, covariance, components, expected):
+    model = lvm.models.GaussianMixture(components, covariance=covariance)
+    fit = lvm.fit(model, faithful, inference="em", restarts=10, seed=0, progress=False)
+    assert fit.score(faithful) * 272 == pytest.approx(expected, abs=5e-4)
+
+
+def test_minibatches_count_for_all_rows(faithful):
+    model = lvm.models.GaussianMixture(2)
+    svi = lvm.infer.SVI(learning_rate=0.02)
+    fit = lvm.fit(model, faithful, inference=svi, batch_size=64, max_epochs=60, seed=0, progress=False)
+    assert fit.history["loss"][-1] == pytest.approx(1130, rel=0.02)
+
+
+def test_validation_keeps_the_best_state(faithful):
+    fit = lvm.fit(
+        lvm.models.GaussianMixture(8),
+        faithful[::4],
+        validation=faithful[1::4],
+        max_epochs=60,
+        patience=5,
+        seed=0,
+        progress=False,
+    )
+    held_out = fit.history["validation_loss"]
+    assert -fit.score(faithful[1::4]) * len(faithful[1::4]) == pytest.approx(min(held_out), rel=1e-9)
+
+
+def test_kinds_of_data(faithful):
+    wanted = lvm.fit(lvm.models.GaussianMixture(2), faithful, seed=0, progress=False).score(faithful)
+    frame = pd.DataFrame(faithful.numpy(), columns=["duration", "waiting"])
+    for data in (faithful.numpy(), frame, {"x": faithful}, TensorDataset(faithful), faithful.tolist(), faithful.T.T):
+        fit = lvm.fit(lvm.models.GaussianMixture(2), data, seed=0, progress=False)
+        assert fit.score(data) == pytest.approx(wanted, rel=1e-9)
+    assert lvm.fit(lvm.models.GaussianMixture(2), frame, seed=0, progress=False).columns == ("duration", "waiting")
+    noncontiguous = torch.stack([faithful, faithful], -1)[..., 0]
+    assert lvm.fit(lvm.models.GaussianMixture(2), noncontiguous, seed=0, progress=False).score(faithful) == wanted
+    integers = (faithful * 100).round().long()
+    assert lvm.fit(lvm.models.GaussianMixture(2), integers, seed=0, progress=False).converged
+
+
+def test_interruption_returns_the_fit_so_far(faithful):
+    def interrupt(run):
+        if run.epochs_done == 3:
+            raise KeyboardInterrupt
+
+    fit = lvm.fit(lvm.models.GaussianMixture(2), faithful, callbacks=[interrupt], seed=0, progress=False)
+    assert fit.stopped == "interrupted"
+    assert len(fit.history["loss"]) == 3
+    assert np.isfinite(fit.score(faithful))
+
+
+def test_a_callback_may_stop_the_run(faithful):
+    fit = lvm.fit(
+        lvm.models.GaussianMixture(2), faithful, callbacks=[lambda run: run.epochs_done == 2], seed=0, progress=False
+    )
+    assert len(fit.history["loss"]) == 2
+
+
+@pytest.mark.filterwarnings("default:Encountered NaN")  # Pyro says so too
+def test_a_loss_that_explodes_keeps_the_last_good_state(coins):
+    steps = 0
+
+    def program(x):
+        nonlocal steps
+        steps += 1
+        p = pyro.param("p", torch.tensor(0.3).double(), constraint=constraints.unit_interval)
+        bad = torch.nan if steps > 12 else 0.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(p + bad, validate_args=False).expand([len(x), 8]).to_event(1), obs=x)
+
+    with pytest.warns(RuntimeWarning, match="site 'x'"):
+        fit = lvm.fit(program, coins, inference="svi", seed=0, progress=False)
+    assert "stopped at epoch" in fit.stopped
+    assert 0 < fit.scope.state["params"]["p"].sigmoid().item() < 1
+
+
+def test_a_pyro_module_of_the_user(coins):
+    class Coins(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.probs = PyroParam(torch.tensor([0.3, 0.6]), constraint=constraints.unit_interval)
+
+        def forward(self, x):
+            probs = self.probs
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5])))
+                pyro.sample("x", dist.Bernoulli(probs[z].unsqueeze(-1).expand(*z.shape, 8)).to_event(1), obs=x)
+
+    mine = Coins()
+    fit = lvm.fit(mine, coins.numpy(), seed=0, progress=False)
+    assert sorted(fit.params["probs"].tolist()) == pytest.approx([0.2, 0.8], abs=0.06)
+    assert mine.probs.tolist() == pytest.approx([0.3, 0.6])
+
+
+def test_a_guide_made_by_the_user_is_a_template_too(faithful):
+    from pyro.infer.autoguide import AutoNormal
+
+    model = lvm.models.GaussianMixture(2, priors=True)
+    for guide in (lvm.guides.AutoNormal(model), lvm.guides.MAP, AutoNormal(lvm.handlers.hide_enumerated(model))):
+        fit = lvm.fit(model, faithful, guide=guide, max_epochs=3, seed=0, progress=False)
+        assert fit.guide is not guide
+        assert np.isfinite(fit.score(faithful))
+
+
+BAD_OPTIONS = [
+    ({"inference": "gibbs"}, "expected inference to be one of em, svi, mcmc; got 'gibbs'"),
+    ({"inference": "svi", "guide": "nope"}, None),
+    ({"guide": "normal", "inference": "em"}, "EM takes no guide"),
+    ({"restarts": 0}, "expected restarts to be a whole number >= 1"),
+    ({"batch_size": 10}, "EM uses all rows"),
+    ({"tol": -1.0}, "expected tol >= 0"),
+    ({"device": "abacus"}, "expected device"),
+    ({"inference": "mcmc"}, "continuous latent sites"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), [case for case in BAD_OPTIONS if case[1]])
+def test_bad_options_say_what_to_do(faithful, options, message):
+    with pytest.raises(ValueError, match=message):
+        lvm.fit(lvm.models.GaussianMixture(2), faithful, progress=False, **options)
+
+
+def test_an_unknown_guide_name(faithful):
+    with pytest.raises(ValueError, match="expected guide to be one of map, normal, multivariate-normal; got 'nope'"):
+        lvm.fit(lvm.models.GaussianMixture(2, priors=True), faithful, guide="nope", progress=False)
+
+
+def test_a_class_or_a_number_is_not_a_model(faithful):
+    with pytest.raises(TypeError, match="got the class GaussianMixture"):
+        lvm.fit(lvm.models.GaussianMixture, faithful)
+    with pytest.raises(TypeError, match="a callable"):
+        lvm.fit(3, faithful)
+
+
+def test_em_of_a_bayesian_model_points_to_svi(faithful):
+    with pytest.raises(ValueError, match="EM needs every latent site to be discrete"):
+        lvm.fit(lvm.models.GaussianMixture(2, priors=True), faithful, inference="em", progress=False)
+
+
+BAD_DATA = [
+    (lambda x: x.clone().index_fill_(1, torch.tensor([0]), torch.nan), "missing value"),
+    (lambda x: x / 0, "infinite value"),
+    (lambda x: x[:0], "at least one row"),
+    (lambda x: np.array([["a", "b"], ["c", "d"]]), "got text"),
+    (lambda x: x[:, 0], r"expected x of shape \(n, d\)"),
+    (lambda x: x.reshape(2, -1, 2), r"expected x of shape \(n, d\)"),
+    (lambda x: x[:1], "at least as many rows as components"),
+    (lambda x: torch.cat([x, torch.ones(len(x), 1)], 1), "constant column 2"),
+    (lambda x: [], "at least one row"),
+    (lambda x: {"x": None}, "at least one array"),
+    (lambda x: x.to(torch.complex64), "real"),
+    (lambda x: pd.DataFrame({"a": ["u", "v"], "b": [1.0, 2.0]}), "objects|text"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_DATA)
+def test_bad_data_get_one_clear_sentence(faithful, spoil, message):
+    with pytest.raises(ValueError, match=message) as error:
+        lvm.fit(lvm.models.GaussianMixture(2), spoil(faithful), progress=False)
+    assert "\n" not in str(error.value)
+
+
+def test_one_row_and_wrong_columns(faithful):
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        lvm.fit(lvm.models.GaussianMixture(1), faithful[:1], progress=False)
+    with pytest.raises(ValueError, match=r"expected x of shape \(n, 3\); got \(272, 2\)\. Pass data_dim=2"):
+        lvm.fit(lvm.models.GaussianMixture(2, data_dim=3), faithful, progress=False)
+    fit = lvm.fit(lvm.models.GaussianMixture(2), faithful, seed=0, progress=False)
+    for verb in (fit.score, fit.predict, fit.log_likelihood):
+        with pytest.raises(ValueError, match=r"expected x of shape \(n, 2\); got \(272, 3\)"):
+            verb(torch.zeros(272, 3))
+    with pytest.raises(ValueError, match="no continuous latent"):
+        fit.transform(faithful)
+
+
+def test_progress_is_silent_when_nobody_watches(faithful, capsys):
+    lvm.fit(lvm.models.GaussianMixture(2), faithful, seed=0)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
