@@ -20,6 +20,7 @@ from pyro_lvm.diagnostics.labels import align
 from pyro_lvm.diagnostics.psis import pareto_k
 from pyro_lvm.evidence.exact import nesting, pointwise
 from pyro_lvm.infer.enumeration import trace_factors
+from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.training.data import Arguments
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _importance_ratios(fit: Fit, arguments: Arguments, likelihood: Tensor) -> ND
     """Log p(x, theta) - log q(theta) of the guide's draws, all in the model's space."""
     ratios = []
     prototype = fit.prototype()
-    with fit.scope(), torch.no_grad(), torch.random.fork_rng(), _pyro.validation(False):
+    with fit.scope(), torch.no_grad(), torch.random.fork_rng(), _pyro.validation(False), fitting_threads(0):
         few = arguments.rows(slice(0, 1))
         depth = nesting(fit, few)
         torch.manual_seed(fit.seed)  # the same draws again, this time with their densities

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
 
@@ -38,7 +39,7 @@ def draw_responsibilities(
     fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]
 ) -> Iterator[dict[str, Tensor]]:
     """Posterior of the discrete sites, one dict per draw of the continuous ones."""
-    with fit.scope(), _pyro.validation(False):
+    with fit.scope(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
         for given in draws:
             model = poutine.condition(fit.model, given)

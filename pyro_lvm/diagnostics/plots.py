@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from scipy.stats import gaussian_kde
 
@@ -103,7 +103,7 @@ def density(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> Figure:
             ax.scatter(*plane[mine].T, color=_colour(k), marker=_marker(k), label=label, **style)
         ax.set(xlabel=names[0], ylabel=names[1], title=note)
     if table is not None or rows.shape[1] == 1:
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, columnspacing=1.2)
     return figure
 
 
@@ -197,9 +197,11 @@ def posteriors(fits: Mapping[str, Fit], x: Any, site: str = "loc", columns: Sequ
     entries, wide = _entries(shape, list(draws.values()), axis)
     shown = entries[:MAX_ENTRIES]
     high = -(-len(shown) // wide)
-    figure = _figure(max(2.6 * wide, 4.5), 1.9 * high + 0.9)
+    titles = [_entry_name(entry, shape, axis, names) for entry in shown]
+    each = max(2.6, 0.085 * max(map(len, titles)))
+    figure = _figure(max(each * wide, 4.5), 1.9 * high + 0.9)
     grid = figure.subplots(high, wide, squeeze=False)
-    for ax, entry in zip(grid.flat, shown, strict=False):
+    for ax, entry, title in zip(grid.flat, shown, titles, strict=False):
         for i, (name, values) in enumerate(draws.items()):
             _marginal(ax, values.reshape(len(values), -1)[:, np.ravel_multi_index(entry, shape)], _colour(i), name)
         _bare(ax)
@@ -207,7 +209,7 @@ def posteriors(fits: Mapping[str, Fit], x: Any, site: str = "loc", columns: Sequ
         ax.set_yticks([])
         ax.set_ylim(bottom=0)
         ax.xaxis.set_major_locator(MaxNLocator(4))
-        ax.set_title(_entry_name(entry, shape, axis, names), fontsize=9)
+        ax.set_title(title, fontsize=9)
     for ax in grid.flat[len(shown) :]:
         ax.set_axis_off()
     part = f" (first {len(shown)} of {len(entries)} entries)" if len(shown) < len(entries) else ""
@@ -253,7 +255,7 @@ def losses(fits: Mapping[str, Fit]) -> Figure:
         lengths = [len(curve) for curve in curves.values()]
         if max(lengths) > 8 * min(lengths):
             ax.set_xscale("log")
-            ax.xaxis.set_major_formatter(ScalarFormatter())
+            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.set(
             ylim=(low, high),
             xlabel="epoch",
@@ -325,7 +327,7 @@ def _marker(k: int) -> str:
 
 
 def _share(k: int, mine: NDArray[np.bool_]) -> str:
-    return f"component {k} ({100 * mine.mean():.0f} % of rows)"
+    return f"component {k} ({100 * mine.mean():.0f} %)"
 
 
 def _first(fit: Fit) -> dict[str, torch.Tensor]:

@@ -36,8 +36,10 @@ figure { margin: 1.2rem 0; padding: .6rem; background: #fff; border: 1px solid v
 img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 .wide { overflow-x: auto; margin: 1.2rem 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .9rem .4rem 0; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .4rem .9rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 600; }
+td { min-width: 4rem; }
+th, .number { white-space: nowrap; }
 .number { text-align: right; }
 pre { overflow-x: auto; padding: .9rem 1rem; background: var(--box); border-radius: 8px; font-size: .85rem; }
 @media print { body { max-width: none; padding: 0; } figure, pre, tr { break-inside: avoid; } }

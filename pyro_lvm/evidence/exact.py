@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.enumeration import plate_nesting, row_log_likelihood
+from pyro_lvm.ops.threads import fitting_threads
 
 if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
@@ -54,7 +55,7 @@ def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
     """
     draws = fit.draws if fit.latent else {}
     model: Callable = fit.model
-    with fit.scope(), _pyro.validation(False):
+    with fit.scope(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
         shape = next(iter(draws.values())).shape[:2] if draws else (1, 1)
         rows = [

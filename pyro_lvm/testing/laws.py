@@ -27,6 +27,8 @@ does, and run in a parameter store of their own; plain functions start from thei
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import math
 import re
 import warnings
@@ -124,7 +126,7 @@ def sampler_agrees_with_density(
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> None:
-    """`fit.sample` draws from the density of `fit.log_likelihood`: first two moments of every column, 5 standard errors.
+    """`fit.sample` draws from the density of `fit.log_likelihood`: two moments of every column, to 5 standard errors.
 
     Args:
         fit: Any fit over rows of shape (n, d) that can generate rows.
@@ -222,14 +224,14 @@ def em_never_falls(model: Callable, *args: Any, steps: int = 20, **kwargs: Any) 
         kwargs: The model's keyword arguments.
 
     Raises:
-        AssertionError: A step lowered the log-likelihood, or was undone because it would have: some closed form is wrong.
+        AssertionError: A step lowered the log-likelihood, or was undone for it: some closed form is wrong.
     """
     with _own(model, args, kwargs) as program, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         em = EM(program)
         losses = [em.step(*args, **kwargs) for _ in range(steps)]
         tolerance = 1e-9 if _is_double(program, args, kwargs) else 1e-5
-    for i, (before, after) in enumerate(zip(losses, losses[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(losses)):
         require(
             after <= before + tolerance * abs(before),
             f"em_never_falls: the loss rose from {before:.12g} to {after:.12g} in step {i + 1}.",
@@ -259,22 +261,22 @@ def em_gradient_is_exact(model: Callable, *args: Any, **kwargs: Any) -> None:
         nesting = plate_nesting(program, args, kwargs)
         weights = {n: f.weights for n, f in expect(program, nesting, args, kwargs).factors.items()}
         targets = oracles.parameters(program, *args, **kwargs)
-        names, tensors = list(targets), list(targets.values())
+        tensors = list(targets.values())
         expected = _expected_log_joint(program, nesting, args, kwargs, weights)
-        ours = torch.autograd.grad(expected, tensors, allow_unused=True)
+        ours = _gradients(expected, tensors)
         oracle = oracles.condition_on_states(program, *args, **kwargs)
-        theirs = torch.autograd.grad(oracle.rows.sum() + oracle.shared, tensors, allow_unused=True)
-    for name, tensor, a, b in zip(names, tensors, ours, theirs, strict=True):
-        a, b = (torch.zeros_like(tensor) if g is None else g for g in (a, b))
+        theirs = _gradients(oracle.rows.sum() + oracle.shared, tensors)
+    for name, a, b in zip(targets, ours, theirs, strict=True):
         gap = float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
         require(gap <= 1e-8, f"em_gradient_is_exact: the gradient for '{name}' is off by {gap:.3g} (relative).")
 
 
 def closed_form_is_stationary(model: Callable, *args: Any, **kwargs: Any) -> None:
-    """After an M-step the expected complete log-likelihood is flat in every closed-form parameter, 1e-6 per unit weight.
+    """After an M-step the expected complete log-likelihood is flat in every closed-form parameter.
 
-    Weights stay those of the E-step. Parameters are looked at in the order in which the M-step updates them, each
-    after its own update and those before it, since a location and a scale may be maximised in turn.
+    The slope is at most 1e-6 per unit of posterior weight. Weights stay those of the E-step. Parameters are looked at
+    in the order in which the M-step updates them, each after its own update and those before it, since a location and
+    a scale may be maximised in turn.
 
     Args:
         model: Any program in float64 with a closed-form M-step whose maximum lies inside the parameters' constraints.
@@ -301,7 +303,7 @@ def closed_form_is_stationary(model: Callable, *args: Any, **kwargs: Any) -> Non
             target = targets[entry.name]
             target.data.copy_(new[entry.name])
             expected = _expected_log_joint(program, nesting, args, kwargs, weights)
-            (gradient,) = torch.autograd.grad(expected, target)
+            (gradient,) = _gradients(expected, [target])
             total = float(sum(weights[site].sum() for site in entry.sites))
             slope = float(gradient.abs().max()) / total
             require(
@@ -373,10 +375,12 @@ def bound_is_below_evidence(fit: Fit, rows: Any, *, num_bounds: int = 100, num_d
     """
     arguments = fit.arguments(rows)
     args, kwargs = arguments.args, arguments.kwargs
-    require(fit.guide is not None, "bound_is_below_evidence: expected a fit with a guide.")
+    guide = fit.guide
+    if guide is None:
+        raise AssertionError("bound_is_below_evidence: expected a fit with a guide.")
     with _seeded(seed), fit.scope():
         bounds = torch.tensor([-fit.inference.loss(*args, **kwargs) for _ in range(num_bounds)]).double()
-        ratios = oracles.log_evidence_ratios(fit.model, fit.guide, num_draws, *args, **kwargs).double()
+        ratios = oracles.log_evidence_ratios(fit.model, guide, num_draws, *args, **kwargs).double()
     top = ratios.max()
     weight, weight_error = _mean_and_error((ratios - top).exp())
     evidence = float(top) + math.log(weight)
@@ -407,6 +411,8 @@ def save_load_is_exact(
     Raises:
         AssertionError: Something differs; the message names it.
     """
+    for name, value in {**fit.params, **fit.draws}.items():
+        require(not value.requires_grad, f"save_load_is_exact: '{name}' is still part of an autograd graph.")
     fit.save(folder)
     loaded = training.load(folder, model=model, guide=guide)
     _same("save_load_is_exact", "parameters", fit.params, loaded.params)
@@ -601,7 +607,7 @@ or "components": at "fit", by a model of three components); and what the message
 def rejects_bad_rows(
     make_model: Callable[..., Callable], rows: Float[Tensor, "n d"], *, skip: tuple[str, ...] = (), **options: Any
 ) -> None:
-    """Rubbish is turned away at the door with a ValueError (TypeError for a wrong kind) of one line that names the problem.
+    """Rubbish is turned away with a ValueError (TypeError for a wrong kind) of one line that names the problem.
 
     Every kind in `BAD_ROWS` is tried on `lvm.fit`, and on `fit.score` of a model fitted to the good rows.
 
@@ -622,12 +628,12 @@ def rejects_bad_rows(
             continue
         bad = spoil(rows)
         if doors in ("fit", "both"):
-            _rejects(f"fit of {kind}", pattern, lambda bad=bad: training.fit(make_model(), bad, **options))
+            _rejects(f"fit of {kind}", pattern, functools.partial(training.fit, make_model(), bad, **options))
         if doors == "components":
             model = make_model(num_components=3)
-            _rejects(f"fit of {kind}", pattern, lambda bad=bad, model=model: training.fit(model, bad, **options))
+            _rejects(f"fit of {kind}", pattern, functools.partial(training.fit, model, bad, **options))
         if doors in ("score", "both"):
-            _rejects(f"score of {kind}", pattern, lambda bad=bad: good.score(bad))
+            _rejects(f"score of {kind}", pattern, functools.partial(good.score, bad))
 
 
 def _rejects(what: str, pattern: str, attempt: Callable[[], Any]) -> None:
@@ -672,6 +678,14 @@ def _own(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Iterator[Calla
         yield program
 
 
+def _gradients(value: Tensor, targets: list[Tensor]) -> list[Tensor]:
+    """Gradients of a scalar, zero where it does not depend on a target."""
+    if not value.requires_grad:
+        return [torch.zeros_like(target) for target in targets]
+    found = torch.autograd.grad(value, targets, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(targets, found, strict=True)]
+
+
 def _is_double(program: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
     return all(t.dtype == torch.float64 for t in oracles.parameters(program, *args, **kwargs).values())
 
@@ -680,6 +694,9 @@ def _same(law: str, what: str, before: Mapping[str, Tensor], after: Mapping[str,
     require(before.keys() == after.keys(), f"{law}: {what} were {sorted(before)} and are {sorted(after)}.")
     for name, a in before.items():
         b = after[name]
-        equal = a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
-        gap = f"{float((a.double() - b.double()).abs().max()):.3g}" if a.shape == b.shape else "another shape"
-        require(equal, f"{law}: {what} are not bit-identical; '{name}' differs by {gap}.")
+        if a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b):
+            continue
+        gap = "another shape"
+        if a.shape == b.shape:
+            gap = f"{float((a.detach().double() - b.detach().double()).abs().max()):.3g}"
+        require(False, f"{law}: {what} are not bit-identical; '{name}' differs by {gap}.")

@@ -12,6 +12,7 @@ from pyro import poutine
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.mcmc import MCMC
+from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import Inference, Sampler
 from pyro_lvm.training.callbacks import Callback, Checkpoint, EarlyStopping, Progress
 from pyro_lvm.training.choices import choose_guide, choose_inference, restart_loss
@@ -189,7 +190,7 @@ def train(
     result.remember(arguments)
     inference = result.inference
     rows = arguments.num_rows
-    with torch.random.fork_rng(), result.scope():
+    with torch.random.fork_rng(), result.scope(), fitting_threads(arguments.main.numel()):
         torch.set_rng_state(result.rng_state)
         if isinstance(inference, Sampler):
             _sample(result, inference, arguments, progress, label)

@@ -109,7 +109,7 @@ class Case:
         inference = {
             "em": lvm.infer.EM(),
             "svi": lvm.infer.SVI(learning_rate=0.02),
-            "mcmc": lvm.infer.MCMC(num_samples=10, warmup_steps=10, num_chains=2, max_tree_depth=3),
+            "mcmc": lvm.infer.MCMC(num_samples=5, warmup_steps=5, num_chains=2, max_tree_depth=3),
         }[self.inference]
         return {"inference": inference, "guide": self.guide}
 
@@ -226,7 +226,7 @@ def test_dtype_is_kept(program, inference):
 
 @pytest.mark.parametrize("options", [{}, {"priors": True, "guide": "map"}], ids=["point", "map"])
 @pytest.mark.parametrize(
-    "entry, variant",
+    ("entry", "variant"),
     [(entry, variant) for entry in lvm.CATALOG.values() for variant in entry.variants],
     ids=[f"{entry.name}-{variant}" for entry in lvm.CATALOG.values() for variant in entry.variants],
 )

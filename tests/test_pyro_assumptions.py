@@ -1,0 +1,58 @@
+"""What `pyro_lvm/_pyro.py` relies on in Pyro, checked one by one."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam
+
+from pyro_lvm import _pyro
+
+
+def test_packed_tensors_carry_their_dimensions():
+    def model():
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z.float(), 1.0), obs=torch.zeros(3))
+
+    trace = _pyro.enumerated_trace(model, 1, (), {})
+    site = trace.nodes["x"]
+    packed = _pyro.pack(torch.zeros(2, 3), site)
+    assert set(_pyro.dims_of(packed)) == {trace.plate_to_symbol["data"], trace.nodes["z"]["infer"]["_enumerate_symbol"]}
+    assert _pyro.plate_symbols(trace, site) == {trace.plate_to_symbol["data"]}
+
+
+def test_a_parameter_of_a_module_sends_a_message_when_parameters_are_local():
+    class Module(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.a = PyroParam(torch.tensor(1.0))
+
+        def forward(self):
+            return self.a
+
+    module = Module()
+    _pyro.localise(module)
+    with _pyro.module_local_store({"params": {}, "constraints": {}}):
+        trace = pyro.poutine.trace(module).get_trace()
+    assert "a" in trace.nodes
+    assert "a" not in pyro.get_param_store()
+
+
+def test_copying_an_autoguide_leaves_the_original_whole():
+    def model():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+
+    guide = AutoNormal(model)
+    _, twin = _pyro.copy_programs(model, guide)
+    with pyro.get_param_store().scope():
+        assert "a" in guide()
+        assert "a" in twin()
+
+
+def test_validation_is_restored():
+    before = pyro.settings.get("validate_infer")
+    with pytest.raises(RuntimeError), _pyro.validation(not before):
+        raise RuntimeError
+    assert pyro.settings.get("validate_infer") == before
