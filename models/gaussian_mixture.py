@@ -109,9 +109,7 @@ class GaussianMixture(LatentVariableModel):
             "priors": self.priors,
         }
 
-    def forward(
-        self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None
-    ) -> Float[Tensor, "n d"]:
+    def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
         """Run the program.
 
         Args:
@@ -189,9 +187,7 @@ class GaussianMixture(LatentVariableModel):
         within = (within + d * share) / (count + d)[:, None, None]
         self._declare(x, within, loc, (count + 1) / (n + self.num_components))
 
-    def _declare(
-        self, x: Tensor, within: Tensor, loc: Tensor | None = None, weights: Tensor | None = None
-    ) -> None:
+    def _declare(self, x: Tensor, within: Tensor, loc: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Create the three parameters at the given start, with the priors that the data's scale suggests."""
         k, d = len(within), x.shape[1]
         weights = torch.full((k,), 1 / k).to(within) if weights is None else weights
@@ -223,9 +219,7 @@ class GaussianMixture(LatentVariableModel):
         spread, k = self.prior_spread, self.num_components
         d = len(spread)
         if self.covariance_type == "full":
-            return (
-                InverseWishart(torch.tensor(d + 2.0).to(spread), spread.diag_embed()).expand([k]).to_event(1)
-            )
+            return InverseWishart(torch.tensor(d + 2.0).to(spread), spread.diag_embed()).expand([k]).to_event(1)
         if self.covariance_type == "tied":
             return InverseWishart(torch.tensor(d + 2.0).to(spread), spread.diag_embed())
         half = torch.tensor(0.5).to(spread)

@@ -21,9 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DataOption = Annotated[
-    str, typer.Option("--data", help="A .csv, .npy, .npz or .parquet file, or e.g. 'faithful'.")
-]
+DataOption = Annotated[str, typer.Option("--data", help="A .csv, .npy, .npz or .parquet file, or e.g. 'faithful'.")]
 Folder = Annotated[Path, typer.Argument(help="A folder written by `pyro-lvm fit`.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write a .csv here instead of printing.")]
 
@@ -35,6 +33,7 @@ def _one_line(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("default")
                 warnings.showwarning = _show_warning
                 command(*args, **kwargs)
         except (ValueError, TypeError, OSError) as error:
@@ -56,12 +55,8 @@ def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
 @app.command()
 @_one_line
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where to write fits, pictures and report.html.")] = Path(
-        "demo"
-    ),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few steps: shows that it runs, not what it finds.")
-    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Where to write fits, pictures and report.html.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Few steps: shows that it runs, not what it finds.")] = False,
 ) -> None:
     """Fit Old Faithful by EM, SVI and NUTS, compare the posteriors, and write a report."""
     from pyro_lvm.demo import run
@@ -91,9 +86,7 @@ def fit(
     model: Annotated[str, typer.Argument(help="A name that `pyro-lvm list` prints.")],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for the fit.")],
-    inference: Annotated[
-        str | None, typer.Option(help="em, svi or mcmc; by default the model's own.")
-    ] = None,
+    inference: Annotated[str | None, typer.Option(help="em, svi or mcmc; by default the model's own.")] = None,
     guide: Annotated[str | None, typer.Option(help="For svi: normal, multivariate-normal or map.")] = None,
     settings: Annotated[
         list[str] | None,

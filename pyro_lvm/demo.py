@@ -1,4 +1,4 @@
-"""The main job on real data: declare a mixture of Old Faithful's eruptions, swap the inference, compare the posteriors."""
+"""The main job on real data: declare Old Faithful's eruptions, swap the inference, compare the posteriors."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def eruptions(x: Tensor) -> None:
     """Two kinds of eruption, in plain Pyro: each row is (duration, waiting time) in minutes."""
     weights = pyro.param("weights", torch.tensor([0.5, 0.5]).to(x), constraint=constraints.simplex)
     loc = pyro.param("loc", lambda: x[[0, 1]].clone())
-    covariance = pyro.param(
-        "covariance", lambda: x.T.cov().repeat(2, 1, 1), constraint=constraints.positive_definite
-    )
+    covariance = pyro.param("covariance", lambda: x.T.cov().repeat(2, 1, 1), constraint=constraints.positive_definite)
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
         pyro.sample("x", dist.MultivariateNormal(loc[z], covariance_matrix=covariance[z]), obs=x)
@@ -78,9 +76,7 @@ def run(out: Path, *, quick: bool = False) -> dict[str, lvm.Fit]:
         fit.columns = data.columns
         fit.save(out / "fits" / name)
     _report(out, fits, train, plan, summaries, ranking, total)
-    print(
-        f"Written to {out}: report.html, fits/, pictures/, posteriors/  ({time.perf_counter() - started:.0f} s)"
-    )
+    print(f"Written to {out}: report.html, fits/, pictures/, posteriors/  ({time.perf_counter() - started:.0f} s)")
     return fits
 
 
@@ -110,9 +106,7 @@ def _fit_all(train: Tensor, quick: bool) -> tuple[dict[str, lvm.Fit], Any]:
     return fits, plan
 
 
-def _summaries(
-    fits: dict[str, lvm.Fit], train: Tensor, columns: tuple[str, ...], out: Path
-) -> dict[str, Any]:
+def _summaries(fits: dict[str, lvm.Fit], train: Tensor, columns: tuple[str, ...], out: Path) -> dict[str, Any]:
     """ArviZ's summary of every posterior; each is written as a netCDF file on the way."""
     folder = out / "posteriors"
     folder.mkdir(exist_ok=True)
@@ -151,9 +145,7 @@ def _report(
         figure.savefig(out / "pictures" / f"{name}.png")
     declared = inspect.getsource(eruptions)
     sections = [
-        Section(
-            "The program", "A mixture of two normals, declared with Pyro's own primitives.", code=declared
-        ),
+        Section("The program", "A mixture of two normals, declared with Pyro's own primitives.", code=declared),
         Section(
             "The plan",
             "EM reads off the program how each parameter is to be learned.",
@@ -164,9 +156,7 @@ def _report(
             f"Posterior predictive density by NUTS. On all 272 rows, EM from ten starts reaches {total:.4f} nats.",
             figure=pictures["density"],
         ),
-        Section(
-            "Which kind?", "Posterior probability of each kind, by EM.", figure=pictures["responsibilities"]
-        ),
+        Section("Which kind?", "Posterior probability of each kind, by EM.", figure=pictures["responsibilities"]),
         Section("The posteriors", "One program, four inferences.", figure=pictures["posteriors"]),
         *(Section(f"Summary: {name}", table=table) for name, table in summaries.items()),
         Section(

@@ -99,9 +99,7 @@ class LatentVariableModel(PyroModule):
         """The constructor's arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
-    def declare(
-        self, name: str, start: Tensor, constraint: constraints.Constraint, prior: Any | None = None
-    ) -> None:
+    def declare(self, name: str, start: Tensor, constraint: constraints.Constraint, prior: Any | None = None) -> None:
         """A parameter that starts at `start`: learned as a point, or, with a prior, inferred.
 
         Args:

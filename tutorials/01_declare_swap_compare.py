@@ -85,7 +85,7 @@ nuts = lvm.fit(bayesian, train, inference=sampler, seed=0)
 # Labels are aligned across draws and fits: component 0 is the short kind everywhere.
 
 # %%
-import arviz as az  # noqa: E402
+import arviz as az
 
 data = nuts.to_arviz(train)
 print(az.summary(data, var_names=["loc"], kind="stats"))

@@ -40,9 +40,7 @@ def read_table(source: str) -> pd.DataFrame:
         return reader(path)
     except (ValueError, OSError, KeyError, EOFError, pd.errors.ParserError, ImportError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"data: '{source}' is not a table of numbers that can be read ({reason})."
-        ) from error
+        raise ValueError(f"data: '{source}' is not a table of numbers that can be read ({reason}).") from error
 
 
 def _csv(path: Path) -> pd.DataFrame:

@@ -18,8 +18,7 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.labels import align
 from pyro_lvm.diagnostics.psis import pareto_k
-from pyro_lvm.evidence.exact import nesting, pointwise
-from pyro_lvm.infer.enumeration import trace_factors
+from pyro_lvm.evidence.exact import pointwise
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.training.data import Arguments
 
@@ -86,11 +85,7 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
     attrs: dict[str, Any] = {
         "inference_library": "pyro_lvm",
         "inference": type(fit.inference).__name__,
-        "kind": "draws"
-        if fit.sampled
-        else "independent draws of a guide"
-        if fit.guide is not None
-        else "one point",
+        "kind": "draws" if fit.sampled else "independent draws of a guide" if fit.guide is not None else "one point",
     }
     if fit.guide is not None:
         attrs["guide"] = type(fit.guide).__name__
@@ -122,20 +117,14 @@ def _numpy(tensor: Tensor) -> NDArray[Any]:
 
 def _importance_ratios(fit: Fit, arguments: Arguments, likelihood: Tensor) -> NDArray[np.float64]:
     """Log p(x, theta) - log q(theta) of the guide's draws, all in the model's space."""
-    ratios = []
-    prototype = fit.prototype()
+    priors = []
     with fit.scope(), torch.no_grad(), torch.random.fork_rng(), _pyro.validation(False), fitting_threads(0):
-        few = arguments.rows(slice(0, 1))
-        depth = nesting(fit, few)
-        torch.manual_seed(fit.seed)  # the same draws again, this time with their densities
         for s in range(likelihood.shape[1]):
-            guide = poutine.trace(fit.guide).get_trace(*prototype.args, **prototype.kwargs)
-            log_q = guide.log_prob_sum()
-            given = {name: guide.nodes[name]["value"] for name in fit.draws}
-            _, factors = trace_factors(poutine.condition(fit.model, given), depth, few.args, few.kwargs)
-            log_prior = torch.stack([f.log_density.sum() for f in factors.values() if f.name in given]).sum()
-            ratios.append(float(likelihood[0, s].double().sum() + log_prior - log_q))
-    return np.array(ratios)
+            given = {name: values[0, s] for name, values in fit.draws.items()}
+            trace = _pyro.plain_trace(poutine.condition(fit.model, given), arguments.args, arguments.kwargs)
+            priors.append(torch.as_tensor(trace.log_prob_sum(lambda name, _: name in fit.draws)))
+    log_joint = likelihood[0].double().sum(-1) + torch.stack(priors).double()
+    return _numpy(log_joint - fit.guide_log_density.double())
 
 
 def _name_dims(groups: Groups, fit: Fit) -> None:
@@ -150,9 +139,7 @@ def _name_dims(groups: Groups, fit: Fit) -> None:
         names = list(names) if len(shape) == len(names) else _shorter(names, shape, groups)
         groups.dims[name] = names
         for axis, size in zip(names, shape, strict=True):
-            labels = (
-                columns if columns and axis.startswith("dimension") and len(columns) == size else range(size)
-            )
+            labels = columns if columns and axis.startswith("dimension") and len(columns) == size else range(size)
             groups.coords.setdefault(axis, list(labels))
     for name, values in groups.observed_data.items():
         rows = f"{name}_row"

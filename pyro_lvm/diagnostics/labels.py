@@ -24,6 +24,9 @@ from pyro_lvm.training.data import Arguments
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
+# A program may fix the size of its plate, so it is probed on all rows unless there are very many.
+MANY_ROWS = 10_000
+
 __all__ = ["align", "component_axes", "permutations"]
 
 
@@ -57,7 +60,7 @@ def permutations(
     return order
 
 
-def align(fit: Fit, arguments: Arguments, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+def align(fit: Fit, arguments: Arguments, draws: dict[str, Tensor], *, across_fits: bool = False) -> dict[str, Tensor]:
     """Draws with the components of every mixture parameter in one common order.
 
     Left as they are for models with no, or more than one, discrete site per row.
@@ -66,21 +69,18 @@ def align(fit: Fit, arguments: Arguments, draws: dict[str, Tensor]) -> dict[str,
         fit: The fit that the draws belong to.
         arguments: Rows by which components are recognised.
         draws: Values of shape (chains, draws, ...).
+        across_fits: Order components by their centre of mass along the data's first column, alike for all fits;
+            else as the fit's own `predict` numbers them.
     """
     axes, states = component_axes(fit, arguments, {name: v[0, 0] for name, v in draws.items()})
     if not axes:
         return draws
     shape = next(iter(draws.values())).shape[:2]
-    flat = [
-        {name: values[c, s] for name, values in draws.items()}
-        for c in range(shape[0])
-        for s in range(shape[1])
-    ]
+    flat = [{name: values[c, s] for name, values in draws.items()} for c in range(shape[0]) for s in range(shape[1])]
     tables = draw_responsibilities(fit, arguments, flat if fit.latent else [{}])
     table = torch.stack([next(iter(t.values())).reshape(-1, states) for t in tables])
-    order = permutations(
-        table, arguments.main.reshape(len(table[0]), -1) if len(arguments.main) == len(table[0]) else None
-    )
+    rows = arguments.main.reshape(arguments.num_rows, -1)
+    order = permutations(table, rows if across_fits and len(rows) == table.shape[1] else None)
     out = {}
     for name, values in draws.items():
         flattened = values.flatten(0, 1)
@@ -104,13 +104,11 @@ def component_axes(fit: Fit, arguments: Arguments, values: dict[str, Tensor]) ->
         Axis by name, and the number of states; nothing if the model has not exactly one discrete site per row.
     """
     with fit.scope(), torch.enable_grad(), _pyro.validation(False):
-        leaves = {
-            name: v.detach().clone().requires_grad_() for name, v in values.items() if v.is_floating_point()
-        }
+        leaves = {name: v.detach().clone().requires_grad_() for name, v in values.items() if v.is_floating_point()}
         model: Callable = (
             poutine.substitute(fit.model, leaves) if not fit.latent else poutine.condition(fit.model, leaves)
         )
-        few = arguments.rows(slice(0, 8))
+        few = arguments.rows(slice(0, 8)) if arguments.num_rows > MANY_ROWS else arguments
         _, factors = trace_factors(model, nesting(fit, few), few.args, few.kwargs, differentiable=True)
         latent = [f for f in factors.values() if f.enumerated]
         if len(latent) != 1:

@@ -73,9 +73,7 @@ def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     return _discrete(fit, arguments, {}, temperature=0)
 
 
-def _discrete(
-    fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperature: int
-) -> dict[str, Tensor]:
+def _discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperature: int) -> dict[str, Tensor]:
     with fit.scope(), _pyro.validation(False), torch.no_grad():
         depth = nesting(fit, arguments)
         model = config_enumerate(poutine.condition(fit.model, given))

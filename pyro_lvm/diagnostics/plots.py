@@ -188,7 +188,7 @@ def posteriors(fits: Mapping[str, Fit], x: Any, site: str = "loc", columns: Sequ
         arguments = fit.arguments(x)
         names = names or _names("posteriors", fit, arguments, columns)
         axis = component_axes(fit, arguments, _first(fit))[0].get(site) if axis is None else axis
-        draws[name] = align(fit, arguments, fit.draws)[site].flatten(0, 1).double().cpu().numpy()
+        draws[name] = align(fit, arguments, fit.draws, across_fits=True)[site].flatten(0, 1).double().cpu().numpy()
     shapes = {values.shape[1:] for values in draws.values()}
     if len(shapes) > 1:
         listed = " and ".join(map(str, sorted(shapes)))

@@ -36,9 +36,7 @@ def pareto_k(log_ratios: NDArray[np.floating]) -> float:
     # Zhang and Stephens: average over a grid of 1 / (upper end), weighted by profile likelihood
     points = 30 + int(np.sqrt(tail))
     quartile = excess[int(tail / 4 + 0.5) - 1]
-    grid = 1 / excess[-1] + (1 - np.sqrt(points / (np.arange(1, points + 1) - 0.5))) / (
-        3 * max(quartile, 1e-300)
-    )
+    grid = 1 / excess[-1] + (1 - np.sqrt(points / (np.arange(1, points + 1) - 0.5))) / (3 * max(quartile, 1e-300))
     shape = np.log1p(-grid[:, None] * excess).mean(1)
     profile = tail * (np.log(-(grid / shape)) - shape - 1)
     weights = 1 / np.exp(profile - profile[:, None]).sum(1)

@@ -120,17 +120,13 @@ class InverseWishart(TorchDistribution):
         self.df = df.expand(batch)
         self.scale = scale.expand(*batch, d, d)
         if validate_args is not False and not bool((df > d - 1).all()):
-            raise ValueError(
-                f"InverseWishart: expected df > {d - 1} for {d} x {d} matrices; got {df.min().item()}."
-            )
+            raise ValueError(f"InverseWishart: expected df > {d - 1} for {d} x {d} matrices; got {df.min().item()}.")
         super().__init__(batch, torch.Size((d, d)), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> InverseWishart:
         """The same law over a larger batch."""
         batch = torch.Size(batch_shape)
-        return InverseWishart(
-            self.df.expand(batch), self.scale.expand(*batch, *self.event_shape), validate_args=False
-        )
+        return InverseWishart(self.df.expand(batch), self.scale.expand(*batch, *self.event_shape), validate_args=False)
 
     @property
     def mean(self) -> Tensor:
@@ -151,9 +147,7 @@ class InverseWishart(TorchDistribution):
         scale_factor = torch.linalg.cholesky(self.scale)
         factor = torch.linalg.cholesky(value)
         batch = torch.broadcast_shapes(factor.shape, scale_factor.shape)
-        whitened = torch.linalg.solve_triangular(
-            factor.expand(batch), scale_factor.expand(batch), upper=False
-        )
+        whitened = torch.linalg.solve_triangular(factor.expand(batch), scale_factor.expand(batch), upper=False)
         log_scale = scale_factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_value = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         half = 0.5 * self.df

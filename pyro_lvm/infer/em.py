@@ -48,7 +48,8 @@ class EM:
         ...     probs = pyro.param("probs", torch.tensor([0.3, 0.6]), constraint=dist.constraints.unit_interval)
         ...     with pyro.plate("data", len(x)):
         ...         z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        ...         pyro.sample("x", dist.Bernoulli(probs[z].unsqueeze(-1)).expand([1, 10]).to_event(1), obs=x)
+        ...         each = probs[z].unsqueeze(-1).expand(*z.shape, 10)
+        ...         pyro.sample("x", dist.Bernoulli(each).to_event(1), obs=x)
         >>> x = torch.tensor([[1.0] * 9 + [0.0], [0.0] * 8 + [1.0] * 2, [1.0] * 8 + [0.0] * 2])
         >>> with pyro.get_param_store().scope():
         ...     em = lvm.infer.EM(coins)

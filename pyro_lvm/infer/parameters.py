@@ -46,8 +46,8 @@ class Parameters(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         name, value = msg["name"], msg["value"]
-        if name in self.found or value is None:
-            return
+        if name in self.found or not (hasattr(value, "unconstrained") or isinstance(value, torch.nn.Parameter)):
+            return  # a raw constant: the message of a `PyroParam` that is being assigned, not read
         unconstrained = value.unconstrained() if hasattr(value, "unconstrained") else value
         if self.leaves and not value.is_leaf:
             value = value.detach().requires_grad_()

@@ -194,9 +194,7 @@ def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tens
     unwrapped_batch = unwrap(factor.fn, factor.weights)[0].batch_shape
     for view in argument.views:
         with torch.enable_grad():
-            blocks = find_blocks(
-                view.encode(tensor), parameter.value, argument.event_dim, view.normalised, view.matrix
-            )
+            blocks = find_blocks(view.encode(tensor), parameter.value, argument.event_dim, view.normalised, view.matrix)
         if isinstance(blocks, Blocks):
             batch, inner = blocks.batch, len(unwrapped_batch) - len(factor.fn.batch_shape)
             plates = [f.dim - inner for f in factor.site["cond_indep_stack"] if f.vectorized]

@@ -41,9 +41,7 @@ class Cells:
     order: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls, batch: torch.Size, value: Tensor, event_dim: int, *parameters: tuple[Tensor, int]
-    ) -> Cells | None:
+    def of(cls, batch: torch.Size, value: Tensor, event_dim: int, *parameters: tuple[Tensor, int]) -> Cells | None:
         """Split a batch shape, or return None where value and parameters vary along the same dimension."""
         value_batch = value.shape[: value.dim() - event_dim]
         batch = torch.broadcast_shapes(batch, value_batch)
@@ -66,9 +64,7 @@ class Cells:
             .reshape(num_cells, *p.shape[ndim:])
             for p in padded
         )
-        rows = value.permute(*row_dims, *cell_dims, *range(ndim, value.dim())).reshape(
-            -1, *value.shape[ndim:]
-        )
+        rows = value.permute(*row_dims, *cell_dims, *range(ndim, value.dim())).reshape(-1, *value.shape[ndim:])
         return cls(rows, flat, num_cells, torch.Size(batch), (*cell_dims, *row_dims))
 
     def unflatten(self, table: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def kmeans(x: Float[Tensor, "n d"], num_clusters: int, iterations: int = 10) -> 
         iterations: Lloyd iterations.
 
     Returns:
-        Cluster numbers in [0, num_clusters), shape (n,).
+        Cluster numbers in [0, num_clusters), shape (n,), in order of the centres' first column.
 
     References:
         D. Arthur, S. Vassilvitskii (2007), k-means++: the advantages of careful seeding, SODA.
@@ -40,6 +40,7 @@ def kmeans(x: Float[Tensor, "n d"], num_clusters: int, iterations: int = 10) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster is a fair start
         centres, _ = kmeans2(sample, num_clusters, iter=iterations, minit="++", rng=generator)
+    centres = centres[np.lexsort(centres.T[::-1])]
     assignment = np.concatenate(
         [
             (-2 * block @ centres.T + (centres**2).sum(-1)).argmin(-1)

@@ -16,7 +16,9 @@ BLOCK_NUMBERS = 1 << 19
 def second_moment(
     value: Tensor, weights: Tensor, full: torch.Size, cells: torch.Size, centre: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of w, w (x - c) and w (x - c)(x - c)' over the rows of every cell, in float64, never forming (cells, rows, d).
+    """Sums of w, w (x - c) and w (x - c)(x - c)' over the rows of every cell, in float64.
+
+    Never forms (cells, rows, d).
 
     Args:
         value: Shape batch + (d,).

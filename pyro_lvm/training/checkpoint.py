@@ -225,8 +225,7 @@ def _restore(fit: Fit, state: dict[str, Any]) -> None:
     missing = saved.keys() - _put(fit, saved)
     if missing:
         raise ValueError(
-            f"load: the model or guide does not have {', '.join(sorted(missing)[:3])}. "
-            "Pass the ones that were fitted."
+            f"load: the model or guide does not have {', '.join(sorted(missing)[:3])}. Pass the ones that were fitted."
         )
 
 

@@ -172,7 +172,7 @@ def _tensor(value: Any, name: str) -> Tensor:
         array = array.astype(np.float64)
     if array.dtype.kind == "u" and array.dtype != np.uint8:
         array = array.astype(np.int64)
-    return torch.from_numpy(np.ascontiguousarray(array).copy())
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def _kind(array: np.ndarray) -> str:

@@ -41,6 +41,7 @@ class Fit:
         restarts: Seed, loss, epochs and convergence of every restart.
         seed: The seed that reproduces this fit.
         columns: Column names of the training data, if it had any.
+        guide_log_density: Log-density of each draw of the guide, nats; there once `draws` has been read.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Fit:
         self.stopped = ""
         self.restarts: list[dict[str, Any]] = []
         self.seen = torch.empty(0, dtype=torch.long)
+        self.guide_log_density = torch.empty(0)
         self._draws: dict[str, Tensor] | None = None
         self.sampled = False
 
@@ -120,6 +122,7 @@ class Fit:
     def _guide_draws(self) -> dict[str, Tensor]:
         arguments = self.prototype()
         collected: list[dict[str, Tensor]] = []
+        densities: list[Tensor] = []
         with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
             torch.manual_seed(self.seed)
             while len(collected) < GUIDE_DRAWS:
@@ -131,9 +134,11 @@ class Fit:
                             f"Fit: site '{name}' is a continuous latent of every row, which needs importance "
                             "weighting over rows; this version scores guides over shared sites only."
                         )
-                collected.append({name: site["value"] for name, site in sites.items()})
+                collected.append({name: site["value"].detach() for name, site in sites.items()})
+                densities.append(torch.as_tensor(trace.log_prob_sum()))
                 if all(_is_delta(trace.nodes[name]["fn"]) for name in trace.stochastic_nodes):
                     break
+        self.guide_log_density = torch.stack(densities)
         return {name: torch.stack([c[name] for c in collected])[None] for name in collected[0]}
 
     # Using it

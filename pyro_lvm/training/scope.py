@@ -17,13 +17,24 @@ __all__ = ["Scope"]
 
 
 class _Borrowed(Messenger):
-    """Networks that a plain function closes over: their values outside this scope, and inside it."""
+    """What a plain function closes over: networks, with their values outside this scope and inside it, and starts.
+
+    A tensor passed as the start of `pyro.param` is copied, lest training write to the user's own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.parameters: dict[str, Tensor] = {}
         self.outside: dict[str, Tensor] = {}
         self.inside: dict[str, Tensor] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) > 1 and msg["name"] not in pyro.get_param_store():
+            name, start = msg["args"]
+            if isinstance(start, Tensor) and not isinstance(start, torch.nn.Parameter):
+                msg["args"] = (name, start.detach().clone())
+            elif callable(start):
+                msg["args"] = (name, lambda: start().detach().clone())
 
     def _pyro_post_param(self, msg: Any) -> None:
         name, value = msg["name"], msg["value"]

@@ -26,7 +26,9 @@ def fit(faithful):
 
 def test_a_new_process_computes_the_same_bits(fit, faithful, tmp_path):
     fit.save(tmp_path / "fit")
-    torch.save({"x": faithful, "ll": fit.log_likelihood(faithful), "z": fit.predict(faithful)}, tmp_path / "expected.pt")
+    torch.save(
+        {"x": faithful, "ll": fit.log_likelihood(faithful), "z": fit.predict(faithful)}, tmp_path / "expected.pt"
+    )
     program = (
         "import sys, torch, pyro_lvm as lvm\n"
         "fit, e = lvm.load(sys.argv[1] + '/fit'), torch.load(sys.argv[1] + '/expected.pt', weights_only=True)\n"
