@@ -19,7 +19,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent.parent
 
 # Runs under the other Python: loads the one class it needs from the source file, without torch or Pyro.
-CHECK = '''
+CHECK = """
 import ast, json, sys, warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +50,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     print(az.compare({k: trees[k] for k in ("svi", "nuts")}).iloc[:, :4])
 print("ok")
-'''
+"""
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.infer.enumeration import plate_nesting, row_log_likelihood
+from pyro_lvm.infer.enumeration import row_log_likelihood
+from pyro_lvm.infer.structure import plate_nesting
 from pyro_lvm.ops.threads import fitting_threads
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
 
 def nesting(fit: Fit, arguments: Arguments) -> int:
     """Batch dimensions that the model's plates use."""
-    with torch.random.fork_rng():
-        return plate_nesting(fit.model, arguments.args, arguments.kwargs)
+    return plate_nesting(fit.model, arguments.args, arguments.kwargs)
 
 
 def log_likelihood(fit: Fit, arguments: Arguments) -> Evidence:

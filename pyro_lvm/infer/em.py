@@ -17,12 +17,12 @@ from torch import Tensor
 from pyro_lvm.infer.enumeration import (
     Expectation,
     expect,
-    plate_nesting,
     trace_factors,
 )
 from pyro_lvm.infer.maximise import maximise
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.plan import Plan, make_plan, refresh
+from pyro_lvm.infer.structure import plate_nesting
 
 __all__ = ["EM"]
 

@@ -38,7 +38,6 @@ __all__ = [
     "Parameter",
     "Parameters",
     "expect",
-    "plate_nesting",
     "row_log_likelihood",
 ]
 
@@ -88,19 +87,6 @@ class Expectation:
     def marginals(self) -> dict[str, Tensor]:
         """Posterior of every enumerated site, with its states along a new last axis after its plates."""
         return {name: _states_last(factor) for name, factor in self.factors.items() if factor.enumerated}
-
-
-def plate_nesting(model: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
-    """The number of batch dimensions that plates use, found by one run without enumeration."""
-    trace = _pyro.plain_trace(model, args, kwargs)
-    dims = [
-        frame.dim
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    ]
-    return -min(dims) if dims else 0
 
 
 def trace_factors(
@@ -177,7 +163,7 @@ def expect(model: Callable, max_plate_nesting: int, args: tuple, kwargs: dict[st
 
     Args:
         model: Any Pyro program whose latent sites are all enumerable.
-        max_plate_nesting: Batch dimensions reserved for plates (see `plate_nesting`).
+        max_plate_nesting: Batch dimensions reserved for plates (see `pyro_lvm.infer.structure`).
         args: The model's arguments.
         kwargs: The model's keyword arguments.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.starting_values import StartingValues
-from pyro_lvm.infer.enumeration import plate_nesting
+from pyro_lvm.infer.structure import plate_nesting, structure
 
 __all__ = ["MCMC"]
 
@@ -89,7 +89,7 @@ class MCMC:
             raise ValueError("MCMC: expected a model. Pass one: MCMC(model), or lvm.fit(model, x, inference='mcmc').")
         model = config_enumerate(self.model)
         nesting = plate_nesting(model, args, kwargs)
-        trace = _pyro.plain_trace(model, args, kwargs)
+        trace = structure(model, args, kwargs)
         if not any(not trace.nodes[n]["infer"].get("enumerate") for n in trace.stochastic_nodes):
             raise ValueError(
                 "MCMC: expected a model with continuous latent sites; its parameters are points. "

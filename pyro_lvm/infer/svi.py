@@ -13,9 +13,9 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.infer.enumeration import plate_nesting
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameters
+from pyro_lvm.infer.structure import plate_nesting, structure
 
 __all__ = ["SVI", "no_guide"]
 
@@ -135,8 +135,8 @@ class SVI:
         return self.objective, self._enumerating, guide
 
     def _default_loss(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        with torch.random.fork_rng(), _pyro.validation(True):
-            trace = _pyro.plain_trace(self._enumerating, args, kwargs)  # type: ignore[arg-type]
+        with _pyro.validation(True):
+            trace = structure(self._enumerating, args, kwargs)  # type: ignore[arg-type]
             nesting = plate_nesting(self._enumerating, args, kwargs)  # type: ignore[arg-type]
         discrete = any(trace.nodes[n]["infer"].get("enumerate") for n in trace.stochastic_nodes)
         loss = TraceEnum_ELBO if discrete else Trace_ELBO

@@ -45,7 +45,9 @@ from torch import Tensor
 from pyro_lvm import training
 from pyro_lvm.handlers import minibatch
 from pyro_lvm.infer import EM, SVI
-from pyro_lvm.infer.enumeration import Parameters, expect, plate_nesting, row_log_likelihood, trace_factors
+from pyro_lvm.infer.enumeration import expect, row_log_likelihood, trace_factors
+from pyro_lvm.infer.parameters import Parameters
+from pyro_lvm.infer.structure import plate_nesting
 from pyro_lvm.testing import oracles
 from pyro_lvm.training import Fit
 from pyro_lvm.training.scope import Scope

@@ -219,7 +219,8 @@ def _restore(fit: Fit, state: dict[str, Any]) -> None:
     _put(fit, saved)
     arguments = fit.prototype()
     with fit.scope(), torch.random.fork_rng(), _pyro.validation(False):
-        fit.model(*arguments.args, **arguments.kwargs)
+        if not isinstance(fit.model, LatentVariableModel):  # those have their parameters from the start
+            fit.model(*arguments.args, **arguments.kwargs)
         if fit.guide is not None:
             fit.guide(*arguments.args, **arguments.kwargs)
     missing = saved.keys() - _put(fit, saved)

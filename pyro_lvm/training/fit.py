@@ -12,6 +12,7 @@ from pyro import poutine
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.mcmc import MCMC
+from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import Inference, Sampler
 from pyro_lvm.training.callbacks import Callback, Checkpoint, EarlyStopping, Progress
@@ -151,7 +152,7 @@ def _start(
             if initialize is not None:
                 initialize(*arguments.args, **arguments.kwargs)
             with _pyro.validation(True):
-                trace = _pyro.plain_trace(model, arguments.args, arguments.kwargs)
+                trace = structure(model, arguments.args, arguments.kwargs)
             chosen = choose_inference(inference, model, trace)
             if isinstance(chosen, Sampler) and restarts > 1:
                 raise ValueError(
@@ -167,7 +168,7 @@ def _start(
         scope,
         shapes=arguments.shapes(),
         columns=arguments.names,
-        plate=_row_plate(trace, arguments.num_rows),
+        plate=_row_plate(trace),
         seed=seed,
         rng_state=rng,
     )
@@ -276,16 +277,14 @@ def _device(device: str | torch.device, data: Any, model: Any) -> torch.device |
     return None
 
 
-def _row_plate(trace: poutine.Trace, num_rows: int) -> str:
-    """The plate of the rows: "data", or the only one of their number."""
+def _row_plate(trace: poutine.Trace) -> str:
+    """The plate of the rows: "data", or the largest of the outermost ones."""
     frames = {
         frame.name: frame.size
         for site in trace.nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
+        if site["type"] == "sample" and site["is_observed"]
+        for frame in [f for f in site["cond_indep_stack"] if f.vectorized][:1]
     }
-    if "data" in frames:
+    if "data" in frames or not frames:
         return "data"
-    matching = [name for name, size in frames.items() if size == num_rows]
-    return matching[0] if matching else "data"
+    return max(frames, key=lambda name: frames[name])

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from pyro_lvm import _pyro
 from pyro_lvm.evidence import Evidence, log_likelihood
 from pyro_lvm.infer.parameters import Parameter, Parameters
+from pyro_lvm.infer.structure import structure
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments, as_arguments
 from pyro_lvm.training.fingerprint import row_hashes
@@ -87,16 +88,10 @@ class Fit:
     def parameters(self, guide: bool = True) -> dict[str, Parameter]:
         """The `param` sites of the model, and of the guide if asked for."""
         arguments = self.prototype()
-        with (
-            self.scope(),
-            Parameters() as found,
-            torch.random.fork_rng(),
-            torch.no_grad(),
-            _pyro.validation(False),
-        ):
-            self.model(*arguments.args, **arguments.kwargs)
-            if guide and self.guide is not None:
-                self.guide(*arguments.args, **arguments.kwargs)
+        with self.scope(), Parameters() as found, _pyro.validation(False):
+            for program in (self.model, self.guide if guide else None):
+                if program is not None:
+                    structure(program, arguments.args, arguments.kwargs, fresh=False)
         return found.found
 
     @property

@@ -272,13 +272,13 @@ def test_fit_that_uses_up_the_callers_generator(rows, monkeypatch):
 
 
 def test_program_with_state_of_its_own(rows):
-    seen = []
+    seen = set()
 
     def model(x):
-        seen.append(len(x))
-        return normal_mixture(x, mix=lambda z: float(min(seen) == 50))
+        seen.add(len(x))
+        return normal_mixture(x, mix=lambda z: float(len(seen) > 2))
 
-    breaks("fits_do_not_touch", lambda: model, rows, match="scores of the first fit")
+    breaks("fits_do_not_touch", lambda: model, rows[:80], match="scores of the first fit")
 
 
 def test_fits_in_the_global_store(rows, monkeypatch):
