@@ -160,7 +160,7 @@ def race_step(size: Size, x: Tensor, start: Start, result: Result) -> None:
     with local_parameters():
         model = lvm.models.GaussianMixture(size.components, size.columns, size.covariance).to(x.dtype)
         for name in ("weights", "loc", "covariance"):
-            setattr(model, name, getattr(start, name).to(x.dtype))
+            setattr(model, name, getattr(start, name).to(x.dtype, copy=True))  # EM writes in place
         em = lvm.infer.EM(model)
         one_by_one(lambda: -em.step(x), result)
 

@@ -19,13 +19,11 @@ from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import draw_responsibilities
 from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.infer.enumeration import trace_factors
+from pyro_lvm.infer.structure import REFUSALS, first_rows
 from pyro_lvm.training.data import Arguments
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
-
-# A program may fix the size of its plate, so it is probed on all rows unless there are very many.
-MANY_ROWS = 10_000
 
 __all__ = ["align", "component_axes", "permutations"]
 
@@ -108,8 +106,12 @@ def component_axes(fit: Fit, arguments: Arguments, values: dict[str, Tensor]) ->
         model: Callable = (
             poutine.substitute(fit.model, leaves) if not fit.latent else poutine.condition(fit.model, leaves)
         )
-        few = arguments.rows(slice(0, 8)) if arguments.num_rows > MANY_ROWS else arguments
-        _, factors = trace_factors(model, nesting(fit, few), few.args, few.kwargs, differentiable=True)
+        depth = nesting(fit, arguments)
+        try:
+            few = first_rows(arguments.args, arguments.kwargs) or (arguments.args, arguments.kwargs)
+            _, factors = trace_factors(model, depth, *few, differentiable=True)
+        except REFUSALS:
+            _, factors = trace_factors(model, depth, arguments.args, arguments.kwargs, differentiable=True)
         latent = [f for f in factors.values() if f.enumerated]
         if len(latent) != 1:
             return {}, 0

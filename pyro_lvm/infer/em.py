@@ -22,7 +22,7 @@ from pyro_lvm.infer.enumeration import (
 from pyro_lvm.infer.maximise import maximise
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.plan import Plan, make_plan, refresh
-from pyro_lvm.infer.structure import plate_nesting
+from pyro_lvm.infer.structure import REFUSALS, first_rows, plate_nesting
 
 __all__ = ["EM"]
 
@@ -94,7 +94,7 @@ class EM:
         if last is not None and self._plan is not None and last.same_data(args, kwargs) and last.fell(expectation):
             self._undo(last, self._plan, args, kwargs, expectation)
             expectation = self._expect(args, kwargs)
-        plan = self._current_plan(expectation)
+        plan = self._current_plan(expectation, args, kwargs)
         last = _Step(args, kwargs, expectation)
         for name, value in maximise(plan, expectation, self.variance_floor).items():
             expectation.parameters[name].write(value)
@@ -113,7 +113,7 @@ class EM:
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """How each parameter will be updated, and why; print it."""
-        return self._current_plan(self._expect(args, kwargs))
+        return self._current_plan(self._expect(args, kwargs), args, kwargs)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the parameters."""
@@ -130,13 +130,24 @@ class EM:
             self.max_plate_nesting = plate_nesting(self.model, args, kwargs)
         return expect(self.model, self.max_plate_nesting, args, kwargs)
 
-    def _current_plan(self, expectation: Expectation) -> Plan:
+    def _current_plan(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""
         if self._plan is None or not refresh(self._plan, expectation):
-            self._plan = make_plan(expectation)
+            self._plan = self._plan_from_few_rows(expectation, args, kwargs) or make_plan(expectation)
             for name, reason in self._demoted.items():
                 self._plan.demote(name, reason)
         return self._plan
+
+    def _plan_from_few_rows(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan | None:
+        """The plan does not depend on the number of rows; differentiating through a broadcast argument costs its size."""
+        few = first_rows(args, kwargs)
+        if few is None:
+            return None
+        try:
+            plan = make_plan(self._expect(*few))
+        except REFUSALS:
+            return None
+        return plan if refresh(plan, expectation) else None
 
     def _gradient_updates(self, plan: Plan, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> None:
         """Raise the expected complete log-likelihood over the remaining parameters by L-BFGS with line search."""

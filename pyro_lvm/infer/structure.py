@@ -13,10 +13,13 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 
-__all__ = ["plate_nesting", "structure"]
+__all__ = ["REFUSALS", "first_rows", "plate_nesting", "structure"]
 
 # Without enumeration a mixture gathers a covariance per row: on all rows that costs more than many EM steps.
 FEW_ROWS = 50
+
+# What a program raises that fixes its number of rows.
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError)
 
 
 def structure(model: Callable, args: tuple, kwargs: dict[str, Any], *, fresh: bool = True) -> Trace:
@@ -32,14 +35,14 @@ def structure(model: Callable, args: tuple, kwargs: dict[str, Any], *, fresh: bo
         fresh: Whether to run with a parameter store of its own.
     """
     store = pyro.get_param_store().scope if fresh else nullcontext
-    few = _first_rows(args, kwargs)
+    few = first_rows(args, kwargs)
     with torch.random.fork_rng(), torch.no_grad():
         if few is not None:
             try:
                 with store():
                     return _pyro.plain_trace(model, *few)
-            except (RuntimeError, ValueError, TypeError, IndexError):
-                pass  # the program fixes its number of rows
+            except REFUSALS:
+                pass
         with store():
             return _pyro.plain_trace(model, args, kwargs)
 
@@ -56,7 +59,8 @@ def plate_nesting(model: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
     return -min(dims) if dims else 0
 
 
-def _first_rows(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+def first_rows(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    """The arguments cut to their first rows, or None if there are no more than that."""
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()]
     rows = len(tensors[0]) if tensors else 0
     if rows <= FEW_ROWS:
