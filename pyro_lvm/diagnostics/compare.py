@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from pyro_lvm.training.fingerprint import row_hashes
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
 __all__ = ["compare"]
+
+HELD_OUT, RECURRING, IN_SAMPLE = "held-out rows", "rows that recur in the training data", "in-sample"
 
 
 def compare(fits: Mapping[str, Fit], x: Any) -> pd.DataFrame:
@@ -48,21 +51,26 @@ def compare(fits: Mapping[str, Fit], x: Any) -> pd.DataFrame:
     """
     if not fits:
         raise ValueError("compare: expected at least one fit; got none.")
-    rows, columns = [], {}
+    rows: list[dict[str, Any]] = []
+    columns: dict[str, Any] = {}
+    provenance: set[str] = set()
+    trained: list[str] = []
     for name, fit in fits.items():
         arguments = fit.arguments(x)
         evidence = fit.evidence(arguments)
         values = evidence.values.double().cpu().numpy()
-        hashes = row_hashes(arguments.main)
-        seen = float(np.isin(hashes.numpy(), fit.seen.numpy()).mean()) if len(fit.seen) else 0.0
         columns[name] = values
+        seen, whose = _provenance(fit, row_hashes(arguments.main))
+        provenance.add(whose)
+        if whose == IN_SAMPLE:
+            trained.append(name)
         rows.append({"name": name, "elpd": values.sum(), "rows_seen": seen, "estimator": evidence.estimator})
     lengths = {len(v) for v in columns.values()}
     if len(lengths) > 1:
         raise ValueError(f"compare: expected all fits to score the same rows; got {sorted(lengths)} rows.")
     n = lengths.pop()
     best = max(rows, key=lambda row: row["elpd"])["name"]
-    in_sample = [row["name"] for row in rows if row["rows_seen"] > 0.5]
+    worst = max(provenance, key=[HELD_OUT, RECURRING, IN_SAMPLE].index)
     for row in rows:
         values = columns[row["name"]]
         difference = values - columns[best]
@@ -70,13 +78,28 @@ def compare(fits: Mapping[str, Fit], x: Any) -> pd.DataFrame:
         row["elpd_diff"] = difference.sum()
         row["dse"] = math.sqrt(n * difference.var())
         row["per_row"] = values.mean()
-        row["estimator"] += ", in-sample" if in_sample else ", held-out rows"
-    if in_sample:
+        row["estimator"] += f", {worst}"
+    if trained:
         warnings.warn(
-            f"compare: {', '.join(in_sample)} was trained on these rows, so all scores are in-sample and favour "
+            f"compare: {', '.join(trained)} was trained on these rows, so all scores are in-sample and favour "
             "flexible models. Pass rows held out from training.",
             UserWarning,
             stacklevel=2,
         )
     order = ["elpd", "se", "elpd_diff", "dse", "per_row", "rows_seen", "estimator"]
     return pd.DataFrame(rows).set_index("name").sort_values("elpd", ascending=False)[order]
+
+
+def _provenance(fit: Fit, hashes: Tensor) -> tuple[float, str]:
+    """The share of rows that occur in a fit's training data, and what follows from it.
+
+    Where rows repeat a lot (counts, short binary rows), new ones equal old ones by chance: then only the whole training
+    set is recognised for certain.
+    """
+    if not len(fit.seen):
+        return 0.0, HELD_OUT
+    seen = float(torch.isin(hashes, fit.seen).double().mean())
+    distinct = len(torch.unique(hashes)) / len(hashes)
+    if int(hashes.sum()) in fit.trained_on or (seen > 0.5 and distinct > 0.5):
+        return seen, IN_SAMPLE
+    return seen, RECURRING if seen > 0.5 else HELD_OUT

@@ -139,7 +139,7 @@ class EM:
         return self._plan
 
     def _plan_from_few_rows(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan | None:
-        """The plan does not depend on the number of rows; differentiating through a broadcast argument costs its size."""
+        """The plan is the same for any number of rows; differentiating through a broadcast argument costs its size."""
         few = first_rows(args, kwargs)
         if few is None:
             return None

@@ -94,6 +94,7 @@ def _record(fit: Fit) -> dict[str, Any]:
         "converged": fit.converged,
         "stopped": fit.stopped,
         "restarts": fit.restarts,
+        "trained_on": fit.trained_on,
     }
 
 
@@ -190,7 +191,7 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
         seed=record["seed"],
         rng_state=state["rng"],
     )
-    for name in ("history", "converged", "stopped", "restarts"):
+    for name in ("history", "converged", "stopped", "restarts", "trained_on"):
         setattr(fit, name, record[name])
     fit.seen = state["seen"]
     _restore(fit, state)

@@ -72,6 +72,7 @@ class Fit:
         self.stopped = ""
         self.restarts: list[dict[str, Any]] = []
         self.seen = torch.empty(0, dtype=torch.long)
+        self.trained_on: list[int] = []
         self.guide_log_density = torch.empty(0)
         self._draws: dict[str, Tensor] | None = None
         self.sampled = False
@@ -295,7 +296,9 @@ class Fit:
 
     def remember(self, arguments: Arguments) -> None:
         """Note which rows were used for training, so that comparisons know in-sample from held-out."""
-        self.seen = torch.unique(torch.cat([self.seen, row_hashes(arguments.main)]))
+        hashes = row_hashes(arguments.main)
+        self.seen = torch.unique(torch.cat([self.seen, hashes]))
+        self.trained_on = sorted({*self.trained_on, int(hashes.sum())})
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training writes to, by a name unique across store, model and guide."""

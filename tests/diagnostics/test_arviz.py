@@ -135,5 +135,10 @@ def test_comparison_tells_held_out_from_in_sample(fits, faithful):
     with pytest.warns(UserWarning, match="all scores are in-sample"):
         table = lvm.compare({**small, "em": fits["em"]}, train)
     assert table["estimator"].str.contains("in-sample").all()
+    counts = torch.poisson(torch.full((300,), 3.0)).unsqueeze(-1)
+    mixture = lvm.fit(lvm.models.GaussianMixture(1), counts[:200], seed=0, progress=False)
+    assert lvm.compare({"m": mixture}, counts[200:])["estimator"].str.contains("recur in the training data").all()
+    with pytest.warns(UserWarning, match="in-sample"):
+        lvm.compare({"m": mixture}, counts[:200])
     with pytest.raises(ValueError, match="at least one fit"):
         lvm.compare({}, test)
