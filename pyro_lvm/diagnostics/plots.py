@@ -7,23 +7,40 @@ aligned first: component 0 is there the one with the smallest centre along the f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
-from numpy.typing import NDArray
-from scipy.stats import gaussian_kde
 
-from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.labels import align, component_axes
-from pyro_lvm.diagnostics.latents import thinned
-from pyro_lvm.evidence.exact import nesting
-from pyro_lvm.infer.enumeration import row_log_likelihood
-from pyro_lvm.training.data import Arguments
+from pyro_lvm.diagnostics.plot_parts import (
+    CERTAIN,
+    MASSES,
+    MAX_COMPONENTS,
+    MAX_ENTRIES,
+    PROBABILITY,
+    Array,
+    axis_names,
+    colour_of,
+    draw_marginal,
+    draw_regions,
+    entry_name,
+    first_draw,
+    grid_log_density,
+    marker_of,
+    new_axes,
+    new_figure,
+    padded_range,
+    panel_entries,
+    principal_plane,
+    read_rows,
+    readable_range,
+    share_label,
+    smoothed,
+    state_table,
+    strip_frame,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,18 +48,6 @@ if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
 __all__ = ["comparison", "density", "losses", "posteriors", "responsibilities"]
-
-Array = NDArray[np.float64]
-
-# M. Okabe, K. Ito (2008), Color Universal Design; yellow, too pale for points on white, left out
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vP*"
-SHADES = ("#f3f3f0", "#e3e3df", "#d0d0cb", "#b9b9b3")
-PROBABILITY = LinearSegmentedColormap.from_list("probability", ["#e2e2dd", "#7fb8dc", "#0072B2", "#00284a"])
-CERTAIN = 0.9
-MASSES = (0.95, 0.75, 0.5, 0.25)
-GRID, DRAWS = 90, 50  # 8100 points under 50 draws take about a second
-MAX_COMPONENTS, MAX_ENTRIES = 6, 24
 
 
 def density(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> Figure:
@@ -68,17 +73,17 @@ def density(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> Figure:
         'eruptions'
     """
     arguments = fit.arguments(x)
-    rows, names = _rows("density", fit, arguments, columns)
-    table = _table(fit, arguments)
+    rows, names = read_rows("density", fit, arguments, columns)
+    table = state_table(fit, arguments)
     labels = np.zeros(len(rows), int) if table is None else table.argmax(1)
     states = 1 if table is None else table.shape[1]
     groups = [(k, labels == k) for k in range(states)]
-    figure = _figure(6.4, 4.6)
-    ax = _axes(figure)
+    figure = new_figure(6.4, 4.6)
+    ax = new_axes(figure)
     what = "posterior predictive density" if fit.latent else "fitted density"
     if rows.shape[1] == 1:
-        grid = _padded(rows[:, 0], 400)
-        curve = np.exp(_log_density(fit, arguments, grid[:, None]))
+        grid = padded_range(rows[:, 0], 400)
+        curve = np.exp(grid_log_density(fit, arguments, grid[:, None]))
         bins = np.histogram_bin_edges(rows[:, 0], min(60, 5 + int(len(rows) ** 0.5)))
         ax.hist(
             [rows[mine, 0] for _, mine in groups],
@@ -86,21 +91,21 @@ def density(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> Figure:
             density=True,
             stacked=True,
             alpha=0.45,
-            color=[_colour(k) for k, _ in groups],
-            label=[_share(k, mine) if table is not None else "rows" for k, mine in groups],
+            color=[colour_of(k) for k, _ in groups],
+            label=[share_label(k, mine) if table is not None else "rows" for k, mine in groups],
         )
         ax.plot(grid, curve, color="black", linewidth=1.8, label=what)
         ax.set(xlabel=names[0], ylabel=f"density per unit of {names[0]}", title=what.capitalize())
     else:
-        plane, names, note = _plane(rows, names)
+        plane, names, note = principal_plane(rows, names)
         if rows.shape[1] == 2:
-            _regions(ax, fit, arguments, plane)
+            draw_regions(ax, fit, arguments, plane)
             masses = ", ".join(f"{100 * mass:.0f}" for mass in MASSES[:0:-1])
             note = f"{what.capitalize()}: regions hold {masses} and {100 * MASSES[0]:.0f} % of it"
         for k, mine in groups:
-            label = _share(k, mine) if table is not None else "rows"
+            label = share_label(k, mine) if table is not None else "rows"
             style = {"s": 20, "alpha": 0.85, "linewidths": 0.4, "edgecolors": "white"}
-            ax.scatter(*plane[mine].T, color=_colour(k), marker=_marker(k), label=label, **style)
+            ax.scatter(*plane[mine].T, color=colour_of(k), marker=marker_of(k), label=label, **style)
         ax.set(xlabel=names[0], ylabel=names[1], title=note)
     if table is not None or rows.shape[1] == 1:
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9, columnspacing=1.2)
@@ -122,8 +127,8 @@ def responsibilities(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> 
         ValueError: The model has not exactly one discrete site per row, or the rows are not a matrix.
     """
     arguments = fit.arguments(x)
-    rows, names = _rows("responsibilities", fit, arguments, columns)
-    table = _table(fit, arguments)
+    rows, names = read_rows("responsibilities", fit, arguments, columns)
+    table = state_table(fit, arguments)
     if table is None:
         raise ValueError("responsibilities: expected a model with exactly one discrete site per row.")
     shown = np.sort(np.argsort(-table.sum(0), kind="stable")[:MAX_COMPONENTS])
@@ -131,14 +136,14 @@ def responsibilities(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> 
     order = np.argsort(unsure, kind="stable")
     wide = min(len(shown), 3)
     high = -(-len(shown) // wide)
-    figure = _figure(3.2 * wide + 2, 3.1 * high + 0.6)
+    figure = new_figure(3.2 * wide + 2, 3.1 * high + 0.6)
     grid = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False)
     single = rows.shape[1] == 1
-    plane, names, note = (rows, [*names, "probability"], "") if single else _plane(rows, names)
+    plane, names, note = (rows, [*names, "probability"], "") if single else principal_plane(rows, names)
     sizes, widths = np.where(unsure, 38, 14)[order], np.where(unsure, 1.1, 0.3)[order]
     edges = np.where(unsure, "#D55E00", "white")[order]
     for ax, k in zip(grid.flat, shown, strict=False):
-        _bare(ax)
+        strip_frame(ax)
         across, up = plane[:, 0], table[:, k] if single else plane[:, 1]
         points = ax.scatter(
             across[order], up[order], c=table[order, k], s=sizes, linewidths=widths, edgecolors=edges,
@@ -186,25 +191,27 @@ def posteriors(fits: Mapping[str, Fit], x: Any, site: str = "loc", columns: Sequ
                 f"posteriors: expected a site of every fit; got {site!r}, not in '{name}'. Choose from {choice}."
             )
         arguments = fit.arguments(x)
-        names = names or _names("posteriors", fit, arguments, columns)
-        axis = component_axes(fit, arguments, _first(fit))[0].get(site) if axis is None else axis
+        names = names or axis_names("posteriors", fit, arguments, columns)
+        axis = component_axes(fit, arguments, first_draw(fit))[0].get(site) if axis is None else axis
         draws[name] = align(fit, arguments, fit.draws, across_fits=True)[site].flatten(0, 1).double().cpu().numpy()
     shapes = {values.shape[1:] for values in draws.values()}
     if len(shapes) > 1:
         listed = " and ".join(map(str, sorted(shapes)))
         raise ValueError(f"posteriors: expected one shape of {site!r} in all fits; got {listed}.")
     shape = shapes.pop()
-    entries, wide = _entries(shape, list(draws.values()), axis)
+    entries, wide = panel_entries(shape, list(draws.values()), axis)
     shown = entries[:MAX_ENTRIES]
     high = -(-len(shown) // wide)
-    titles = [_entry_name(entry, shape, axis, names) for entry in shown]
+    titles = [entry_name(entry, shape, axis, names) for entry in shown]
     each = max(2.6, 0.085 * max(map(len, titles)))
-    figure = _figure(max(each * wide, 4.5), 1.9 * high + 0.9)
+    figure = new_figure(max(each * wide, 4.5), 1.9 * high + 0.9)
     grid = figure.subplots(high, wide, squeeze=False)
     for ax, entry, title in zip(grid.flat, shown, titles, strict=False):
         for i, (name, values) in enumerate(draws.items()):
-            _marginal(ax, values.reshape(len(values), -1)[:, np.ravel_multi_index(entry, shape)], _colour(i), name)
-        _bare(ax)
+            draw_marginal(
+                ax, values.reshape(len(values), -1)[:, np.ravel_multi_index(entry, shape)], colour_of(i), name
+            )
+        strip_frame(ax)
         ax.spines["left"].set_visible(False)
         ax.set_yticks([])
         ax.set_ylim(bottom=0)
@@ -240,18 +247,18 @@ def losses(fits: Mapping[str, Fit]) -> Figure:
                 panels.setdefault(kind, {})[name] = curve
     if not panels:
         raise ValueError("losses: expected at least one fit with a history of losses; got none. Samplers have none.")
-    colours = {name: _colour(i) for i, name in enumerate(fits)}
-    figure = _figure(5.2 * len(panels), 3.8)
+    colours = {name: colour_of(i) for i, name in enumerate(fits)}
+    figure = new_figure(5.2 * len(panels), 3.8)
     for ax, (kind, curves) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
-        _bare(ax)
+        strip_frame(ax)
         for name, curve in curves.items():
             epochs = np.arange(1, len(curve) + 1)
-            smooth = _smooth(curve)
+            smooth = smoothed(curve)
             if smooth is not curve:
                 ax.plot(epochs, curve, color=colours[name], alpha=0.25, linewidth=0.7)
             label = f"{name}: {smooth[np.isfinite(smooth)][-1]:.1f}"
             ax.plot(epochs, smooth, color=colours[name], linewidth=1.8, label=label, marker="o", markevery=[-1])
-        low, high, cut = _readable(list(curves.values()))
+        low, high, cut = readable_range(list(curves.values()))
         lengths = [len(curve) for curve in curves.values()]
         if max(lengths) > 8 * min(lengths):
             ax.set_xscale("log")
@@ -280,18 +287,18 @@ def comparison(table: pd.DataFrame) -> Figure:
         got = f"one without {', '.join(missing)}" if missing else "an empty one"
         raise ValueError(f"comparison: expected the table of lvm.compare; got {got}.")
     table = table.sort_values("elpd", ascending=False)
-    figure = _figure(6.8, 1.5 + 0.42 * len(table))
-    ax = _axes(figure)
+    figure = new_figure(6.8, 1.5 + 0.42 * len(table))
+    ax = new_axes(figure)
     places = np.arange(len(table))
     ax.axvline(0, color="#888888", linewidth=1, linestyle=":", zorder=0)
-    style = {"fmt": "o", "color": _colour(0), "markersize": 7, "capsize": 3, "elinewidth": 1.6}
+    style = {"fmt": "o", "color": colour_of(0), "markersize": 7, "capsize": 3, "elinewidth": 1.6}
     ax.errorbar(table["elpd_diff"], places, xerr=table["dse"], **style)
     ax.set_yticks(places, [str(name) for name in table.index])
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.grid(axis="y", color="#e6e6e6")
     ax.set_axisbelow(True)
     right = ax.twinx()
-    _bare(right)
+    strip_frame(right)
     right.set_ylim(ax.get_ylim())
     right.set_yticks(places, [f"{value:.1f}" for value in table["elpd"]], fontsize=9)
     right.set_ylabel("elpd (nats)", fontsize=9)
@@ -300,163 +307,3 @@ def comparison(table: pd.DataFrame) -> Figure:
     title = "Expected log predictive density" + (f" ({rows.pop()})" if len(rows) == 1 else "")
     ax.set(xlabel="difference from the best (nats), with one standard error", title=title)
     return figure
-
-
-def _figure(width: float, height: float) -> Any:
-    return Figure(figsize=(width, height), dpi=130, layout="constrained")
-
-
-def _axes(figure: Any) -> Any:
-    ax = figure.subplots()
-    _bare(ax)
-    return ax
-
-
-def _bare(ax: Any) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.title.set_fontsize(11)
-    ax.tick_params(labelsize=9)
-
-
-def _colour(k: int) -> str:
-    return PALETTE[k % len(PALETTE)]
-
-
-def _marker(k: int) -> str:
-    return MARKERS[k // len(PALETTE) % len(MARKERS)] if k >= len(PALETTE) else "o"
-
-
-def _share(k: int, mine: NDArray[np.bool_]) -> str:
-    return f"component {k} ({100 * mine.mean():.0f} %)"
-
-
-def _first(fit: Fit) -> dict[str, torch.Tensor]:
-    return {name: values[0, 0] for name, values in fit.draws.items()}
-
-
-def _rows(caller: str, fit: Fit, arguments: Arguments, columns: Sequence[str] | None) -> tuple[Array, list[str]]:
-    """The rows as a matrix, and a name for each column."""
-    x = arguments.main
-    if len(arguments.values) > 1 or x.dim() > 2 or not x.is_floating_point():
-        raise ValueError(
-            f"{caller}: expected one continuous matrix of rows, shape (n, d); got {len(arguments.values)} argument(s), "
-            f"the first of shape {tuple(x.shape)} and {x.dtype}."
-        )
-    return x.reshape(len(x), -1).double().cpu().numpy(), _names(caller, fit, arguments, columns)
-
-
-def _names(caller: str, fit: Fit, arguments: Arguments, columns: Sequence[str] | None) -> list[str]:
-    x = arguments.main
-    width = x.shape[-1] if x.dim() > 1 else 1
-    if columns is not None and (isinstance(columns, str) or len(columns) != width):
-        raise ValueError(f"{caller}: expected {width} column names; got {columns!r}.")
-    for names in (columns, arguments.names, fit.columns):
-        if names is not None and len(names) == width:
-            return [str(name) for name in names]
-    return [f"column {i}" for i in range(width)]
-
-
-def _table(fit: Fit, arguments: Arguments) -> Array | None:
-    """Posterior of the only discrete site of every row, shape (n, states); None if there is not exactly one."""
-    if not component_axes(fit, arguments, _first(fit))[1]:
-        return None
-    table = fit.predict_proba(arguments)
-    matrix = isinstance(table, torch.Tensor) and table.dim() == 2 and len(table) == arguments.num_rows
-    return table.double().cpu().numpy() if matrix else None
-
-
-def _plane(rows: Array, names: list[str]) -> tuple[Array, list[str], str]:
-    """Rows of more than two columns along their first two principal axes; the axes' names; what was done."""
-    if rows.shape[1] == 2:
-        return rows, names, ""
-    centred = rows - rows.mean(0)
-    spread = centred.std(0)
-    u, s, _ = np.linalg.svd(centred / np.where(spread > 0, spread, 1), full_matrices=False)
-    share = s**2 / max((s**2).sum(), np.finfo(float).tiny)
-    labels = [f"principal axis {i + 1} ({100 * share[i]:.0f} % of variance)" for i in range(2)]
-    return u[:, :2] * s[:2], labels, f"First two principal axes of {len(names)} standardised columns"
-
-
-def _padded(values: Array, count: int) -> Array:
-    margin = 0.25 * np.ptp(values) or 1.0
-    return np.linspace(values.min() - margin, values.max() + margin, count)
-
-
-def _log_density(fit: Fit, arguments: Arguments, points: Array) -> Array:
-    """Log density at points, nats, shape (n,): at the fit's point, or the log mean over some draws."""
-    main = arguments.main
-    tensor = torch.from_numpy(points).to(main).reshape(-1, *main.shape[1:])
-    grid = Arguments((tensor,)) if arguments.args else Arguments(kwargs=dict.fromkeys(arguments.kwargs, tensor))
-    with fit.scope(), _pyro.validation(False):
-        depth = nesting(fit, grid)
-        values = torch.stack(
-            [
-                row_log_likelihood(fit.model, depth, grid.args, grid.kwargs, given=given, plate=fit.plate)
-                for given in thinned(fit, DRAWS)
-            ]
-        )
-    return (values.double().logsumexp(0) - np.log(len(values))).cpu().numpy()
-
-
-def _regions(ax: Any, fit: Fit, arguments: Arguments, rows: Array) -> None:
-    """The smallest regions that hold given shares of the probability within the picture, as filled contours."""
-    across, up = (_padded(column, GRID) for column in rows.T)
-    points = np.stack([m.ravel() for m in np.meshgrid(across, up)], 1)
-    height = np.exp(_log_density(fit, arguments, points)).reshape(GRID, GRID)
-    ranked = np.sort(height, axis=None)[::-1]
-    held = ranked.cumsum() / ranked.sum()
-    levels = np.unique([ranked[np.searchsorted(held, mass)] for mass in MASSES])
-    ax.contourf(across, up, height, [*levels, 1.001 * ranked[0]], colors=SHADES[-len(levels) :])
-    ax.contour(across, up, height, levels, colors="#7d7d78", linewidths=0.6)
-
-
-def _entries(shape: tuple[int, ...], values: list[Array], axis: int | None) -> tuple[list[tuple[int, ...]], int]:
-    """Indices of the entries to show, those of one component together, and how many panels make a row."""
-    entries = list(product(*map(range, shape)))
-    square = len(shape) > 1 and shape[-1] == shape[-2] and axis not in (len(shape) - 1, len(shape) - 2)
-    if square and all(np.allclose(v, v.swapaxes(-1, -2), rtol=1e-4) for v in values):
-        entries = [entry for entry in entries if entry[-2] <= entry[-1]]
-    if axis is None:
-        return entries, min(len(entries), 4)
-    entries.sort(key=lambda entry: entry[axis])
-    each = len(entries) // shape[axis]
-    return entries, each if 1 < each <= 6 else min(len(entries), 4)
-
-
-def _entry_name(entry: tuple[int, ...], shape: tuple[int, ...], axis: int | None, names: list[str]) -> str:
-    parts = [
-        f"component {i}" if a == axis else names[i] if shape[a] == len(names) else str(i) for a, i in enumerate(entry)
-    ]
-    return ", ".join(parts) or "value"
-
-
-def _marginal(ax: Any, values: Array, colour: str, label: str) -> None:
-    if np.ptp(values) <= 1e-9 * max(abs(values).max(), 1e-300):
-        style = {"color": colour, "linewidth": 1.6, "linestyle": "--", "label": label}
-        ax.plot([values.mean()] * 2, [0, 1], transform=ax.get_xaxis_transform(), **style)
-        return
-    kernel = gaussian_kde(values)
-    margin = 3 * kernel.factor * values.std(ddof=1)
-    grid = np.linspace(values.min() - margin, values.max() + margin, 300)
-    ax.plot(grid, kernel(grid), color=colour, linewidth=1.6, label=label)
-    ax.fill_between(grid, kernel(grid), color=colour, alpha=0.12, linewidth=0)
-
-
-def _smooth(curve: Array) -> Array:
-    """A centred moving average; the curve itself if it is short or rarely goes up."""
-    width = len(curve) // 20
-    if width < 3 or (np.diff(curve) > 0).mean() < 0.1:
-        return curve
-    finite = np.isfinite(curve)
-    total, count = (np.convolve(v, np.ones(width), "same") for v in (np.where(finite, curve, 0), finite))
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _readable(curves: list[Array]) -> tuple[float, float, bool]:
-    """Limits that show all but the steep start of every curve, and whether anything is left out."""
-    finite = [curve[np.isfinite(curve)] for curve in curves]
-    ends = [curve[min(len(curve) // 10 + 1, len(curve) - 1) :] for curve in finite if len(curve)]
-    low, high = min(curve.min() for curve in finite if len(curve)), max(np.quantile(end, 0.99) for end in ends)
-    margin = 0.06 * (high - low) or 1e-3 * max(abs(high), 1.0)
-    top = high + margin
-    return low - margin, top, any(bool((curve > top).any()) for curve in finite)

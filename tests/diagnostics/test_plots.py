@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pyro_lvm as lvm
-from pyro_lvm.diagnostics import plots
+from pyro_lvm.diagnostics import plot_parts, plots
 
 FAITHFUL = lvm.datasets.load("faithful")
 IRIS = lvm.datasets.load("iris")
@@ -74,7 +74,7 @@ class TestDensity:
         (ax,) = plots.density(bayes, x).axes
         assert ax.get_title().startswith("Posterior predictive")
         arguments = bayes.arguments(x)
-        mean = plots._log_density(bayes, arguments, x.numpy())
+        mean = plot_parts.grid_log_density(bayes, arguments, x.numpy())
         assert mean == pytest.approx(bayes.log_likelihood(x).numpy(), abs=0.3)
 
     def test_many_columns_lie_on_principal_axes(self):

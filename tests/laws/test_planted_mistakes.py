@@ -150,7 +150,7 @@ def test_e_step_with_wrong_posterior(rows, monkeypatch):
             factor.weights = factor.weights**0.9
         return expectation
 
-    monkeypatch.setattr(laws, "expect", tempered)
+    monkeypatch.setattr("pyro_lvm.testing.em_laws.expect", tempered)
     breaks("enumeration_agrees_with_conditioning", planted(), rows, match="the posterior of 'z' is off")
     breaks("em_gradient_is_exact", planted(), rows, match="the gradient for '")
 

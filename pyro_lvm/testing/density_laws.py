@@ -1,0 +1,140 @@
+"""Laws of densities: normalised, sampled as scored, bounded by the evidence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_lvm.testing import oracles
+from pyro_lvm.testing.checks import STANDARD_ERRORS, mean_and_error, require, seeded
+from pyro_lvm.training import Fit
+
+__all__ = ["bound_is_below_evidence", "density_integrates_to_one", "sampler_agrees_with_density"]
+
+
+def density_integrates_to_one(
+    fit: Fit,
+    rows: Float[Tensor, "n d"],
+    *,
+    proposal: Proposal = oracles.broad_reals,
+    num_draws: int = 10_000,
+    seed: int = 0,
+) -> None:
+    r"""The density that a fit reports is normalised: :math:`\mathrm{E}_q[p(x) / q(x)] = 1` to 5 standard errors.
+
+    Args:
+        fit: Any fit over rows of shape (n, d), a point or a posterior.
+        rows: Where the density lies, shape (n, d); the proposal is fitted to them.
+        proposal: From rows to a distribution with heavier tails than the fit's: `oracles.broad_reals`,
+            `oracles.broad_counts` or `oracles.broad_bits`.
+        num_draws: Draws from the proposal; enough that the standard error is below 0.05.
+        seed: Of the draws.
+
+    Raises:
+        AssertionError: The integral is off, or its standard error is above 0.05.
+    """
+    with seeded(seed):
+        _, ratios = _weighted(fit, rows, proposal, num_draws)
+    mean, error = mean_and_error(ratios)
+    require(
+        bool(error < 0.05),
+        f"density_integrates_to_one: the standard error {error:.3g} of the integral is not below 0.05; "
+        "raise num_draws or pass a proposal that covers the density.",
+    )
+    require(
+        abs(mean - 1) < STANDARD_ERRORS * error,
+        f"density_integrates_to_one: the density integrates to {mean:.5g} with standard error {error:.2g}.",
+    )
+
+
+def sampler_agrees_with_density(
+    fit: Fit,
+    rows: Float[Tensor, "n d"],
+    *,
+    proposal: Proposal = oracles.broad_reals,
+    num_draws: int = 10_000,
+    seed: int = 0,
+) -> None:
+    """`fit.sample` draws from the density of `fit.log_likelihood`: two moments of every column, to 5 standard errors.
+
+    Args:
+        fit: Any fit over rows of shape (n, d) that can generate rows.
+        rows: Where the density lies, shape (n, d).
+        proposal: As in `density_integrates_to_one`.
+        num_draws: Draws from the sampler, and from the proposal.
+        seed: Of the draws.
+
+    Raises:
+        AssertionError: A moment differs; the message names the column.
+    """
+    centre, scale = rows.double().mean(0), rows.double().std(0).clamp_min(1e-12)
+    with seeded(seed):
+        draws, ratios = _weighted(fit, rows, proposal, num_draws)
+        sampled = fit.sample(num_draws).double()
+    require(
+        sampled.shape == (num_draws, rows.shape[1]),
+        f"sampler_agrees_with_density: sample({num_draws}) has shape {tuple(sampled.shape)}.",
+    )
+    for power in (1, 2):
+        ours = ((sampled - centre) / scale) ** power
+        theirs = ((draws - centre) / scale) ** power * ratios.unsqueeze(-1)
+        for column in range(rows.shape[1]):
+            a, a_error = mean_and_error(ours[:, column])
+            b, b_error = mean_and_error(theirs[:, column])
+            error = math.hypot(a_error, b_error)
+            require(
+                abs(a - b) <= STANDARD_ERRORS * error,
+                f"sampler_agrees_with_density: moment {power} of standardised column {column} is {a:.5g} by sampling "
+                f"and {b:.5g} by the density, {abs(a - b) / error:.1f} standard errors apart.",
+            )
+
+
+def _weighted(fit: Fit, rows: Tensor, proposal: Proposal, num_draws: int) -> tuple[Tensor, Tensor]:
+    """Draws of a proposal fitted to rows, and the fit's density over the proposal's at each."""
+    broad = proposal(rows)
+    draws = broad.sample((num_draws,))
+    log_ratios = fit.log_likelihood(draws.to(rows.dtype)).double() - broad.log_prob(draws)
+    return draws, log_ratios.exp()
+
+
+def bound_is_below_evidence(fit: Fit, rows: Any, *, num_bounds: int = 100, num_draws: int = 200, seed: int = 0) -> None:
+    """The evidence lower bound is one: it lies below an importance-weighted estimate of the log evidence.
+
+    The bound comes from the fit's own objective, the estimate from independent draws of the guide, weighted by a joint
+    density that sums discrete sites by conditioning. Five standard errors of their difference are allowed.
+
+    Args:
+        fit: An SVI fit whose guide has a density (a point guide has none, and gives no bound).
+        rows: The training data.
+        num_bounds: Evaluations of the objective.
+        num_draws: Draws for the evidence.
+        seed: Of the draws.
+
+    Raises:
+        AssertionError: The bound is above the evidence.
+    """
+    arguments = fit.arguments(rows)
+    args, kwargs = arguments.args, arguments.kwargs
+    guide = fit.guide
+    if guide is None:
+        raise AssertionError("bound_is_below_evidence: expected a fit with a guide.")
+    with seeded(seed), fit.scope():
+        bounds = torch.tensor([-fit.inference.loss(*args, **kwargs) for _ in range(num_bounds)]).double()
+        ratios = oracles.log_evidence_ratios(fit.model, guide, num_draws, *args, **kwargs).double()
+    top = ratios.max()
+    weight, weight_error = mean_and_error((ratios - top).exp())
+    evidence = float(top) + math.log(weight)
+    bound, bound_error = mean_and_error(bounds)
+    error = math.hypot(bound_error, weight_error / weight)
+    require(
+        bound <= evidence + STANDARD_ERRORS * error,
+        f"bound_is_below_evidence: the bound {bound:.6g} is above the log evidence {evidence:.6g} by "
+        f"{(bound - evidence) / error:.1f} standard errors.",
+    )
+
+
+# Fits as things: kept, resumed, repeated, apart
