@@ -148,17 +148,10 @@ class GaussianMixture(LatentVariableModel):
                 hint = "Pass x.reshape(-1, 1) for a single column."
             raise ValueError(f"GaussianMixture: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
 
-    def initialize(self, x: Tensor) -> None:
-        """Start from k-means clusters of the standardised columns; other seeds give other starts.
-
-        Args:
-            x: Rows, shape (n, d).
-
-        Raises:
-            ValueError: Fewer rows than components, fewer than two rows, or a constant column.
-        """
+    def check_training(self, x: Tensor) -> None:
+        """Raise a ValueError for fewer rows than components, fewer than two rows, or a constant column."""
         self.check(x)
-        n, d = x.shape
+        n = len(x)
         if n < self.num_components:
             raise ValueError(
                 f"GaussianMixture: expected at least as many rows as components ({self.num_components}); got {n}. "
@@ -174,6 +167,18 @@ class GaussianMixture(LatentVariableModel):
                 f"GaussianMixture: expected columns that vary; got constant column {constant[0]} "
                 f"(always {x[0, constant[0]].item():g}), whose likelihood is unbounded. Drop it."
             )
+
+    def initialize(self, x: Tensor) -> None:
+        """Start from k-means clusters of the standardised columns; other seeds give other starts.
+
+        Args:
+            x: Rows, shape (n, d).
+
+        Raises:
+            ValueError: Fewer rows than components, fewer than two rows, or a constant column.
+        """
+        self.check_training(x)
+        n, d = x.shape
         self.data_dim = d
         assignment = kmeans(x, self.num_components)
         members = torch.nn.functional.one_hot(assignment, self.num_components).to(x)

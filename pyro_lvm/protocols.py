@@ -94,6 +94,10 @@ class LatentVariableModel(PyroModule):
     def check(self, x: Tensor) -> None:
         """Raise a ValueError if rows `x` do not fit the model."""
 
+    def check_training(self, x: Tensor) -> None:
+        """Raise a ValueError if rows `x` are not enough to learn from."""
+        self.check(x)
+
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -80,7 +80,7 @@ def _discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperat
         decoded = infer_discrete(model, first_available_dim=-1 - depth, temperature=temperature)
         trace = poutine.trace(decoded).get_trace(*arguments.args, **arguments.kwargs)
     return {
-        name: trace.nodes[name]["value"]
+        name: trace.nodes[name]["value"].expand(trace.nodes[name]["fn"].shape())
         for name in trace.stochastic_nodes
         if trace.nodes[name]["infer"].get("enumerate") == "parallel"
     }

@@ -59,23 +59,23 @@ class Cells:
         cell_shape = [batch[d] for d in cell_dims]
         num_cells = math.prod(cell_shape)
         flat = tuple(
-            p.permute(*cell_dims, *row_dims, *range(ndim, p.dim()))
+            p.permute((*cell_dims, *row_dims, *range(ndim, p.dim())))
             .expand(*cell_shape, *([1] * len(row_dims)), *p.shape[ndim:])
             .reshape(num_cells, *p.shape[ndim:])
             for p in padded
         )
-        rows = value.permute(*row_dims, *cell_dims, *range(ndim, value.dim())).reshape(-1, *value.shape[ndim:])
+        rows = value.permute((*row_dims, *cell_dims, *range(ndim, value.dim()))).reshape(-1, *value.shape[ndim:])
         return cls(rows, flat, num_cells, torch.Size(batch), (*cell_dims, *row_dims))
 
     def unflatten(self, table: Tensor) -> Tensor:
         """From `(cells, rows)` back to the site's batch shape."""
         return table.reshape([self.shape[d] for d in self.order]).permute(
-            *(self.order.index(d) for d in range(len(self.order)))
+            tuple(self.order.index(d) for d in range(len(self.order)))
         )
 
     def flatten(self, table: Tensor) -> Tensor:
         """From the site's batch shape to `(cells, rows)`."""
-        return table.expand(self.shape).permute(*self.order).reshape(self.num_cells, -1)
+        return table.expand(self.shape).permute(self.order).reshape(self.num_cells, -1)
 
 
 def _pad(tensor: Tensor, ndim: int) -> Tensor:

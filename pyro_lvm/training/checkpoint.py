@@ -37,8 +37,8 @@ def save(fit: Fit, folder: Path) -> None:
     Raises:
         FileExistsError: The folder holds something that is not a fit.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "fit.json").exists())):
-        raise FileExistsError(f"save: '{folder}' exists and is not a fit. Choose another folder.")
+    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"fit.json", "state.pt"}):
+        raise FileExistsError(f"save: '{folder}' exists and is not a fit, or holds other files. Choose another folder.")
     buffer = io.BytesIO()
     torch.save(_state(fit), buffer)
     state = buffer.getvalue()

@@ -158,6 +158,8 @@ def _is_ragged(data: Any) -> bool:
 def _tensor(value: Any, name: str) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach()
+    if np.ma.isMaskedArray(value):
+        value = np.ma.filled(value.astype(float), np.nan)  # masked means missing
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
     try:

@@ -97,7 +97,7 @@ def fit(
         train(
             result,
             arguments,
-            held_out,
+            None if held_out is None else result.arguments(held_out),
             max_epochs=max_epochs,
             batch_size=batch_size,
             tol=tol,

@@ -251,10 +251,13 @@ class Fit:
         if isinstance(self.inference, MCMC):
             raise ValueError("resume: a sampler cannot be resumed. Fit again with more num_samples.")
         held_out = None if validation is None else self.arguments(validation)
+        arguments = self.arguments(data)
+        if isinstance(self.model, LatentVariableModel):
+            self.model.check_training(arguments.main)
         self._draws = None
         train(
             self,
-            self.arguments(data),
+            arguments,
             held_out,
             max_epochs=max_epochs,
             batch_size=batch_size,
@@ -325,7 +328,7 @@ def _only(values: dict[str, Any]) -> Any:
 
 
 def _auxiliary(site: Any) -> bool:
-    return bool(site["infer"].get("is_auxiliary"))
+    return bool(site["infer"].get("is_auxiliary")) or _pyro.site_is_subsample(site)
 
 
 def _is_delta(fn: Any) -> bool:

@@ -126,6 +126,10 @@ def test_save_replaces_a_fit_but_nothing_else(fit, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="is not a fit"):
         fit.save(tmp_path / "mine")
+    (tmp_path / "fit" / "note.txt").write_text("mine too")
+    with pytest.raises(FileExistsError, match="holds other files"):
+        fit.save(tmp_path / "fit")
+    assert (tmp_path / "fit" / "note.txt").exists()
     with pytest.raises(FileNotFoundError, match="no fit in"):
         lvm.load(tmp_path / "mine")
 

@@ -34,6 +34,8 @@ def test_a_plain_function_with_a_plate_of_any_name(coins, inference):
     assert fit.log_likelihood(coins).shape == (200,)
     assert fit.predict(coins).shape == (200,)
     assert fit.sample(7).shape == (7, 8)
+    assert fit.posterior(coins, 3)["z"].shape == (3, 200)
+    assert fit.posterior(coins[:1], 3)["z"].shape == (3, 1)
     assert fit.aic(coins) == pytest.approx(2 * 3 - 2 * fit.score(coins) * 200)
 
 
@@ -260,6 +262,12 @@ def test_one_row_and_wrong_columns(faithful):
     for verb in (fit.score, fit.predict, fit.log_likelihood):
         with pytest.raises(ValueError, match=r"expected x of shape \(n, 2\); got \(272, 3\)"):
             verb(torch.zeros(272, 3))
+    with pytest.raises(ValueError, match="at least as many rows as components"):
+        fit.resume(faithful[:1])
+    with pytest.raises(ValueError, match=r"expected x of shape \(n, 2\)"):
+        lvm.fit(lvm.models.GaussianMixture(2), faithful, validation=faithful[:, :1], progress=False)
+    with pytest.raises(ValueError, match="missing value"):
+        lvm.fit(lvm.models.GaussianMixture(2), np.ma.masked_greater(faithful.numpy(), 90.0), progress=False)
     with pytest.raises(ValueError, match="no continuous latent"):
         fit.transform(faithful)
 
