@@ -22,6 +22,7 @@ from pyro_lvm.infer.enumeration import (
 from pyro_lvm.infer.maximise import maximise
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.plan import Plan, make_plan, refresh
+from pyro_lvm.infer.row_pass import Memory
 from pyro_lvm.infer.structure import REFUSALS, first_rows, plate_nesting
 
 __all__ = ["EM"]
@@ -78,6 +79,7 @@ class EM:
         self._plan: Plan | None = None
         self._demoted: dict[str, str] = {}
         self._last: _Step | None = None
+        self._memory = Memory()
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One E-step and one M-step.
@@ -96,7 +98,7 @@ class EM:
             expectation = self._expect(args, kwargs)
         plan = self._current_plan(expectation, args, kwargs)
         last = _Step(args, kwargs, expectation)
-        for name, value in maximise(plan, expectation, self.variance_floor).items():
+        for name, value in maximise(plan, expectation, self.variance_floor, self._memory).items():
             expectation.parameters[name].write(value)
         if plan.gradient:
             self._gradient_updates(plan, expectation, args, kwargs)
@@ -128,7 +130,9 @@ class EM:
             raise ValueError("EM: expected a model. Pass one: EM(model), or lvm.fit(model, x, inference=EM()).")
         if self.max_plate_nesting is None:
             self.max_plate_nesting = plate_nesting(self.model, args, kwargs)
-        return expect(self.model, self.max_plate_nesting, args, kwargs)
+        return expect(
+            self.model, self.max_plate_nesting, args, kwargs, memory=self._memory, variance_floor=self.variance_floor
+        )
 
     def _current_plan(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""

@@ -1,11 +1,12 @@
-r"""What a closed-form M-step is.
+r"""What a closed-form M-step is, and what the engine wants to know of an exponential family.
 
 A closed form maximises :math:`\sum_{c, n} w_{cn} \log p(x_n \mid \theta_c)` over one argument of a distribution, the
 others held at their current value (conditional maximisation; for a location and the scale that it shares cells with,
 one pass is the joint maximum). Every form is a pair of steps: *accumulate* statistics on the argument's cells, which
 the caller scatter-adds into parameter blocks, and *solve* the summed statistics for a block.
 
-`pyro_lvm.infer.families` has the forms of the standard families; register one of your own there.
+`pyro_lvm.infer.families` has the forms of the standard families; register one of your own with
+`closed_form.register(MyDistribution)`.
 
 References:
     X.-L. Meng and D. Rubin (1993), Maximum likelihood estimation via the ECM algorithm, Biometrika 80(2).
@@ -15,14 +16,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import singledispatch
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-__all__ = ["Argument", "ClosedForm", "View", "unwrap"]
+__all__ = [
+    "Argument",
+    "ClosedForm",
+    "ExponentialFamily",
+    "Joint",
+    "Reference",
+    "Statistics",
+    "View",
+    "closed_form",
+    "unwrap",
+]
 
 
 class Statistics(dict[str, Tensor]):
@@ -56,6 +68,10 @@ class View:
     matrix: str | None = None
 
 
+Accumulate = Callable[[Statistics, dict[str, Tensor]], tuple[Tensor, ...]]
+Solve = Callable[..., Tensor]
+
+
 @dataclass(frozen=True)
 class Argument:
     """One argument of a family with its closed form.
@@ -69,21 +85,47 @@ class Argument:
         views: The ways in which a parameter can be read off.
         event_dim: Dimensions of one block.
         same_cells: A cheaper pair of accumulate and solve, valid if no two cells share a block.
+        conjugate: By name of a view and class of a prior, what the prior adds to the accumulated tensors: a function
+            of the prior distribution and the current arguments.
     """
 
     name: str
     read: Callable[[Any], Tensor]
-    accumulate: Callable[[Statistics, dict[str, Tensor]], tuple[Tensor, ...]]
-    solve: Callable[..., Tensor]
+    accumulate: Accumulate
+    solve: Solve
     views: tuple[View, ...]
     event_dim: int = 0
-    same_cells: tuple[Callable, Callable] | None = None
+    same_cells: tuple[Accumulate, Solve] | None = None
+    conjugate: dict[tuple[str, type], Callable[[Any], tuple[Tensor, ...]]] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Several arguments of a family maximised at once, where each has a parameter of its own with the same blocks.
+
+    Attributes:
+        names: The arguments.
+        accumulate: From statistics to tensors on the cells.
+        solve: From those tensors, summed by block, to the canonical values of all the arguments.
+    """
+
+    names: tuple[str, ...]
+    accumulate: Callable[[Statistics], tuple[Tensor, ...]]
+    solve: Callable[..., tuple[Tensor, ...]]
 
 
 class ClosedForm(ABC):
-    """The closed-form M-step of one family: its arguments, in order of maximisation, and its statistics."""
+    """The closed-form M-step of one family: its arguments, in order of maximisation, and its statistics.
+
+    Attributes:
+        arguments: In order of maximisation.
+        joint: A joint maximum of several of them, if there is one that maximising in turn does not reach at once.
+        sweeps: How often to go through the arguments in turn, statistics fixed.
+    """
 
     arguments: ClassVar[tuple[Argument, ...]]
+    joint: ClassVar[Joint | None] = None
+    sweeps: ClassVar[int] = 1
 
     @abstractmethod
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
@@ -95,6 +137,77 @@ class ClosedForm(ABC):
             weights: Posterior weight of each cell of the log-density, broadcastable to `fn`'s batch.
             variance_floor: Smallest variance allowed, relative to that of the value.
         """
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where the values of a site lie: statistics are gathered about this point, so that nothing cancels.
+
+    Attributes:
+        centre: Shape of one row.
+        variance: Shape of one row; what a variance floor is relative to.
+    """
+
+    centre: Tensor
+    variance: Tensor
+
+
+class ExponentialFamily(ClosedForm):
+    r"""A family in natural form, which the engine scores and learns by matrix products.
+
+    .. math:: \log p(x \mid \theta) = \sum_j \eta_j(\theta) \cdot T_j(x) - A(\theta) + h(x)
+
+    Values come with their event dimensions first, `(*event, *batch)`, and statistics :math:`T_j` go as
+    `(*trailing_j, *batch)`; natural parameters :math:`\eta_j` are `(*batch, *trailing_j)`, as arguments are.
+
+    Attributes:
+        event_dim: Dimensions of one value.
+    """
+
+    event_dim: ClassVar[int] = 0
+
+    @abstractmethod
+    def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
+        """The statistics of values."""
+
+    @abstractmethod
+    def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The natural parameters, with their trailing dimensions last, and the log-normalizer; not expanded."""
+
+    def base(self, value: Tensor, fn: Any) -> Tensor | None:
+        """The base measure h of values in the usual layout; None if zero."""
+        return None
+
+    def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
+        """The trailing shapes of the statistics."""
+        raise NotImplementedError
+
+    def fill(self, value: Tensor, fn: Any, reference: Reference | None, out: tuple[Tensor, ...]) -> None:
+        """Write the statistics into buffers."""
+        for buffer, statistic in zip(out, self.sufficient(value, fn, reference), strict=True):
+            buffer.copy_(statistic)
+
+    def reference(self, fn: Any, value: Tensor, rows: tuple[int, ...], keepdim: bool = False) -> Reference | None:
+        """Where values lie, summarised over the dimensions `rows`; None if the family needs none."""
+        return None
+
+    def collect(
+        self, fn: Any, reference: Reference | None, total: Tensor, sums: tuple[Tensor, ...], variance_floor: float
+    ) -> Statistics:
+        """Name the sums of the statistics: `total` has the shape of the cells, `sums` theirs + trailing."""
+        return Statistics(total.shape, total=total, **{f"sum_{j}": s for j, s in enumerate(sums)})
+
+    def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
+        """By matrix products where the parameters have few cells and the value many rows."""
+        from pyro_lvm.infer.natural import gather
+
+        return gather(fn, value, weights, variance_floor)
+
+
+@singledispatch
+def closed_form(fn: Any) -> ClosedForm | None:
+    """The closed form of a distribution's family, or None."""
+    return None
 
 
 def unwrap(fn: Any, weights: Tensor) -> tuple[Any, Tensor]:

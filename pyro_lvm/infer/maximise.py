@@ -6,19 +6,21 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.enumeration import Expectation, Factor
-from pyro_lvm.infer.m_step import unwrap
+from pyro_lvm.infer.m_step import Statistics, unwrap
 from pyro_lvm.infer.plan import ParameterPlan, Plan, Use
+from pyro_lvm.infer.row_pass import Memory
 
 __all__ = ["maximise"]
 
 
-def maximise(plan: Plan, expectation: Expectation, variance_floor: float) -> dict[str, Tensor]:
+def maximise(plan: Plan, expectation: Expectation, variance_floor: float, memory: Memory) -> dict[str, Tensor]:
     """New values of all parameters with a closed form.
 
     Args:
         plan: The M-step of every parameter.
         expectation: The E-step's posterior weights.
         variance_floor: Smallest variance relative to that of the observed value.
+        memory: Where the values of each site lie.
 
     Returns:
         Constrained values by name. Later arguments (scales) see the new values of earlier ones (locations).
@@ -28,7 +30,8 @@ def maximise(plan: Plan, expectation: Expectation, variance_floor: float) -> dic
         for entry in plan.closed:
             for use in entry.uses:
                 if use.site not in sites:
-                    sites[use.site] = _Site(expectation.factors[use.site], use, variance_floor)
+                    statistics = expectation.statistics(use.site, use.form, variance_floor, memory)
+                    sites[use.site] = _Site(expectation.factors[use.site], use, statistics)
         updates = {}
         for entry in plan.closed:
             updates[entry.name] = new = _solve(entry, expectation.parameters[entry.name].value.detach(), sites)
@@ -40,9 +43,9 @@ def maximise(plan: Plan, expectation: Expectation, variance_floor: float) -> dic
 class _Site:
     """Expected sufficient statistics of a site and the current values of its distribution's arguments."""
 
-    def __init__(self, factor: Factor, use: Use, variance_floor: float) -> None:
-        fn, weights = unwrap(factor.fn, factor.weights)
-        self.statistics = use.form.statistics(fn, factor.value, weights, variance_floor)
+    def __init__(self, factor: Factor, use: Use, statistics: Statistics) -> None:
+        fn, _ = unwrap(factor.fn, factor.weights)
+        self.statistics = statistics
         self.now = {argument.name: argument.read(fn).detach() for argument in use.form.arguments}
         self.cells = self.statistics.cells
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_lvm.infer.blocks import Blocks, find_blocks, unify
 from pyro_lvm.infer.enumeration import Expectation, Factor
-from pyro_lvm.infer.families import closed_form
-from pyro_lvm.infer.m_step import Argument, ClosedForm, View, unwrap
+import pyro_lvm.infer.families  # noqa: F401 - registers the closed forms
+from pyro_lvm.infer.m_step import Argument, ClosedForm, View, closed_form, unwrap
 from pyro_lvm.infer.parameters import Parameter
 
 __all__ = ["ParameterPlan", "Plan", "Use", "make_plan", "refresh"]

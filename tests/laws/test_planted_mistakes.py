@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 import pyro_lvm as lvm
 from pyro_lvm.infer import enumeration
-from pyro_lvm.infer.families import closed_form
+from pyro_lvm.infer.m_step import closed_form
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.testing import laws, oracles
 

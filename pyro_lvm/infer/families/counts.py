@@ -1,0 +1,101 @@
+"""Closed forms of families learned from a mean of counts or coin flips: Bernoulli, Poisson."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, Statistics, View, closed_form
+from pyro_lvm.ops.cells import compact
+
+__all__: list[str] = []
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """A mean from a sum and a total."""
+    return numerator / denominator
+
+
+def sum_and_total(statistics: Statistics, current: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """What a mean is learned from."""
+    return statistics["sum_0"], statistics["total"]
+
+
+def probs_of(fn: Any, event_dim: int, squash: Callable[[Tensor], Tensor]) -> Tensor:
+    """Probabilities from whichever parametrisation the distribution was built with, not expanded."""
+    raw = compact(fn._param, event_dim)
+    return squash(raw) if fn._param is fn.__dict__.get("logits") else raw
+
+
+def logits_of(fn: Any) -> Tensor:
+    """Log-odds likewise, finite as torch makes them."""
+    raw = compact(fn._param)
+    if fn._param is fn.__dict__.get("logits"):
+        return raw
+    return torch.distributions.utils.probs_to_logits(raw, is_binary=True)
+
+
+PROBS_VIEWS = (View("probs"), View("logits", torch.logit, torch.sigmoid))
+RATE_VIEWS = (View("rate"), View("log rate", torch.log, torch.exp))
+
+
+class _Bernoulli(ExponentialFamily):
+    arguments = (
+        Argument(
+            "probs",
+            lambda fn: probs_of(fn, 0, torch.sigmoid),
+            sum_and_total,
+            ratio,
+            PROBS_VIEWS,
+            conjugate={
+                ("probs", dist.Beta): lambda prior: (
+                    prior.concentration1 - 1,
+                    prior.concentration1 + prior.concentration0 - 2,
+                )
+            },
+        ),
+    )
+
+    def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
+        return ((),)
+
+    def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
+        return (value,)
+
+    def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        logits = logits_of(fn)
+        return (logits,), torch.nn.functional.softplus(logits)
+
+
+class _Poisson(ExponentialFamily):
+    arguments = (
+        Argument(
+            "rate",
+            lambda fn: compact(fn.rate),
+            sum_and_total,
+            ratio,
+            RATE_VIEWS,
+            conjugate={("rate", dist.Gamma): lambda prior: (prior.concentration - 1, prior.rate)},
+        ),
+    )
+
+    def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
+        return ((),)
+
+    def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
+        return (value,)
+
+    def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        rate = compact(fn.rate)
+        return (rate.log(),), rate
+
+    def base(self, value: Tensor, fn: Any) -> Tensor | None:
+        return -torch.lgamma(value + 1)
+
+
+closed_form.register(torch.distributions.Bernoulli)(lambda fn, form=_Bernoulli(): form)
+closed_form.register(torch.distributions.Poisson)(lambda fn, form=_Poisson(): form)

@@ -1,0 +1,41 @@
+"""Closed forms of families on the positive numbers: Exponential."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_lvm.infer.families.counts import RATE_VIEWS, sum_and_total
+from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, View, closed_form
+from pyro_lvm.ops.cells import compact
+
+__all__: list[str] = []
+
+
+class _Exponential(ExponentialFamily):
+    arguments = (
+        Argument(
+            "rate",
+            lambda fn: compact(fn.rate),
+            sum_and_total,
+            lambda total, weight: weight / total,
+            (RATE_VIEWS[0], View("mean", torch.reciprocal, torch.reciprocal), RATE_VIEWS[1]),
+            conjugate={("rate", dist.Gamma): lambda prior: (prior.rate, prior.concentration - 1)},
+        ),
+    )
+
+    def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
+        return ((),)
+
+    def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
+        return (value,)
+
+    def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        rate = compact(fn.rate)
+        return (-rate,), -rate.log()
+
+
+closed_form.register(torch.distributions.Exponential)(lambda fn, form=_Exponential(): form)
