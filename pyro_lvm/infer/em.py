@@ -220,8 +220,8 @@ class _Step:
         self.args, self.kwargs = args, kwargs
         self.log_likelihood = expectation.log_likelihood
         self.values = {name: p.unconstrained.detach().clone() for name, p in expectation.parameters.items()}
-        dtypes = {f.log_density.dtype for f in expectation.factors.values()}
-        self.tolerance = 1e-10 if dtypes == {torch.float64} else 1e-5
+        dtypes = {p.value.dtype for p in expectation.parameters.values()}
+        self.tolerance = 1e-10 if dtypes <= {torch.float64} else 1e-5
 
     def same_data(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         return (

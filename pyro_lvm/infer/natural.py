@@ -81,7 +81,7 @@ class Kernel:
         """
         base, inner, masks = _peel(fn, mask)
         family = closed_form(base)
-        if not isinstance(family, ExponentialFamily):
+        if not isinstance(family, ExponentialFamily) or not _has_family_density(base):
             return None
         inside = len(inner) + family.event_dim
         reference = reference or family.reference(base, value, tuple(range(value.dim() - inside)))
@@ -104,9 +104,7 @@ class Kernel:
             if row_mask is None:
                 return None
         *etas, log_normalizer = cells.parameters
-        flat = [
-            _features_first(eta.expand(-1, *inner, *t), len(inner)) for eta, t in zip(etas, trailing, strict=True)
-        ]
+        flat = [_features_first(eta.expand(-1, *inner, *t), len(inner)) for eta, t in zip(etas, trailing, strict=True)]
         limit = torch.finfo(log_normalizer.dtype).max / 1e8
         offset = -log_normalizer.expand(-1, *inner)
         constant = offset.flatten(1).sum(-1) if inner else offset
@@ -257,7 +255,9 @@ def _gather_dense(
     found = torch.broadcast_shapes(log_normalizer.shape, *shapes)
     cells = torch.Size((1,) * (len(full) - len(found)) + tuple(found))
     value = value.reshape((1,) * (len(full) + event - value.dim()) + tuple(value.shape)).double()
-    reference = reference or family.reference(fn, value, tuple(d for d, size in enumerate(cells) if size == 1), keepdim=True)  # type: ignore[union-attr]
+    reference = reference or family.reference(
+        fn, value, tuple(d for d, size in enumerate(cells) if size == 1), keepdim=True
+    )  # type: ignore[union-attr]
     value = value if reference is None else value - reference.centre
     first = value.permute((*range(len(full), value.dim()), *range(len(full))))
     sums = []
@@ -267,6 +267,14 @@ def _gather_dense(
         sums.append(sum_to(torch.Size((*cells, *shape)), torch.Size((*full, *shape)), widened, last))
     total = sum_to(cells, full, weights.double())
     return family.collect(fn, reference, total, tuple(sums), variance_floor)  # type: ignore[union-attr]
+
+
+def _has_family_density(fn: Any) -> bool:
+    """Whether a distribution's density is its family's: a user's subclass may have one of its own."""
+    owner = next(kind for kind in type(fn).__mro__ if "log_prob" in vars(kind))
+    return (
+        owner.__module__.startswith(("torch.", "pyro.distributions", "pyro_lvm.")) or type(fn) in closed_form.registry
+    )
 
 
 def _few_rows(fn: Any, value: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class ParameterPlan:
     name: str
     shape: tuple[int, ...]
     uses: list[Use] = field(default_factory=list)
+    priors: list[Any] = field(default_factory=list)
     sites: tuple[str, ...] = ()
     reason: str = ""
 

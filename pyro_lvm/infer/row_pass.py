@@ -156,7 +156,9 @@ class RowPass:
         if isinstance(family, ExponentialFamily):
             etas, log_normalizer = family.natural(z.fn, None)
             if log_normalizer.numel() == 1:
-                self.prior = tuple(t.reshape(-1, self.states).double() for t in family.sufficient(self.support(), z.fn, None))
+                self.prior = tuple(
+                    t.reshape(-1, self.states).double() for t in family.sufficient(self.support(), z.fn, None)
+                )
                 density = -log_normalizer.reshape(1).double()
                 for eta, statistic in zip(etas, self.prior, strict=True):
                     density = density + eta.double().clamp_min(10 * IMPOSSIBLE).reshape(-1) @ statistic

@@ -67,7 +67,9 @@ def spread(value: Tensor, rows: tuple[int, ...], keepdim: bool) -> Reference:
     return Reference(centre, variance)
 
 
-def moments(fn: Any, reference: Reference, total: Tensor, sums: tuple[Tensor, ...], variance_floor: float) -> Statistics:
+def moments(
+    fn: Any, reference: Reference, total: Tensor, sums: tuple[Tensor, ...], variance_floor: float
+) -> Statistics:
     """First and second moments, of which locations and variances are made."""
     first, second = sums
     floor = (variance_floor * reference.variance).clamp_min(torch.finfo(fn.loc.dtype).tiny)
