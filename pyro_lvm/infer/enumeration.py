@@ -257,16 +257,18 @@ def _outside_weights(factor: Factor) -> Tensor:
 
 def weigh(trace: Trace, factors: dict[str, Factor], temperature: float = 1.0) -> float:
     """Posterior weights of all cells by one backward pass; returns the log-likelihood, nats."""
+    leaves: list[Tensor] = []
 
     def run(power: float) -> Tensor:
+        leaves.clear()
         for factor in factors.values():
             factor.leaf = (factor.log_density * power).requires_grad_()
+            leaves.append(factor.leaf)
         terms = [term for _, term in _contract(trace, factors.values(), scaled=True)]
         return torch.stack([term.sum(dtype=torch.float64) for term in terms]).sum()
 
     with torch.enable_grad():
         log_z = run(temperature)
-        leaves = [factor.leaf for factor in factors.values()]
         found = torch.autograd.grad(log_z, leaves)
     if temperature != 1.0:
         with torch.no_grad():

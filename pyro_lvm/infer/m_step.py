@@ -33,6 +33,7 @@ __all__ = [
     "Statistics",
     "View",
     "closed_form",
+    "closed_form_of",
     "unwrap",
 ]
 
@@ -208,6 +209,18 @@ class ExponentialFamily(ClosedForm):
 def closed_form(fn: Any) -> ClosedForm | None:
     """The closed form of a distribution's family, or None."""
     return None
+
+
+def closed_form_of(*kinds: type) -> Callable[[type], type]:
+    """Class decorator: the closed form of these distributions."""
+
+    def register(form: type) -> type:
+        instance = form()
+        for kind in kinds:
+            closed_form.register(kind)(lambda fn: instance)
+        return form
+
+    return register
 
 
 def unwrap(fn: Any, weights: Tensor) -> tuple[Any, Tensor]:

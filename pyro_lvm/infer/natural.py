@@ -248,25 +248,26 @@ def _gather_dense(
 ) -> Statistics:
     """The same where the value varies from cell to cell: statistics of all values at once."""
     family = closed_form(fn)
-    event, trailing = family.event_dim, family.trailing(fn)  # type: ignore[union-attr]
-    natural, log_normalizer = family.natural(fn, None)  # type: ignore[union-attr]
+    if not isinstance(family, ExponentialFamily):
+        raise TypeError(f"gather: expected an exponential family; got {type(fn).__name__}.")
+    event, trailing = family.event_dim, family.trailing(fn)
+    natural, log_normalizer = family.natural(fn, None)
     shapes = [eta.shape[: eta.dim() - len(t)] for eta, t in zip(natural, trailing, strict=True)]
     full = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - event], weights.shape)
     found = torch.broadcast_shapes(log_normalizer.shape, *shapes)
     cells = torch.Size((1,) * (len(full) - len(found)) + tuple(found))
     value = value.reshape((1,) * (len(full) + event - value.dim()) + tuple(value.shape)).double()
-    reference = reference or family.reference(
-        fn, value, tuple(d for d, size in enumerate(cells) if size == 1), keepdim=True
-    )  # type: ignore[union-attr]
+    rows = tuple(d for d, size in enumerate(cells) if size == 1)
+    reference = reference or family.reference(fn, value, rows, keepdim=True)
     value = value if reference is None else value - reference.centre
     first = value.permute((*range(len(full), value.dim()), *range(len(full))))
     sums = []
-    for statistic, shape in zip(family.sufficient(first, fn, reference), trailing, strict=True):  # type: ignore[union-attr]
+    for statistic, shape in zip(family.sufficient(first, fn, reference), trailing, strict=True):
         last = statistic.permute((*range(len(shape), statistic.dim()), *range(len(shape))))
         widened = weights.double().reshape(*weights.shape, *([1] * len(shape)))
         sums.append(sum_to(torch.Size((*cells, *shape)), torch.Size((*full, *shape)), widened, last))
     total = sum_to(cells, full, weights.double())
-    return family.collect(fn, reference, total, tuple(sums), variance_floor)  # type: ignore[union-attr]
+    return family.collect(fn, reference, total, tuple(sums), variance_floor)
 
 
 def _has_family_density(fn: Any) -> bool:

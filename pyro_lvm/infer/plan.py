@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import pyro_lvm.infer.families  # noqa: F401 - registers the closed forms
 from pyro_lvm.infer.blocks import Blocks, find_blocks, unify
 from pyro_lvm.infer.enumeration import Expectation, Factor
-import pyro_lvm.infer.families  # noqa: F401 - registers the closed forms
 from pyro_lvm.infer.m_step import Argument, ClosedForm, View, closed_form, unwrap
 from pyro_lvm.infer.parameters import Parameter
 

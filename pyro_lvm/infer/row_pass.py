@@ -105,7 +105,8 @@ class RowPass:
         (frame,) = frames
         state_dim, row_dim, rows = z.site["infer"]["_enumerate_dim"], frame.dim, frame.size
         states = z.value.shape[state_dim - z.fn.event_dim] if z.value.dim() >= -state_dim + z.fn.event_dim else 1
-        inside, outside = [], []
+        inside: list[Factor] = []
+        outside: list[Factor] = []
         for factor in factors.values():
             names = {f.name for f in factor.site["cond_indep_stack"] if f.vectorized}
             if not names <= {frame.name}:
@@ -156,9 +157,8 @@ class RowPass:
         if isinstance(family, ExponentialFamily):
             etas, log_normalizer = family.natural(z.fn, None)
             if log_normalizer.numel() == 1:
-                self.prior = tuple(
-                    t.reshape(-1, self.states).double() for t in family.sufficient(self.support(), z.fn, None)
-                )
+                statistics = family.sufficient(self.support(), z.fn, None)
+                self.prior = tuple(t.reshape(-1, self.states).double() for t in statistics)
                 density = -log_normalizer.reshape(1).double()
                 for eta, statistic in zip(etas, self.prior, strict=True):
                     density = density + eta.double().clamp_min(10 * IMPOSSIBLE).reshape(-1) @ statistic

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.families.counts import probs_of
-from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, View, closed_form
+from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
 __all__: list[str] = []
@@ -37,6 +37,7 @@ def log_probs_of(fn: Any) -> Tensor:
     return raw if fn._param is fn.__dict__.get("logits") else torch.distributions.utils.probs_to_logits(raw)
 
 
+@closed_form_of(torch.distributions.Categorical)
 class _Categorical(ExponentialFamily):
     arguments = (PROBS,)
 
@@ -54,6 +55,3 @@ class _Categorical(ExponentialFamily):
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
         logits = log_probs_of(fn)
         return (logits,), torch.zeros_like(logits[..., 0])
-
-
-closed_form.register(torch.distributions.Categorical)(lambda fn, form=_Categorical(): form)

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, Statistics, View, closed_form
+from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, Statistics, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
 __all__: list[str] = []
@@ -43,6 +43,7 @@ PROBS_VIEWS = (View("probs"), View("logits", torch.logit, torch.sigmoid))
 RATE_VIEWS = (View("rate"), View("log rate", torch.log, torch.exp))
 
 
+@closed_form_of(torch.distributions.Bernoulli)
 class _Bernoulli(ExponentialFamily):
     arguments = (
         Argument(
@@ -71,6 +72,7 @@ class _Bernoulli(ExponentialFamily):
         return (logits,), torch.nn.functional.softplus(logits)
 
 
+@closed_form_of(torch.distributions.Poisson)
 class _Poisson(ExponentialFamily):
     arguments = (
         Argument(
@@ -95,7 +97,3 @@ class _Poisson(ExponentialFamily):
 
     def base(self, value: Tensor, fn: Any) -> Tensor | None:
         return -torch.lgamma(value + 1)
-
-
-closed_form.register(torch.distributions.Bernoulli)(lambda fn, form=_Bernoulli(): form)
-closed_form.register(torch.distributions.Poisson)(lambda fn, form=_Poisson(): form)

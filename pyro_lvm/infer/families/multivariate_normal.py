@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_lvm.distributions.inverse_wishart import InverseWishart
 from pyro_lvm.infer.families.counts import ratio
 from pyro_lvm.infer.families.normal import spread
-from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, Statistics, View, closed_form
+from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, Statistics, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
 __all__ = ["COVARIANCE", "LOC"]
@@ -106,6 +106,7 @@ def _pairs(value: Tensor, out: Tensor) -> None:
         position += d - i
 
 
+@closed_form_of(torch.distributions.MultivariateNormal)
 class _MultivariateNormal(ExponentialFamily):
     arguments = (LOC, COVARIANCE)
     event_dim = 1
@@ -160,6 +161,3 @@ class _MultivariateNormal(ExponentialFamily):
             square=square,
             floor=floor.expand(*total.shape, -1),
         )
-
-
-closed_form.register(torch.distributions.MultivariateNormal)(lambda fn, form=_MultivariateNormal(): form)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.families.counts import ratio
-from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, Statistics, View, closed_form
+from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, Statistics, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
 __all__ = ["LOC", "VARIANCE", "moments", "spread"]
@@ -84,6 +84,7 @@ def moments(
     )
 
 
+@closed_form_of(torch.distributions.Normal)
 class _Normal(ExponentialFamily):
     arguments = (LOC, VARIANCE)
 
@@ -113,6 +114,3 @@ class _Normal(ExponentialFamily):
         if reference is None:
             raise ValueError("Normal: expected the reference that the statistics were gathered about.")
         return moments(fn, reference, total, sums, variance_floor)
-
-
-closed_form.register(torch.distributions.Normal)(lambda fn, form=_Normal(): form)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.families.counts import RATE_VIEWS, sum_and_total
-from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, View, closed_form
+from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
 __all__: list[str] = []
 
 
+@closed_form_of(torch.distributions.Exponential)
 class _Exponential(ExponentialFamily):
     arguments = (
         Argument(
@@ -36,6 +37,3 @@ class _Exponential(ExponentialFamily):
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
         rate = compact(fn.rate)
         return (-rate,), -rate.log()
-
-
-closed_form.register(torch.distributions.Exponential)(lambda fn, form=_Exponential(): form)
