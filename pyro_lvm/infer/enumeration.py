@@ -19,6 +19,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,6 +97,7 @@ class Expectation:
         log_likelihood: Log-likelihood of all rows, in nats, summed in float64.
         gathered: Statistics of sites for which the E-step had them already.
         has_weights: Whether factors hold their weights.
+        totals: Expected number of rows in every state of a site, as far as the E-step found it on the way.
     """
 
     log_likelihood: float
@@ -104,6 +106,7 @@ class Expectation:
     trace: Trace
     gathered: dict[str, Statistics] = field(default_factory=dict)
     has_weights: bool = True
+    totals: dict[str, Tensor] = field(default_factory=dict)
 
     def statistics(self, site: str, form: ClosedForm, variance_floor: float, memory: Memory) -> Statistics:
         """Expected sufficient statistics of a site."""
@@ -111,7 +114,9 @@ class Expectation:
             return self.gathered[site]
         factor = self.factors[site]
         if isinstance(form, ExponentialFamily):
-            return gather(factor.fn, factor.value, factor.weights, variance_floor, memory.reference(site, factor.value))
+            known = memory.reference(site, factor.value)
+            remember = partial(memory.remember, site, factor.value)
+            return gather(factor.fn, factor.value, factor.weights, variance_floor, known, remember)
         fn, weights = unwrap(factor.fn, factor.weights)
         return form.statistics(fn, factor.value, weights, variance_floor)
 
@@ -227,26 +232,28 @@ def expect(
             result = rows.run(temperature, keep_weights, variance_floor)
             if not math.isfinite(result.log_likelihood):
                 raise NonFiniteLoss(_blame(result.log_likelihood, factors))
+            for factor in rows.outside:
+                factor.weights = _outside_weights(factor)
             if result.weights is not None:
-                _hand_out(rows, result.weights, factors)
+                _hand_out(rows.spread(result.weights), [f for f in factors.values() if f not in rows.outside])
             return Expectation(
-                result.log_likelihood, factors, parameters.found, trace, result.gathered, result.weights is not None
+                result.log_likelihood,
+                factors,
+                parameters.found,
+                trace,
+                result.gathered,
+                result.weights is not None,
+                {rows.latent.name: result.total},
             )
     value = weigh(trace, factors, temperature)
     return Expectation(value, factors, parameters.found, trace)
 
 
-def _hand_out(rows: RowPass, weights: Tensor, factors: dict[str, Factor]) -> None:
-    """Give every factor its posterior weights."""
-    table = rows.spread(weights)
-    for factor in factors.values():
-        if factor in rows.outside:
-            factor.weights = _outside_weights(factor)
-            continue
-        factor.weights = table
+def _hand_out(table: Tensor, factors: Iterable[Factor]) -> None:
+    """Give every factor in the plate of the rows its posterior weights."""
+    for factor in factors:
         mask = factor.site["mask"]
-        if mask is not None:
-            factor.weights = table * torch.as_tensor(mask)
+        factor.weights = table if mask is None else table * torch.as_tensor(mask)
 
 
 def _outside_weights(factor: Factor) -> Tensor:

@@ -39,7 +39,13 @@ __all__ = [
 
 
 class Statistics(dict[str, Tensor]):
-    """Expected sufficient statistics by name, each of shape `cells` + its own trailing dimensions."""
+    """Expected sufficient statistics by name, each of shape `cells` + its own trailing dimensions.
+
+    Attributes:
+        CONSTANT: Names of entries that are not sums over rows.
+    """
+
+    CONSTANT: ClassVar[frozenset[str]] = frozenset({"centre", "floor"})
 
     def __init__(self, cells: torch.Size, **statistics: Tensor) -> None:
         super().__init__(statistics)
@@ -60,6 +66,7 @@ class View:
         decode: The inverse.
         normalised: "sum" or "shift" if the distribution normalises rows of this view.
         matrix: "symmetric" or "lower" if blocks of this view are such matrices.
+        scales: Whether this view is the canonical value up to a constant that `Argument.rescale` undoes.
     """
 
     name: str
@@ -67,6 +74,7 @@ class View:
     decode: Callable[[Tensor], Tensor] = _same
     normalised: str | None = None
     matrix: str | None = None
+    scales: bool = False
 
 
 Accumulate = Callable[[Statistics, dict[str, Tensor]], tuple[Tensor, ...]]
@@ -86,8 +94,9 @@ class Argument:
         views: The ways in which a parameter can be read off.
         event_dim: Dimensions of one block.
         same_cells: A cheaper pair of accumulate and solve, valid if no two cells share a block.
-        conjugate: By name of a view and class of a prior, what the prior adds to the accumulated tensors: a function
-            of the prior distribution and the current arguments.
+        conjugate: By name of a view and class of a prior, what the prior adds to the accumulated tensors.
+        feasible: Moves sums that put a mode outside of the support (pseudo-counts below zero) to its boundary.
+        rescale: What accumulated tensors become where the argument is a constant times the parameter.
     """
 
     name: str
@@ -98,6 +107,15 @@ class Argument:
     event_dim: int = 0
     same_cells: tuple[Accumulate, Solve] | None = None
     conjugate: dict[tuple[str, type], Callable[[Any], tuple[Tensor, ...]]] = field(default_factory=dict, hash=False)
+    feasible: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
+    rescale: Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]] | None = None
+
+    def conjugate_to(self, view: View, prior: Any) -> Callable[[Any], tuple[Tensor, ...]] | None:
+        """What a prior on the parameter behind a view adds to the sums, or None if it is not conjugate."""
+        for (name, kind), addition in self.conjugate.items():
+            if name == view.name and isinstance(prior, kind):
+                return addition
+        return None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ Products run about the values' centre, in float64 unless the data are float32 an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,7 +226,12 @@ def log_density(fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def gather(
-    fn: Any, value: Tensor, weights: Tensor, variance_floor: float, reference: Reference | None = None
+    fn: Any,
+    value: Tensor,
+    weights: Tensor,
+    variance_floor: float,
+    known: Reference | None = None,
+    remember: Callable[[Reference | None], None] | None = None,
 ) -> Statistics:
     """Expected sufficient statistics of a site under any weights, in float64.
 
@@ -234,17 +240,25 @@ def gather(
         value: Shape broadcastable to the batch + event.
         weights: Broadcastable to the batch.
         variance_floor: Smallest variance allowed, relative to that of the value.
-        reference: Where values lie, if known.
+        known: Where values lie, if known.
+        remember: Is told where values lie.
     """
-    kernel = Kernel.of(fn, value, None, reference)
+    kernel = Kernel.of(fn, value, None, known)
     if kernel is not None and torch.broadcast_shapes(weights.shape, kernel.cells.shape) == kernel.cells.shape:
+        if remember is not None:
+            remember(kernel.reference)
         table = kernel.cells.flatten(weights).double()
         return kernel.collect(table.sum(-1), kernel.sums(table), variance_floor)
-    return _gather_dense(*unwrap(fn, weights), value, variance_floor, reference)
+    return _gather_dense(*unwrap(fn, weights), value, variance_floor, known, remember)
 
 
 def _gather_dense(
-    fn: Any, weights: Tensor, value: Tensor, variance_floor: float, reference: Reference | None
+    fn: Any,
+    weights: Tensor,
+    value: Tensor,
+    variance_floor: float,
+    known: Reference | None,
+    remember: Callable[[Reference | None], None] | None,
 ) -> Statistics:
     """The same where the value varies from cell to cell: statistics of all values at once."""
     family = closed_form(fn)
@@ -258,7 +272,9 @@ def _gather_dense(
     cells = torch.Size((1,) * (len(full) - len(found)) + tuple(found))
     value = value.reshape((1,) * (len(full) + event - value.dim()) + tuple(value.shape)).double()
     rows = tuple(d for d, size in enumerate(cells) if size == 1)
-    reference = reference or family.reference(fn, value, rows, keepdim=True)
+    reference = known or family.reference(fn, value, rows, keepdim=True)
+    if remember is not None:
+        remember(reference)
     value = value if reference is None else value - reference.centre
     first = value.permute((*range(len(full), value.dim()), *range(len(full))))
     sums = []

@@ -46,10 +46,22 @@ class Memory:
             return known[2]
         return None
 
-    def remember(self, site: str, value: Tensor, kernel: Kernel) -> None:
+    def remember(self, site: str, value: Tensor, reference: Reference | None) -> None:
         """Keep what was found."""
         if self.reference(site, value) is None:
-            self.references[site] = (value, value._version, kernel.reference)
+            self.references[site] = (value, value._version, reference)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The references, as far as they are kept over batches."""
+        known = {site: found[2] for site, found in self.references.items() if found[2] is not None}
+        if not self.fixed:
+            return {}
+        return {site: {"centre": found.centre, "variance": found.variance} for site, found in known.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        for site, saved in state.items():
+            self.references[site] = (saved["centre"], 0, Reference(saved["centre"], saved["variance"]))
 
     def log_base(self, site: str, value: Tensor, kernel: Kernel) -> Tensor | None:
         """The base measure of every row."""
@@ -139,7 +151,7 @@ class RowPass:
         if not site["args"] and not site["kwargs"]:
             kernel = Kernel.of(factor.fn, value, site["mask"], reference, exact=False)
         if kernel is not None and kernel.accurate and self._fits(kernel):
-            memory.remember(factor.name, value, kernel)
+            memory.remember(factor.name, value, kernel.reference)
             self.kernels[factor.name] = kernel
             base = memory.log_base(factor.name, value, kernel)
             if base is not None:
@@ -243,7 +255,7 @@ class RowPass:
             )
         for factor in self.outside:
             log_likelihood += _scaled(factor)
-        return RowResult(float(log_likelihood), self._collect(total, sums, variance_floor), weights)
+        return RowResult(float(log_likelihood), self._collect(total, sums, variance_floor), total, weights)
 
     def _collect(self, total: Tensor, sums: Tensor, variance_floor: float) -> dict[str, Statistics]:
         gathered, position = {}, 0
@@ -275,10 +287,11 @@ class RowPass:
 
 @dataclass
 class RowResult:
-    """What a pass found: log p(x), statistics by site, and weights (K, n) if they were kept."""
+    """What a pass found: log p(x), statistics by site, rows per state (K,), and weights (K, n) if they were kept."""
 
     log_likelihood: float
     gathered: dict[str, Statistics]
+    total: Tensor
     weights: Tensor | None
 
 

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.families.counts import probs_of
+from pyro_lvm.infer.families.counts import not_negative, probs_of
 from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
@@ -28,6 +28,7 @@ PROBS = Argument(
     (View("probs", normalised="sum"), View("logits", torch.log, softmax, normalised="shift")),
     event_dim=1,
     conjugate={("probs", dist.Dirichlet): lambda prior: (prior.concentration - 1,)},
+    feasible=not_negative,
 )
 
 

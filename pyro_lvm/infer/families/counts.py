@@ -39,6 +39,19 @@ def logits_of(fn: Any) -> Tensor:
     return torch.distributions.utils.probs_to_logits(raw, is_binary=True)
 
 
+def within_total(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Successes between none and all."""
+    successes, total = sums
+    failures = (total - successes).clamp_min(0)
+    successes = successes.clamp_min(0)
+    return successes, successes + failures
+
+
+def not_negative(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Counts of at least zero."""
+    return tuple(s.clamp_min(0) for s in sums)
+
+
 PROBS_VIEWS = (View("probs"), View("logits", torch.logit, torch.sigmoid))
 RATE_VIEWS = (View("rate"), View("log rate", torch.log, torch.exp))
 
@@ -58,6 +71,7 @@ class _Bernoulli(ExponentialFamily):
                     prior.concentration1 + prior.concentration0 - 2,
                 )
             },
+            feasible=within_total,
         ),
     )
 
@@ -82,6 +96,7 @@ class _Poisson(ExponentialFamily):
             ratio,
             RATE_VIEWS,
             conjugate={("rate", dist.Gamma): lambda prior: (prior.concentration - 1, prior.rate)},
+            feasible=not_negative,
         ),
     )
 

@@ -89,12 +89,13 @@ COVARIANCE = Argument(
     ),
     lambda scatter, total, floor: _floored(scatter / total[..., None, None], floor / total[..., None]),
     (
-        View("covariance_matrix", matrix="symmetric"),
+        View("covariance_matrix", matrix="symmetric", scales=True),
         View("scale_tril", torch.linalg.cholesky, _gram, matrix="lower"),
         View("precision_matrix", torch.linalg.inv, torch.linalg.inv, matrix="symmetric"),
     ),
     event_dim=2,
     conjugate={("covariance_matrix", InverseWishart): _wishart_counts},
+    rescale=lambda sums, factor: (sums[0] / factor[..., None, None], sums[1], sums[2] / factor[..., None]),
 )
 
 

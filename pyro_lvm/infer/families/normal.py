@@ -38,7 +38,7 @@ VARIANCE = Argument(
     lambda square, total, floor: torch.maximum(square, floor) / total,
     (
         View("scale", torch.sqrt, torch.square),
-        View("variance"),
+        View("variance", scales=True),
         View("log scale", lambda v: 0.5 * v.log(), lambda v: (2 * v).exp()),
         View("log variance", torch.log, torch.exp),
         View("precision", torch.reciprocal, torch.reciprocal),
@@ -55,6 +55,7 @@ VARIANCE = Argument(
             torch.zeros_like(prior.rate),
         ),
     },
+    rescale=lambda sums, factor: (sums[0] / factor, sums[1], sums[2] / factor),
 )
 
 

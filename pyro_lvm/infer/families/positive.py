@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.families.counts import RATE_VIEWS, sum_and_total
+from pyro_lvm.infer.families.counts import RATE_VIEWS, not_negative, sum_and_total
 from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
@@ -25,6 +25,7 @@ class _Exponential(ExponentialFamily):
             lambda total, weight: weight / total,
             (RATE_VIEWS[0], View("mean", torch.reciprocal, torch.reciprocal), RATE_VIEWS[1]),
             conjugate={("rate", dist.Gamma): lambda prior: (prior.rate, prior.concentration - 1)},
+            feasible=not_negative,
         ),
     )
 
