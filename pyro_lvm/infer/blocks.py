@@ -46,7 +46,7 @@ class Blocks:
         repeated = [d for d, size in enumerate(batch) if size == 1 and cells[d] > 1]
         if repeated:  # cells that the argument does not tell apart
             statistic = statistic.sum(repeated, keepdim=True)
-        statistic = statistic.expand(*batch, *trailing).reshape(len(self.block), *trailing)
+        statistic = statistic.expand((*batch, *trailing)).reshape(len(self.block), *trailing)
         out = statistic.new_zeros(len(self.elements), *trailing)
         return out.index_add_(0, self.block, statistic)
 

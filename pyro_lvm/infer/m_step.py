@@ -27,6 +27,7 @@ from torch import Tensor
 __all__ = [
     "Argument",
     "ClosedForm",
+    "Conjugate",
     "ExponentialFamily",
     "Joint",
     "Reference",
@@ -77,8 +78,33 @@ class View:
     scales: bool = False
 
 
+@dataclass(frozen=True)
+class Conjugate:
+    r"""A prior that is conjugate to an argument.
+
+    The accumulated sums, the prior's included, are natural parameters of the conditional posterior: their mode is what
+    the argument's `solve` finds (MAP-EM), and the posterior itself is what coordinate ascent needs.
+
+    Attributes:
+        addition: What the prior adds to the sums.
+        posterior: From sums to the posterior, a distribution of the prior's family.
+        plug_in: The argument's canonical value whose log-density is the expected one up to a constant:
+            :math:`\mathrm{E}_q[\eta(\theta)]` in natural parameters.
+        gap: What makes up that constant, for `Argument.correct`.
+    """
+
+    addition: Callable[[Any], tuple[Tensor, ...]]
+    posterior: Callable[..., Any] | None = None
+    plug_in: Callable[[Any], Tensor] | None = None
+    gap: Callable[[Any], Tensor] | None = None
+
+
 Accumulate = Callable[[Statistics, dict[str, Tensor]], tuple[Tensor, ...]]
 Solve = Callable[..., Tensor]
+
+
+def _gap_itself(gap: Tensor, now: dict[str, Tensor]) -> Tensor:
+    return gap
 
 
 @dataclass(frozen=True)
@@ -94,9 +120,11 @@ class Argument:
         views: The ways in which a parameter can be read off.
         event_dim: Dimensions of one block.
         same_cells: A cheaper pair of accumulate and solve, valid if no two cells share a block.
-        conjugate: By name of a view and class of a prior, what the prior adds to the accumulated tensors.
+        conjugate: Conjugate priors, by name of a view and class of the prior.
         feasible: Moves sums that put a mode outside of the support (pseudo-counts below zero) to its boundary.
         rescale: What accumulated tensors become where the argument is a constant times the parameter.
+        correct: From a posterior's gap and the plugged-in arguments, both on the cells, to what the expected
+            log-density has more than the plugged-in one, nats.
     """
 
     name: str
@@ -106,15 +134,17 @@ class Argument:
     views: tuple[View, ...]
     event_dim: int = 0
     same_cells: tuple[Accumulate, Solve] | None = None
-    conjugate: dict[tuple[str, type], Callable[[Any], tuple[Tensor, ...]]] = field(default_factory=dict, hash=False)
+    conjugate: dict[tuple[str, type], Conjugate] = field(default_factory=dict, hash=False)
     feasible: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
     rescale: Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]] | None = None
 
-    def conjugate_to(self, view: View, prior: Any) -> Callable[[Any], tuple[Tensor, ...]] | None:
-        """What a prior on the parameter behind a view adds to the sums, or None if it is not conjugate."""
-        for (name, kind), addition in self.conjugate.items():
+    correct: Callable[[Tensor, dict[str, Tensor]], Tensor] = _gap_itself
+
+    def conjugate_to(self, view: View, prior: Any) -> Conjugate | None:
+        """How a prior on the parameter behind a view is conjugate, or None if it is not."""
+        for (name, kind), conjugate in self.conjugate.items():
             if name == view.name and isinstance(prior, kind):
-                return addition
+                return conjugate
         return None
 
 

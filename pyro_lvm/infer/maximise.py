@@ -170,9 +170,9 @@ def prior_sums(use: PriorUse, prior: Any, event_dim: int) -> tuple[Tensor, ...]:
     """What a prior adds to the sums of every block."""
     batch = use.blocks.batch
     additions = []
-    for part in use.addition(prior):  # type: ignore[misc]
+    for part in use.conjugate.addition(prior):  # type: ignore[union-attr]
         trailing = part.shape[len(prior.batch_shape) :]
-        additions.append(use.blocks.scatter(part.double().expand(*batch, *trailing), batch))
+        additions.append(use.blocks.scatter(part.double().expand((*batch, *trailing)), batch))
     return tuple(additions)
 
 

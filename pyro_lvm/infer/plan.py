@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 import pyro_lvm.infer.families  # noqa: F401 - registers the closed forms
 from pyro_lvm.infer.blocks import Blocks, find_blocks, unify
 from pyro_lvm.infer.enumeration import Expectation, Factor
-from pyro_lvm.infer.m_step import Argument, ClosedForm, View, closed_form, unwrap
+from pyro_lvm.infer.m_step import Argument, ClosedForm, Conjugate, View, closed_form, unwrap
 from pyro_lvm.infer.parameters import Parameter
 from pyro_lvm.ops.cells import compact
 
@@ -43,7 +42,7 @@ class PriorUse:
     site: str
     blocks: Blocks
     kind: str
-    addition: Callable[[Any], tuple[Tensor, ...]] | None = None
+    conjugate: Conjugate | None = None
 
 
 @dataclass
@@ -77,7 +76,7 @@ class ParameterPlan:
             return
         use = self.uses[0]
         for prior in self.priors:
-            if prior.addition is None:
+            if prior.conjugate is None:
                 self.reason = f"its prior ({prior.kind}) is not conjugate to {use.describe()}"
                 return
         blocks = unify([*(use.blocks for use in self.uses), *(prior.blocks for prior in self.priors)])
@@ -248,8 +247,8 @@ def _add_priors(plans: dict[str, ParameterPlan], factor: Factor, expectation: Ex
         if not isinstance(blocks, Blocks) or blocks.factor is not None:
             plan.reason = f"site '{factor.name}' is computed from it"
             continue
-        addition = use.argument.conjugate_to(use.view, prior)
-        plan.priors.append(PriorUse(factor.name, blocks, type(prior).__name__, addition))
+        conjugate = use.argument.conjugate_to(use.view, prior)
+        plan.priors.append(PriorUse(factor.name, blocks, type(prior).__name__, conjugate))
 
 
 def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tensor, parameter: Parameter) -> Use | str:

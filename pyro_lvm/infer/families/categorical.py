@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.families.counts import not_negative, probs_of
-from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, View, closed_form_of
+from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
 __all__: list[str] = []
@@ -20,6 +20,11 @@ def softmax(value: Tensor) -> Tensor:
     return value.softmax(-1)
 
 
+def expected_log_probs(q: Any) -> Tensor:
+    """Expected log-probabilities under a Dirichlet distribution."""
+    return torch.digamma(q.concentration) - torch.digamma(q.concentration.sum(-1, keepdim=True))
+
+
 PROBS = Argument(
     "probs",
     lambda fn: probs_of(fn, 1, softmax),
@@ -27,7 +32,14 @@ PROBS = Argument(
     lambda counts: counts / counts.sum(-1, keepdim=True),
     (View("probs", normalised="sum"), View("logits", torch.log, softmax, normalised="shift")),
     event_dim=1,
-    conjugate={("probs", dist.Dirichlet): lambda prior: (prior.concentration - 1,)},
+    conjugate={
+        ("probs", dist.Dirichlet): Conjugate(
+            lambda prior: (prior.concentration - 1,),
+            lambda counts: dist.Dirichlet(counts + 1),
+            lambda q: expected_log_probs(q).softmax(-1),
+            lambda q: expected_log_probs(q).logsumexp(-1),
+        )
+    },
     feasible=not_negative,
 )
 

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, Statistics, View, closed_form_of
+from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, Statistics, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
 __all__: list[str] = []
@@ -52,6 +52,22 @@ def not_negative(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(s.clamp_min(0) for s in sums)
 
 
+def beta_counts(prior: Any) -> tuple[Tensor, ...]:
+    """What a Beta prior adds to successes and trials."""
+    return prior.concentration1 - 1, prior.concentration1 + prior.concentration0 - 2
+
+
+def beta_posterior(successes: Tensor, total: Tensor) -> Any:
+    """The Beta posterior from successes and trials, the prior's included."""
+    return dist.Beta(successes + 1, total - successes + 1)
+
+
+def expected_log_odds(q: Any) -> tuple[Tensor, Tensor]:
+    """Expected log p and log(1 - p) under a Beta distribution."""
+    both = torch.digamma(q.concentration1 + q.concentration0)
+    return torch.digamma(q.concentration1) - both, torch.digamma(q.concentration0) - both
+
+
 PROBS_VIEWS = (View("probs"), View("logits", torch.logit, torch.sigmoid))
 RATE_VIEWS = (View("rate"), View("log rate", torch.log, torch.exp))
 
@@ -66,9 +82,11 @@ class _Bernoulli(ExponentialFamily):
             ratio,
             PROBS_VIEWS,
             conjugate={
-                ("probs", dist.Beta): lambda prior: (
-                    prior.concentration1 - 1,
-                    prior.concentration1 + prior.concentration0 - 2,
+                ("probs", dist.Beta): Conjugate(
+                    beta_counts,
+                    beta_posterior,
+                    lambda q: torch.sigmoid(torch.digamma(q.concentration1) - torch.digamma(q.concentration0)),
+                    lambda q: torch.logaddexp(*expected_log_odds(q)),
                 )
             },
             feasible=within_total,
@@ -95,7 +113,14 @@ class _Poisson(ExponentialFamily):
             sum_and_total,
             ratio,
             RATE_VIEWS,
-            conjugate={("rate", dist.Gamma): lambda prior: (prior.concentration - 1, prior.rate)},
+            conjugate={
+                ("rate", dist.Gamma): Conjugate(
+                    lambda prior: (prior.concentration - 1, prior.rate),
+                    lambda total, weight: dist.Gamma(total + 1, weight),
+                    lambda q: (torch.digamma(q.concentration) - q.rate.log()).exp(),
+                    lambda q: (torch.digamma(q.concentration) - q.rate.log()).exp() - q.mean,
+                )
+            },
             feasible=not_negative,
         ),
     )

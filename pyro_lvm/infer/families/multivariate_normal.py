@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_lvm.distributions.inverse_wishart import InverseWishart
 from pyro_lvm.infer.families.counts import ratio
 from pyro_lvm.infer.families.normal import spread
-from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, Statistics, View, closed_form_of
+from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, Statistics, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
 __all__ = ["COVARIANCE", "LOC"]
@@ -41,6 +41,12 @@ def _scatter_matrix(statistics: Statistics, loc: Tensor) -> Tensor:
     return statistics["square"] - cross - cross.mT + outer
 
 
+def _expected_scatter(statistics: Statistics, now: dict[str, Tensor]) -> Tensor:
+    """The same under the location's posterior, if it has one: `now["loc spread"]` is its covariance."""
+    scatter = _scatter_matrix(statistics, now["loc"].double() - statistics["centre"])
+    return scatter + statistics["total"][..., None, None] * now["loc spread"] if "loc spread" in now else scatter
+
+
 def _floored(covariance: Tensor, floor: Tensor) -> Tensor:
     """Raise the eigenvalues of the covariance, each column in units of its floor, to at least one."""
     unit = floor.clamp_min(torch.finfo(floor.dtype).tiny).sqrt()
@@ -63,6 +69,13 @@ def _wishart_counts(prior: Any) -> tuple[Tensor, ...]:
     return prior.scale, prior.df + d + 1, floor
 
 
+def _log_determinant_gap(q: Any) -> Tensor:
+    r"""Half of :math:`\mathrm{E} \log |\Lambda| - \log |\mathrm{E} \Lambda|` of the precision."""
+    d = q.event_shape[-1]
+    halves = 0.5 * (q.df.unsqueeze(-1) - torch.arange(d, device=q.df.device))
+    return 0.5 * (torch.digamma(halves).sum(-1) + d * math.log(2) - d * q.df.log())
+
+
 LOC = Argument(
     "loc",
     lambda fn: compact(fn.loc, 1),
@@ -72,18 +85,23 @@ LOC = Argument(
     event_dim=1,
     same_cells=(lambda s, now: (s["sum"], s["total"].unsqueeze(-1)), ratio),
     conjugate={
-        ("loc", dist.MultivariateNormal): lambda prior: (
-            (prior.precision_matrix @ prior.loc.unsqueeze(-1)).squeeze(-1),
-            prior.precision_matrix,
+        ("loc", dist.MultivariateNormal): Conjugate(
+            lambda prior: ((prior.precision_matrix @ prior.loc.unsqueeze(-1)).squeeze(-1), prior.precision_matrix),
+            lambda weighted, precision: dist.MultivariateNormal(
+                torch.linalg.solve(precision, weighted), precision_matrix=precision
+            ),
+            lambda q: q.loc,
+            lambda q: q.covariance_matrix,
         )
     },
+    correct=lambda spread, now: -0.5 * (torch.linalg.inv(now["covariance_matrix"]) * spread).sum((-2, -1)),
 )
 
 COVARIANCE = Argument(
     "covariance_matrix",
     covariance_of,
     lambda s, now: (
-        _scatter_matrix(s, now["loc"].double() - s["centre"]),
+        _expected_scatter(s, now),
         s["total"],
         s["floor"] * s["total"][..., None],
     ),
@@ -94,7 +112,14 @@ COVARIANCE = Argument(
         View("precision_matrix", torch.linalg.inv, torch.linalg.inv, matrix="symmetric"),
     ),
     event_dim=2,
-    conjugate={("covariance_matrix", InverseWishart): _wishart_counts},
+    conjugate={
+        ("covariance_matrix", InverseWishart): Conjugate(
+            _wishart_counts,
+            lambda scatter, total, floor: InverseWishart(total - scatter.shape[-1] - 1, scatter),
+            lambda q: q.scale / q.df[..., None, None],
+            _log_determinant_gap,
+        )
+    },
     rescale=lambda sums, factor: (sums[0] / factor[..., None, None], sums[1], sums[2] / factor[..., None]),
 )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.families.counts import ratio
-from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, Statistics, View, closed_form_of
+from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, Statistics, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
 __all__ = ["LOC", "VARIANCE", "moments", "spread"]
@@ -21,6 +21,12 @@ def scatter(statistics: Statistics, loc: Tensor) -> Tensor:
     return statistics["square"] - 2 * loc * statistics["centred_sum"] + loc.square() * statistics["total"]
 
 
+def expected_scatter(statistics: Statistics, now: dict[str, Tensor]) -> Tensor:
+    """The same under the location's posterior, if it has one: `now["loc spread"]` is its variance."""
+    spread = scatter(statistics, now["loc"].double() - statistics["centre"])
+    return spread + statistics["total"] * now["loc spread"] if "loc spread" in now else spread
+
+
 LOC = Argument(
     "loc",
     lambda fn: compact(fn.loc),
@@ -28,13 +34,21 @@ LOC = Argument(
     ratio,
     (View("loc"),),
     same_cells=(lambda s, now: (s["sum"], s["total"]), ratio),
-    conjugate={("loc", dist.Normal): lambda prior: (prior.loc / prior.variance, 1 / prior.variance)},
+    conjugate={
+        ("loc", dist.Normal): Conjugate(
+            lambda prior: (prior.loc / prior.variance, 1 / prior.variance),
+            lambda weighted, precision: dist.Normal(weighted / precision, precision.rsqrt()),
+            lambda q: q.loc,
+            lambda q: q.variance,
+        )
+    },
+    correct=lambda variance, now: -0.5 * variance / now["variance"],
 )
 
 VARIANCE = Argument(
     "variance",
     lambda fn: compact(fn.scale).square(),
-    lambda s, now: (scatter(s, now["loc"].double() - s["centre"]), s["total"], s["floor"] * s["total"]),
+    lambda s, now: (expected_scatter(s, now), s["total"], s["floor"] * s["total"]),
     lambda square, total, floor: torch.maximum(square, floor) / total,
     (
         View("scale", torch.sqrt, torch.square),
@@ -44,15 +58,17 @@ VARIANCE = Argument(
         View("precision", torch.reciprocal, torch.reciprocal),
     ),
     conjugate={
-        ("variance", dist.InverseGamma): lambda prior: (
-            2 * prior.rate,
-            2 * prior.concentration + 2,
-            torch.zeros_like(prior.rate),
+        ("variance", dist.InverseGamma): Conjugate(
+            lambda prior: (2 * prior.rate, 2 * prior.concentration + 2, torch.zeros_like(prior.rate)),
+            lambda square, total, floor: dist.InverseGamma(0.5 * total - 1, 0.5 * square),
+            lambda q: q.rate / q.concentration,
+            lambda q: 0.5 * (torch.digamma(q.concentration) - q.concentration.log()),
         ),
-        ("precision", dist.Gamma): lambda prior: (
-            2 * prior.rate,
-            2 * prior.concentration - 2,
-            torch.zeros_like(prior.rate),
+        ("precision", dist.Gamma): Conjugate(
+            lambda prior: (2 * prior.rate, 2 * prior.concentration - 2, torch.zeros_like(prior.rate)),
+            lambda square, total, floor: dist.Gamma(0.5 * total + 1, 0.5 * square),
+            lambda q: q.rate / q.concentration,
+            lambda q: 0.5 * (torch.digamma(q.concentration) - q.concentration.log()),
         ),
     },
     rescale=lambda sums, factor: (sums[0] / factor, sums[1], sums[2] / factor),

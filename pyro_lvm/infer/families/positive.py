@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.families.counts import RATE_VIEWS, not_negative, sum_and_total
-from pyro_lvm.infer.m_step import Argument, ExponentialFamily, Reference, View, closed_form_of
+from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
 __all__: list[str] = []
@@ -24,7 +24,14 @@ class _Exponential(ExponentialFamily):
             sum_and_total,
             lambda total, weight: weight / total,
             (RATE_VIEWS[0], View("mean", torch.reciprocal, torch.reciprocal), RATE_VIEWS[1]),
-            conjugate={("rate", dist.Gamma): lambda prior: (prior.rate, prior.concentration - 1)},
+            conjugate={
+                ("rate", dist.Gamma): Conjugate(
+                    lambda prior: (prior.rate, prior.concentration - 1),
+                    lambda total, weight: dist.Gamma(weight + 1, total),
+                    lambda q: q.mean,
+                    lambda q: torch.digamma(q.concentration) - q.concentration.log(),
+                )
+            },
             feasible=not_negative,
         ),
     )
