@@ -1,8 +1,9 @@
 """Inference for any Pyro program."""
 
+from pyro_lvm.infer.coordinate_ascent import CoordinateAscent
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.mcmc import MCMC
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.svi import SVI
 
-__all__ = ["EM", "MCMC", "SVI", "NonFiniteLoss"]
+__all__ = ["EM", "MCMC", "SVI", "CoordinateAscent", "NonFiniteLoss"]

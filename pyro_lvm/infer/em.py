@@ -22,6 +22,7 @@ from pyro_lvm.infer.maximise import maximise
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.plan import Plan, make_plan, refresh
 from pyro_lvm.infer.row_pass import Memory
+from pyro_lvm.infer.seeding import reseed
 from pyro_lvm.infer.squarem import extrapolate
 from pyro_lvm.infer.structure import REFUSALS, first_rows, plate_nesting
 
@@ -142,6 +143,17 @@ class EM:
         if self.acceleration is not None and self._temperature == 1.0:
             self._extrapolated(expectation, args, kwargs)
         return -expectation.log_likelihood
+
+    def seed(self, *args: Any, **kwargs: Any) -> None:
+        """Move the parameters to a start that depends on the data: an M-step on k-means++ clusters of the rows.
+
+        For programs whose starting values are constants, so that restarts differ; other programs than mixtures get an
+        M-step under perturbed posteriors. Draws from torch's generator.
+        """
+        expectation = self._expect(args, kwargs)
+        reseed(expectation)
+        self._maximise(expectation, args, kwargs)
+        self._last = None
 
     def loss(self, *args: Any, **kwargs: Any) -> float:
         """Negative log-likelihood of the data at the current parameters, in nats; nothing is updated."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, unwrap
 from pyro_lvm.infer.plan import ParameterPlan, Plan, PriorUse, Use
 from pyro_lvm.infer.row_pass import Memory
 
-__all__ = ["maximise"]
+__all__ = ["Sites", "groups", "maximise", "sums_of"]
 
 
 def maximise(
@@ -37,9 +38,9 @@ def maximise(
         Constrained values by name. Later arguments (scales) see the new values of earlier ones (locations).
     """
     with torch.no_grad():
-        sites = _Sites(plan, expectation, variance_floor, memory, averages)
+        sites = Sites(plan, expectation, variance_floor, memory, averages)
         values = {entry.name: expectation.parameters[entry.name].value.detach() for entry in plan.closed}
-        for entries in _groups(plan):
+        for entries in groups(plan):
             joint = _joint(entries)
             for _ in range(1 if joint else max(use.form.sweeps for entry in entries for use in entry.uses)):
                 old = [values[entry.name] for entry in entries]
@@ -56,7 +57,7 @@ def maximise(
         return values
 
 
-class _Sites:
+class Sites:
     """Sites as far as the M-step needs them, with all updates so far."""
 
     def __init__(
@@ -65,13 +66,15 @@ class _Sites:
         expectation: Expectation,
         variance_floor: float,
         memory: Memory,
-        averages: Averages | None,
+        averages: Averages | None = None,
+        uncounted: Collection[str] = (),
     ) -> None:
         self.forms = {use.site: use.form for entry in plan.closed for use in entry.uses}
         self.expectation = expectation
         self.variance_floor = variance_floor
         self.memory = memory
         self.averages = averages
+        self.uncounted = uncounted  # sites whose rows a scale must not count: see `CoordinateAscent`
         self.priors = {prior.site for entry in plan.closed for prior in entry.priors}
         self.found: dict[str, _Site] = {}
 
@@ -98,7 +101,7 @@ class _Sites:
         return new
 
 
-def _groups(plan: Plan) -> list[list[ParameterPlan]]:
+def groups(plan: Plan) -> list[list[ParameterPlan]]:
     """Parameters of one site after one another, locations before scales; sites that share a parameter go together."""
     groups: list[list[ParameterPlan]] = []
     for entry in plan.closed:
@@ -124,7 +127,7 @@ def _joint(entries: list[ParameterPlan]) -> Joint | None:
     return joint if same and not any(entry.priors for entry in entries) else None
 
 
-def _solve_jointly(joint: Joint, entries: list[ParameterPlan], old: list[Tensor], sites: _Sites) -> list[Tensor]:
+def _solve_jointly(joint: Joint, entries: list[ParameterPlan], old: list[Tensor], sites: Sites) -> list[Tensor]:
     use = entries[0].uses[0]
     site = sites[use.site]
     sums = [use.blocks.scatter(part, site.cells) for part in joint.accumulate(site.statistics)]
@@ -142,7 +145,7 @@ class _Site:
         self.cells = self.statistics.cells
 
 
-def _solve(entry: ParameterPlan, old: Tensor, sites: _Sites) -> Tensor:
+def _solve(entry: ParameterPlan, old: Tensor, sites: Sites) -> Tensor:
     first = entry.uses[0]
     argument, cells = first.argument, sites[first.site].cells
     accumulate, solve = argument.accumulate, argument.solve
@@ -154,16 +157,27 @@ def _solve(entry: ParameterPlan, old: Tensor, sites: _Sites) -> Tensor:
         and first.blocks.padded(cells) == cells
     ):
         accumulate, solve = argument.same_cells
+    return _write(first, solve(*_feasible(entry, sums_of(entry, sites, accumulate))), old)
+
+
+def sums_of(
+    entry: ParameterPlan, sites: Sites, accumulate: Any = None, *, priors_only: bool = False
+) -> tuple[Tensor, ...]:
+    """The accumulated statistics of every block of a parameter, over all its uses and priors."""
+    argument = entry.uses[0].argument
+    accumulate = accumulate or argument.accumulate
     sums: list[tuple[Tensor, ...]] = []
-    for use in entry.uses:
+    for use in [] if priors_only else entry.uses:
         site = sites[use.site]
         accumulated = accumulate(site.statistics, site.now)
         if use.blocks.factor is not None and argument.rescale is not None:
             accumulated = argument.rescale(accumulated, use.blocks.factor)
+        if use.site in sites.uncounted:  # given this parameter, the posterior of that site is normalised
+            accumulated = (accumulated[0], torch.zeros_like(accumulated[1]), *accumulated[2:])
         sums.append(tuple(use.blocks.scatter(part, site.cells) for part in accumulated))
     for prior in entry.priors:
-        sums.append(prior_sums(prior, sites.prior(prior), first.argument.event_dim))
-    return _write(first, solve(*_feasible(entry, tuple(sum(parts) for parts in zip(*sums, strict=True)))), old)
+        sums.append(prior_sums(prior, sites.prior(prior), argument.event_dim))
+    return tuple(sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
 
 
 def prior_sums(use: PriorUse, prior: Any, event_dim: int) -> tuple[Tensor, ...]:
