@@ -33,7 +33,7 @@ from pyro_lvm.infer.m_step import ClosedForm, ExponentialFamily, Statistics, unw
 from pyro_lvm.infer.natural import gather, log_density
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameter, Parameters
-from pyro_lvm.infer.row_pass import Memory, RowPass
+from pyro_lvm.infer.row_pass import Memory, RowPass, same_scale
 
 __all__ = [
     "Expectation",
@@ -165,32 +165,34 @@ def _contract(trace: Trace, factors: Iterable[Factor], *, scaled: bool) -> Itera
     factors = list(factors)
     sum_dims = {f.site["infer"]["_enumerate_symbol"] for f in factors if f.enumerated}
     tree: _pyro.PackedTree = OrderedDict()
-    scales: dict[Any, tuple[Any, dict]] = {}
+    common: list[dict] = []
     for factor in factors:
         site, plates = factor.site, _pyro.plate_symbols(trace, factor.site)
         term = _pyro.pack(factor.log_density if factor.leaf is None else factor.leaf, site)
         if site["mask"] is not None and not factor.enumerated:
-            term = _pyro.pack_scale(term, mask=_pyro.pack(site["mask"], site))
+            term = _pyro.pack_mask(term, _pyro.pack(site["mask"], site))
         if sum_dims.isdisjoint(_pyro.dims_of(term)):
-            yield plates, _scale(term, site["scale"], site) if scaled else term
+            yield plates, _scale(term, site) if scaled else term
             continue
         tree.setdefault(plates, []).append(term)
-        scale = site["scale"]
-        scales[id(scale) if isinstance(scale, Tensor) else scale] = (scale, site)
-    if scaled and len(scales) > 1:
+        common.append(site)
+    if scaled and any(not same_scale(site["scale"], common[0]["scale"]) for site in common):
         raise ValueError(
             "Exact enumeration: expected one scale for all sites that share a discrete site, got "
-            f"{sorted({str(scale) for scale, _ in scales.values()})}. Scale all of them, or none."
+            f"{sorted({str(site['scale']) for site in common})}. Scale all of them, or none."
         )
     if tree:
         present = sum_dims & {dim for terms in tree.values() for term in terms for dim in _pyro.dims_of(term)}
         for plates, terms in _pyro.contract(tree, present).items():
             for term in terms:
-                yield plates, _scale(term, *next(iter(scales.values()))) if scaled else term
+                yield plates, _scale(term, common[0]) if scaled else term
 
 
-def _scale(term: Tensor, scale: Any, site: dict) -> Tensor:
-    return _pyro.pack_scale(term, scale=_pyro.pack(scale, site) if isinstance(scale, Tensor) else scale)
+def _scale(term: Tensor, site: dict) -> Tensor:
+    scale = site["scale"]
+    if not isinstance(scale, Tensor):
+        return _pyro.pack_scale(term, scale) if scale != 1.0 else term
+    return _pyro.pack_scale(term, _pyro.pack(scale, site))
 
 
 def expect(

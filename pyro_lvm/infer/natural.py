@@ -233,7 +233,14 @@ def log_density(fn: Any, value: Tensor, *args: Any, correction: Tensor | None = 
         density = torch.as_tensor(fn.log_prob(value, *args, **kwargs))
         return density if correction is None else density + _sum_inside(fn, correction)
     fn._validate_sample(value) if fn._validate_args else None
-    return kernel.cells.unflatten(kernel.table().to(kernel.cells.parameters[0].dtype))
+    return kernel.cells.unflatten(kernel.table().to(_dtype_of(kernel.base, value)))
+
+
+def _dtype_of(base: Any, value: Tensor) -> torch.dtype:
+    """The type that `log_prob` would give."""
+    tensors = [value, *(v for v in vars(base).values() if isinstance(v, Tensor))]
+    found = {t.dtype for t in tensors if t.is_floating_point()}
+    return torch.float64 if torch.float64 in found or not found else max(found, key=lambda t: torch.finfo(t).bits)
 
 
 def _sum_inside(fn: Any, correction: Tensor) -> Tensor:

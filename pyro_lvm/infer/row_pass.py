@@ -21,7 +21,7 @@ from pyro_lvm.infer.nonfinite import NonFiniteLoss
 if TYPE_CHECKING:
     from pyro_lvm.infer.enumeration import Factor
 
-__all__ = ["Memory", "RowPass"]
+__all__ = ["Memory", "RowPass", "same_scale"]
 
 # A log-density below this stands for probability zero: natural parameters are kept finite.
 IMPOSSIBLE = -1e25
@@ -129,7 +129,7 @@ class RowPass:
             if not wide <= ({state_dim, row_dim} if names else set()):
                 return None
         scale = z.site["scale"]
-        if any(f.site["scale"] is not scale and not _equal(f.site["scale"], scale) for f in inside):
+        if any(not same_scale(f.site["scale"], scale) for f in inside):
             return None
         if isinstance(scale, Tensor) and scale.numel() > 1:
             if scale.dim() < -row_dim or scale.shape[row_dim] != scale.numel():
@@ -310,7 +310,10 @@ def _scaled(factor: Factor) -> Tensor:
     return (density * factor.site["scale"]).sum(dtype=torch.float64)
 
 
-def _equal(a: Any, b: Any) -> bool:
+def same_scale(a: Any, b: Any) -> bool:
+    """Whether two scales, numbers or tensors, are equal."""
+    if a is b:
+        return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and bool((a == b).all())
     return bool(a == b)
