@@ -79,7 +79,7 @@ MISTAKES = {
     ),
     "no fit": ("score {t}/nothing --data faithful", "no fit in"),
     "columns": ("score {fit} --data iris", "expected x of shape (n, 2)"),
-    "n": ("sample {fit} -n 0", "expected n >= 1"),
+    "n": ("sample {fit} -n 0", "expected n to be a whole number >= 1"),
 }
 
 

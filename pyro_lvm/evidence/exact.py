@@ -10,7 +10,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
     from pyro_lvm.training.result import Fit
 
-__all__ = ["Evidence", "log_likelihood", "nesting", "pointwise"]
+__all__ = ["Evidence", "concatenate", "log_likelihood", "nesting", "pointwise"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ class Evidence:
     values: Tensor
     standard_error: Tensor
     estimator: str
+
+
+def concatenate(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of all rows from that of batches of them."""
+    return Evidence(
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.standard_error for part in parts]),
+        parts[0].estimator,
+    )
 
 
 def pointwise(fit: Fit, arguments: Arguments) -> Tensor:

@@ -6,7 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["row_hashes"]
+__all__ = ["LIMIT", "merge", "row_hashes", "share_seen"]
+
+LIMIT = 2**20
+"""Hashes that a fit keeps, 8 MB; of more rows the smallest are kept, which are a uniform sample."""
 
 
 def row_hashes(rows: Tensor) -> Tensor:
@@ -19,6 +22,7 @@ def row_hashes(rows: Tensor) -> Tensor:
         int64, shape (n,); equal rows have equal hashes.
     """
     table = rows.detach().cpu().double().reshape(len(rows), -1).numpy() + 0.0  # -0.0 becomes 0.0
+    table[np.isnan(table)] = np.nan  # one of the many bit patterns
     bits = np.ascontiguousarray(table).view(np.uint64)
     multipliers = np.random.default_rng(0).integers(1, 2**63, size=bits.shape[1], dtype=np.uint64) * 2 + 1
     with np.errstate(over="ignore"):
@@ -26,3 +30,15 @@ def row_hashes(rows: Tensor) -> Tensor:
         mixed ^= mixed >> np.uint64(32)
         hashes = mixed.sum(1, dtype=np.uint64)
     return torch.from_numpy(hashes.view(np.int64).copy())
+
+
+def merge(hashes: Tensor) -> Tensor:
+    """The set of some hashes, sorted and no larger than `LIMIT`."""
+    return torch.unique(hashes)[:LIMIT]
+
+
+def share_seen(seen: Tensor, hashes: Tensor) -> float:
+    """The share of rows whose hash is in a set made by `merge`; estimated from the rows sampled if it is full."""
+    if len(seen) == LIMIT:
+        hashes = hashes[hashes <= seen[-1]]
+    return float(torch.isin(hashes, seen).double().mean()) if len(hashes) else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm import _pyro
-from pyro_lvm.evidence import Evidence, log_likelihood
+from pyro_lvm.evidence import Evidence, concatenate, log_likelihood
 from pyro_lvm.infer.parameters import Parameter, Parameters
 from pyro_lvm.infer.structure import structure
+from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments, as_arguments
-from pyro_lvm.training.fingerprint import row_hashes
+from pyro_lvm.training.fingerprint import LIMIT, merge, row_hashes
 from pyro_lvm.training.scope import Scope
+from pyro_lvm.training.sites import has_fixed_plate
+from pyro_lvm.training.stream import as_stream
 
 __all__ = ["Fit"]
 
@@ -144,12 +147,29 @@ class Fit:
         return self.evidence(x).values
 
     def evidence(self, x: Any) -> Evidence:
-        """Log-likelihood of each row with its standard error and the estimator's name."""
-        return log_likelihood(self, self.arguments(x))
+        """Log-likelihood of each row with its standard error and the estimator's name; of all rows of a stream."""
+        return concatenate([evidence for evidence, _ in self._scored(x)])
 
     def score(self, x: Any) -> float:
-        """Mean log-likelihood of the rows, nats."""
-        return float(self.log_likelihood(x).double().mean())
+        """Mean log-likelihood of the rows, nats; with `sample_weights`, their weighted mean."""
+        total, rows = self._total(x)
+        return total / rows
+
+    def _total(self, x: Any) -> tuple[float, float]:
+        """Log-likelihood of all rows in nats, and their number; a row of weight two is two rows."""
+        total = rows = 0.0
+        for evidence, weights in self._scored(x):
+            counted = weights > 0  # else a row that does not count but is impossible would give NaN
+            total += float((evidence.values[counted].double() * weights[counted]).sum())
+            rows += float(weights.double().sum())
+        return total, rows
+
+    def _scored(self, x: Any) -> Iterator[tuple[Evidence, Tensor]]:
+        """Evidence and weights of the rows, batch by batch if they are a stream."""
+        stream = as_stream(x)
+        for batch in [x] if stream is None else stream.batches():
+            arguments = self.arguments(batch)
+            yield log_likelihood(self, arguments), arguments.weights
 
     def predict_proba(self, x: Any) -> Any:
         """Posterior of the discrete latent sites of each row, shape (n, states); a dict if there are several sites."""
@@ -178,7 +198,8 @@ class Fit:
         """Joint draws of all latent sites given rows, shape (num_samples, ...) each."""
         from pyro_lvm.diagnostics.latents import posterior_draws
 
-        return posterior_draws(self, self.arguments(x), num_samples)
+        count = whole_number("posterior", "num_samples", num_samples)
+        return posterior_draws(self, self.arguments(x), count)
 
     def sample(self, n: int, **covariates: Any) -> Any:
         """Generate rows; of a posterior, each row from its own draw.
@@ -192,18 +213,26 @@ class Fit:
         """
         from pyro_lvm.diagnostics.latents import generate
 
-        if n < 1:
-            raise ValueError(f"sample: expected n >= 1; got {n}.")
+        n = whole_number("sample", "n", n)
+        if not isinstance(self.model, LatentVariableModel):
+            self._check_plate(self.prototype(n))
         return _only(generate(self, n, covariates))
 
     def aic(self, x: Any) -> float:
-        """Akaike's criterion, lower is better: twice the number of parameters minus twice the log-likelihood."""
-        return 2 * self._free_parameters("aic") - 2 * float(self.log_likelihood(x).double().sum())
+        """Akaike's criterion, lower is better: twice the number of parameters minus twice the log-likelihood.
+
+        A row of weight w counts as w equal rows, so criteria compare only if weights are counts, or sum to the number
+        of independent observations.
+        """
+        return 2 * self._free_parameters("aic") - 2 * self._total(x)[0]
 
     def bic(self, x: Any) -> float:
-        """Schwarz's criterion, lower is better; its penalty grows with the logarithm of the number of rows."""
-        rows = self.log_likelihood(x).double()
-        return self._free_parameters("bic") * math.log(len(rows)) - 2 * float(rows.sum())
+        """Schwarz's criterion, lower is better; its penalty grows with the logarithm of the number of rows.
+
+        That number is the sum of the `sample_weights` if there are any, as in `aic`.
+        """
+        total, rows = self._total(x)
+        return self._free_parameters("bic") * math.log(rows) - 2 * total
 
     def _free_parameters(self, name: str) -> int:
         if self.latent:
@@ -234,6 +263,7 @@ class Fit:
         *,
         max_epochs: int | None = None,
         batch_size: int | None = None,
+        num_rows: int | None = None,
         validation: Any = None,
         tol: float | None = None,
         patience: int | None = None,
@@ -247,23 +277,25 @@ class Fit:
         """
         from pyro_lvm.infer.mcmc import MCMC
         from pyro_lvm.training.fit import train
+        from pyro_lvm.training.options import check_options, list_of_callbacks
 
+        check_options(self.model, 1, max_epochs, batch_size, tol, patience, None)
         if isinstance(self.inference, MCMC):
             raise ValueError("resume: a sampler cannot be resumed. Fit again with more num_samples.")
         held_out = None if validation is None else self.arguments(validation)
-        arguments = self.arguments(data)
-        if isinstance(self.model, LatentVariableModel):
-            self.model.check_training(arguments.main)
+        rows = as_stream(data, batch_size, num_rows) or self.arguments(data)
+        if isinstance(self.model, LatentVariableModel) and isinstance(rows, Arguments):
+            self.model.check_training(rows.main)
         self._draws = None
         train(
             self,
-            arguments,
+            rows,
             held_out,
             max_epochs=max_epochs,
             batch_size=batch_size,
             tol=tol,
             patience=patience,
-            callbacks=list(callbacks),
+            callbacks=list_of_callbacks(callbacks),
             progress=progress,
             label="resume",
         )
@@ -279,7 +311,19 @@ class Fit:
             mine = next(iter(self.tensors().values()), arguments.main)
             if mine.is_floating_point() and mine.dtype != arguments.main.dtype:
                 arguments = arguments.map(lambda t: t.to(mine.dtype) if t.is_floating_point() else t)
+        else:
+            self._check_plate(arguments)
         return arguments
+
+    def _check_plate(self, arguments: Arguments) -> None:
+        """Raise a ValueError if the program has as many rows as the training data, whatever the arguments."""
+        trained = self.prototype().num_rows
+        with self.scope():
+            if has_fixed_plate(self.model, arguments, self.plate, trained):
+                raise ValueError(
+                    f"Fit: the model's plate '{self.plate}' has {trained} rows whatever the data; got "
+                    f'{arguments.num_rows} rows. Open it with pyro.plate("{self.plate}", len(x)).'
+                )
 
     def observed(self, arguments: Arguments) -> dict[str, Tensor]:
         """The values that the model observes in the rows, by site."""
@@ -297,11 +341,18 @@ class Fit:
         """Zeros in the shape of the training data, to run the programs on when only their structure matters."""
         return Arguments.zeros(self.shapes, num_rows).map(lambda t: t.to(self.device) if self.device else t)
 
-    def remember(self, arguments: Arguments) -> None:
-        """Note which rows were used for training, so that comparisons know in-sample from held-out."""
-        hashes = row_hashes(arguments.main)
-        self.seen = torch.unique(torch.cat([self.seen, hashes]))
-        self.trained_on = sorted({*self.trained_on, int(hashes.sum())})
+    def remember(self, batches: Iterable[Arguments]) -> Iterator[Arguments]:
+        """The same batches; their rows are noted, so that comparisons know in-sample from held-out."""
+        total, pending = torch.tensor(0), self.seen
+        for batch in batches:
+            hashes = row_hashes(batch.main)
+            total = total + hashes.sum()
+            pending = torch.cat([pending, hashes])
+            if len(pending) > 2 * LIMIT:
+                pending = merge(pending)
+            yield batch
+        self.seen = merge(pending)
+        self.trained_on = sorted({*self.trained_on, int(total)})
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training writes to, by a name unique across store, model and guide."""
