@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_lvm.evidence import Evidence
 from pyro_lvm.training.fingerprint import row_hashes, share_seen
 
 if TYPE_CHECKING:
@@ -64,33 +62,29 @@ def compare(fits: Mapping[str, Fit], x: Any) -> pd.DataFrame:
                 f"compare: expected '{name}' to be a fit, from lvm.fit or lvm.load; got {type(fit).__name__}."
             )
     rows: list[dict[str, Any]] = []
-    columns: dict[str, Any] = {}
+    evidence: dict[str, Evidence] = {}
     provenance: set[str] = set()
     trained: list[str] = []
     for name, fit in fits.items():
         arguments = fit.arguments(x)
-        evidence = fit.evidence(arguments)
-        values = evidence.values.double().cpu().numpy()
-        columns[name] = values
-        counts = arguments.weights.double().cpu().numpy()
+        own = evidence[name] = fit.evidence(arguments)
         seen, whose = _provenance(fit, row_hashes(arguments.main))
         provenance.add(whose)
         if whose == IN_SAMPLE:
             trained.append(str(name))
-        rows.append({"name": name, "elpd": _total(values, counts), "rows_seen": seen, "estimator": evidence.estimator})
-    lengths = {len(v) for v in columns.values()}
+        rows.append({"name": name, "elpd": own.total, "rows_seen": seen, "estimator": own.estimator})
+    lengths = {len(own.values) for own in evidence.values()}
     if len(lengths) > 1:
         raise ValueError(f"compare: expected all fits to score the same rows; got {sorted(lengths)} rows.")
-    n = counts.sum()
     best = max(rows, key=lambda row: row["elpd"])["name"]
     worst = max(provenance, key=[HELD_OUT, RECURRING, IN_SAMPLE].index)
     for row in rows:
-        values = columns[row["name"]]
-        difference = values - columns[best]
-        row["se"] = _standard_error(values, counts)
-        row["elpd_diff"] = _total(difference, counts)
-        row["dse"] = _standard_error(difference, counts)
-        row["per_row"] = row["elpd"] / n
+        own = evidence[row["name"]]
+        difference = own.minus(evidence[best])
+        row["se"] = own.error_of_total
+        row["elpd_diff"] = difference.total
+        row["dse"] = difference.error_of_total
+        row["per_row"] = own.total / own.num_rows
         row["estimator"] += f", {worst}"
     if trained:
         warnings.warn(
@@ -101,18 +95,6 @@ def compare(fits: Mapping[str, Fit], x: Any) -> pd.DataFrame:
         )
     order = ["elpd", "se", "elpd_diff", "dse", "per_row", "rows_seen", "estimator"]
     return pd.DataFrame(rows).set_index("name").sort_values("elpd", ascending=False)[order]
-
-
-def _total(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
-    """The sum over rows, each as often as it counts."""
-    return float((values * counts)[counts > 0].sum())
-
-
-def _standard_error(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
-    """Standard error of `_total`."""
-    n, values, counts = counts.sum(), values[counts > 0], counts[counts > 0]
-    mean = (values * counts).sum() / n
-    return math.sqrt((counts * (values - mean) ** 2).sum())
 
 
 def _provenance(fit: Fit, hashes: Tensor) -> tuple[float, str]:

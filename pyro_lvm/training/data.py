@@ -19,7 +19,7 @@ from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.choices import MODELS
 from pyro_lvm.training.tensors import as_tensor
 
-__all__ = ["Arguments", "as_arguments", "from_batch"]
+__all__ = ["Arguments", "as_arguments", "unpacked"]
 
 WEIGHTS = "sample_weights"
 
@@ -95,6 +95,12 @@ class Arguments:
 
         return {"args": [one(a) for a in self.args], "kwargs": {k: one(v) for k, v in self.kwargs.items()}}
 
+    @staticmethod
+    def rows_of(shapes: dict[str, Any]) -> int | None:
+        """Number of rows of the arguments that had these `shapes`."""
+        every = [*shapes["args"], *shapes["kwargs"].values()]
+        return next((v["shape"][0] for v in every if v.get("shape")), None)
+
     @classmethod
     def zeros(cls, shapes: dict[str, Any], num_rows: int | None = None) -> Arguments:
         """Arguments of zeros from `shapes`, optionally with another number of rows."""
@@ -107,8 +113,7 @@ class Arguments:
                 shape[0] = num_rows
             return torch.zeros(shape, dtype=getattr(torch, value["dtype"]))
 
-        every = [*shapes["args"], *shapes["kwargs"].values()]
-        rows = next((v["shape"][0] for v in every if v.get("shape")), None)
+        rows = cls.rows_of(shapes)
         return cls(tuple(one(a) for a in shapes["args"]), {k: one(v) for k, v in shapes["kwargs"].items()})
 
 
@@ -128,22 +133,26 @@ def as_arguments(data: Any, model: Any = None, device: torch.device | None = Non
     if isinstance(data, Arguments):
         arguments = data
     elif isinstance(data, Mapping):
-        arguments = Arguments(kwargs={str(k): _dict_value(k, v) for k, v in data.items()})
+        entries = {str(k): _dict_value(k, v) for k, v in data.items()}
+        arguments = Arguments(kwargs=entries, names=_column_names(data.get("x")))
     elif isinstance(data, Dataset):
         arguments = _from_dataset(data)
     elif _is_ragged(data):
         arguments = _padded([as_tensor(s, f"sequence {i}") for i, s in enumerate(data)])
     else:
-        names = tuple(map(str, data.columns)) if hasattr(data, "columns") else None
         tensor = as_tensor(data, "x")
         if not isinstance(data, Tensor) and not tensor.is_floating_point() and not tensor.is_complex():
             tensor = tensor.to(torch.get_default_dtype())
-        arguments = Arguments((tensor,), names=names)
+        arguments = Arguments((tensor,), names=_column_names(data))
     if not any(isinstance(v, Tensor) for v in arguments.values):
         raise ValueError("data: expected at least one array; got none. Pass x, or a dict with an entry 'x'.")
     _check_names(arguments, model)
     _check_values(arguments, model)
     return _convert(arguments, model, device)
+
+
+def _column_names(table: Any) -> tuple[str, ...] | None:
+    return tuple(map(str, table.columns)) if hasattr(table, "columns") else None
 
 
 def _dict_value(name: Any, value: Any) -> Any:
@@ -159,15 +168,14 @@ def _from_dataset(data: Any) -> Arguments:
         raise TypeError(f"data: expected rows that are all in memory; got {type(data).__name__}, a stream of them.")
     if len(data) == 0:
         raise ValueError("data: expected at least one row; got an empty Dataset.")
-    return from_batch(default_collate([data[i] for i in range(len(data))]))
+    return as_arguments(unpacked(default_collate([data[i] for i in range(len(data))])))
 
 
-def from_batch(batch: Any) -> Arguments:
-    """Arguments from what a Dataset or a DataLoader gives: a dict of them, a tuple of them, or the only one."""
-    if isinstance(batch, Mapping):
-        return Arguments(kwargs={str(k): _dict_value(k, v) for k, v in batch.items()})
-    several = batch if isinstance(batch, (list, tuple)) else (batch,)
-    return Arguments(tuple(as_tensor(part, f"argument {i}" if i else "x") for i, part in enumerate(several)))
+def unpacked(batch: Any) -> Any:
+    """What `as_arguments` takes, from what a Dataset or a DataLoader gives: a tuple of it is several arguments."""
+    if not isinstance(batch, (list, tuple)):
+        return batch
+    return Arguments(tuple(as_tensor(part, f"argument {i}" if i else "x") for i, part in enumerate(batch)))
 
 
 def _is_ragged(data: Any) -> bool:

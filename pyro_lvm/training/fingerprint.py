@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LIMIT", "merge", "row_hashes", "share_seen"]
+if TYPE_CHECKING:
+    from pyro_lvm.training.data import Arguments
+    from pyro_lvm.training.result import Fit
+
+__all__ = ["merge", "remember", "row_hashes", "share_seen"]
 
 LIMIT = 2**20
 """Hashes that a fit keeps, 8 MB; of more rows the smallest are kept, which are a uniform sample."""
@@ -42,3 +49,17 @@ def share_seen(seen: Tensor, hashes: Tensor) -> float:
     if len(seen) == LIMIT:
         hashes = hashes[hashes <= seen[-1]]
     return float(torch.isin(hashes, seen).double().mean()) if len(hashes) else 0.0
+
+
+def remember(fit: Fit, batches: Iterable[Arguments]) -> Iterator[Arguments]:
+    """The same batches; their rows are noted in the fit, so that comparisons know in-sample from held-out."""
+    total, pending = torch.tensor(0), fit.seen
+    for batch in batches:
+        hashes = row_hashes(batch.main)
+        total = total + hashes.sum()
+        pending = torch.cat([pending, hashes])
+        if len(pending) > 2 * LIMIT:
+            pending = merge(pending)
+        yield batch
+    fit.seen = merge(pending)
+    fit.trained_on = sorted({*fit.trained_on, int(total)})

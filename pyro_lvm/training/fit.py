@@ -19,18 +19,18 @@ from pyro_lvm.protocols import Inference, Sampler
 from pyro_lvm.training.callbacks import Callback, Checkpoint, EarlyStopping, Progress
 from pyro_lvm.training.choices import choose_guide, choose_inference, discrete_sites, restart_loss
 from pyro_lvm.training.data import Arguments, as_arguments
+from pyro_lvm.training.fingerprint import remember
 from pyro_lvm.training.loop import Run
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
 from pyro_lvm.training.result import Fit
+from pyro_lvm.training.schedule import PATIENCE_STEPS, choose_batch_size, steps_of_epoch
 from pyro_lvm.training.scope import Scope
-from pyro_lvm.training.sites import check_sites, has_fixed_plate, row_plate
+from pyro_lvm.training.sites import check_sites, row_plate
 from pyro_lvm.training.stream import Stream, as_stream
 
 __all__ = ["fit", "train"]
 
 SVI_STEPS = 2000
-FULL_BATCH_ROWS = 4096
-BATCH_SIZE = 1024
 
 
 def fit(
@@ -101,7 +101,7 @@ def fit(
     stream = as_stream(data, batch_size, num_rows)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        arguments = as_arguments(data if stream is None else stream.first(), model, where)
+        arguments = as_arguments(data, model, where) if stream is None else as_arguments(stream.first(), model, where)
     held_out = None if validation is None else as_arguments(validation, model, where)
     results: list[Fit] = []
     for restart in range(restarts):
@@ -223,14 +223,14 @@ def train(
                 raise ValueError(
                     f"fit: {type(inference).__name__} needs all rows at once; got a stream. Use inference='svi'."
                 )
-            (rows,) = result.remember([data])
+            (rows,) = remember(result, [data])
             _sample(result, inference, rows, progress, label)
         else:
             full = inference.full_batch
-            batch_size = _batch_size(result, data, batch_size)
-            steps = _steps(result, data, batch_size)
+            batch_size = choose_batch_size(result, data, batch_size)
+            steps = steps_of_epoch(result, data, batch_size)
             epochs = max_epochs or (SVI_STEPS if full else max(10, math.ceil(SVI_STEPS / steps)))
-            patience = patience or (1 if full else max(1, math.ceil(200 / steps)))
+            patience = patience or (1 if full else max(1, math.ceil(PATIENCE_STEPS / steps)))
             tol = (1e-10 if full else 1e-5) if tol is None else tol
             stop = EarlyStopping(tol, patience, "loss" if validation is None else "validation_loss")
             bar = Progress(progress, epochs, label)
@@ -254,48 +254,6 @@ def train(
                 bar.close()
             result.converged, result.stopped = run.converged, run.stopped
         result.rng_state = torch.get_rng_state()
-
-
-def _batch_size(result: Fit, data: Arguments | Stream, batch_size: int | None) -> int | None:
-    """Rows per step, None for all of them or for a stream's own batches.
-
-    Raises:
-        ValueError: The inference, or a plate of fixed size, needs all rows in every step.
-    """
-    inference = type(result.inference).__name__
-    if isinstance(data, Stream):
-        if result.inference.full_batch:
-            raise ValueError(
-                f"fit: {inference} uses all rows in every step; got a stream of batches. "
-                "Pass all rows as one array, or use inference='svi'."
-            )
-        return None
-    rows = data.num_rows
-    if result.inference.full_batch and batch_size is not None and batch_size < rows:
-        raise ValueError(
-            f"fit: {inference} uses all rows in every step; got batch_size={batch_size}. "
-            "Leave batch_size out, or use inference='svi'."
-        )
-    asked = batch_size
-    if batch_size is None and not result.inference.full_batch and rows > FULL_BATCH_ROWS:
-        batch_size = BATCH_SIZE
-    if batch_size is None or batch_size >= rows:
-        return None
-    if not has_fixed_plate(result.model, data.rows(slice(0, batch_size)), result.plate, rows):
-        return batch_size
-    if asked is None:
-        return None
-    raise ValueError(
-        f"fit: the model's plate '{result.plate}' has {rows} rows whatever the batch; got batch_size={batch_size}. "
-        f'Open it with pyro.plate("{result.plate}", len(x)), or leave batch_size out.'
-    )
-
-
-def _steps(result: Fit, data: Arguments | Stream, batch_size: int | None) -> int:
-    """Steps of an epoch; of a stream of unknown length, as many as make ten epochs the default."""
-    if isinstance(data, Arguments):
-        return math.ceil(data.num_rows / batch_size) if batch_size else 1
-    return data.num_batches(result.prototype()) or SVI_STEPS // 10
 
 
 def _sample(result: Fit, sampler: Sampler, arguments: Arguments, progress: bool, label: str) -> None:

@@ -16,6 +16,7 @@ from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.protocols import Inference
 from pyro_lvm.training.callbacks import Callback
 from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.fingerprint import remember
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.stream import Stream
 
@@ -81,7 +82,7 @@ class Run:
         losses: list[float] = []
         rows = self.data.num_rows
         batches = self.data.batches(self.batch_size)
-        for batch in batches if self.epochs_done else self.result().remember(batches):
+        for batch in batches if self.epochs_done else remember(self.result(), batches):
             first = not self.epochs_done and not losses
             with _pyro.validation(first):
                 if rows is None or batch.num_rows == rows:

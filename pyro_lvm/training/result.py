@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_lvm import _pyro
 from pyro_lvm.evidence import Evidence, concatenate, log_likelihood
@@ -19,9 +17,8 @@ from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments, as_arguments
-from pyro_lvm.training.fingerprint import LIMIT, merge, row_hashes
 from pyro_lvm.training.scope import Scope
-from pyro_lvm.training.sites import has_fixed_plate
+from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.stream import as_stream
 
 __all__ = ["Fit"]
@@ -148,28 +145,14 @@ class Fit:
 
     def evidence(self, x: Any) -> Evidence:
         """Log-likelihood of each row with its standard error and the estimator's name; of all rows of a stream."""
-        return concatenate([evidence for evidence, _ in self._scored(x)])
+        stream = as_stream(x)
+        batches = [x] if stream is None else stream.through(self.arguments).batches()
+        return concatenate([log_likelihood(self, self.arguments(batch)) for batch in batches])
 
     def score(self, x: Any) -> float:
         """Mean log-likelihood of the rows, nats; with `sample_weights`, their weighted mean."""
-        total, rows = self._total(x)
-        return total / rows
-
-    def _total(self, x: Any) -> tuple[float, float]:
-        """Log-likelihood of all rows in nats, and their number; a row of weight two is two rows."""
-        total = rows = 0.0
-        for evidence, weights in self._scored(x):
-            counted = weights > 0  # else a row that does not count but is impossible would give NaN
-            total += float((evidence.values[counted].double() * weights[counted]).sum())
-            rows += float(weights.double().sum())
-        return total, rows
-
-    def _scored(self, x: Any) -> Iterator[tuple[Evidence, Tensor]]:
-        """Evidence and weights of the rows, batch by batch if they are a stream."""
-        stream = as_stream(x)
-        for batch in [x] if stream is None else stream.batches():
-            arguments = self.arguments(batch)
-            yield log_likelihood(self, arguments), arguments.weights
+        evidence = self.evidence(x)
+        return evidence.total / evidence.num_rows
 
     def predict_proba(self, x: Any) -> Any:
         """Posterior of the discrete latent sites of each row, shape (n, states); a dict if there are several sites."""
@@ -215,7 +198,7 @@ class Fit:
 
         n = whole_number("sample", "n", n)
         if not isinstance(self.model, LatentVariableModel):
-            self._check_plate(self.prototype(n))
+            check_plate(self, self.prototype(n))
         return _only(generate(self, n, covariates))
 
     def aic(self, x: Any) -> float:
@@ -224,20 +207,18 @@ class Fit:
         A row of weight w counts as w equal rows, so criteria compare only if weights are counts, or sum to the number
         of independent observations.
         """
-        return 2 * self._free_parameters("aic") - 2 * self._total(x)[0]
+        from pyro_lvm.evidence.criteria import aic
+
+        return aic(self, x)
 
     def bic(self, x: Any) -> float:
         """Schwarz's criterion, lower is better; its penalty grows with the logarithm of the number of rows.
 
         That number is the sum of the `sample_weights` if there are any, as in `aic`.
         """
-        total, rows = self._total(x)
-        return self._free_parameters("bic") * math.log(rows) - 2 * total
+        from pyro_lvm.evidence.criteria import bic
 
-    def _free_parameters(self, name: str) -> int:
-        if self.latent:
-            raise ValueError(f"{name}: expected a point fit, got a posterior. Use lvm.compare instead.")
-        return sum(_degrees_of_freedom(p) for p in self.parameters().values())
+        return bic(self, x)
 
     def to_arviz(self, x: Any = None) -> Any:
         """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.
@@ -312,18 +293,8 @@ class Fit:
             if mine.is_floating_point() and mine.dtype != arguments.main.dtype:
                 arguments = arguments.map(lambda t: t.to(mine.dtype) if t.is_floating_point() else t)
         else:
-            self._check_plate(arguments)
+            check_plate(self, arguments)
         return arguments
-
-    def _check_plate(self, arguments: Arguments) -> None:
-        """Raise a ValueError if the program has as many rows as the training data, whatever the arguments."""
-        trained = self.prototype().num_rows
-        with self.scope():
-            if has_fixed_plate(self.model, arguments, self.plate, trained):
-                raise ValueError(
-                    f"Fit: the model's plate '{self.plate}' has {trained} rows whatever the data; got "
-                    f'{arguments.num_rows} rows. Open it with pyro.plate("{self.plate}", len(x)).'
-                )
 
     def observed(self, arguments: Arguments) -> dict[str, Tensor]:
         """The values that the model observes in the rows, by site."""
@@ -340,19 +311,6 @@ class Fit:
     def prototype(self, num_rows: int | None = None) -> Arguments:
         """Zeros in the shape of the training data, to run the programs on when only their structure matters."""
         return Arguments.zeros(self.shapes, num_rows).map(lambda t: t.to(self.device) if self.device else t)
-
-    def remember(self, batches: Iterable[Arguments]) -> Iterator[Arguments]:
-        """The same batches; their rows are noted, so that comparisons know in-sample from held-out."""
-        total, pending = torch.tensor(0), self.seen
-        for batch in batches:
-            hashes = row_hashes(batch.main)
-            total = total + hashes.sum()
-            pending = torch.cat([pending, hashes])
-            if len(pending) > 2 * LIMIT:
-                pending = merge(pending)
-            yield batch
-        self.seen = merge(pending)
-        self.trained_on = sorted({*self.trained_on, int(total)})
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training writes to, by a name unique across store, model and guide."""
@@ -386,15 +344,3 @@ def _is_delta(fn: Any) -> bool:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return type(fn).__name__ == "Delta"
-
-
-def _degrees_of_freedom(parameter: Parameter) -> int:
-    if parameter.constraint is constraints.simplex:
-        return parameter.value.numel() - parameter.value.numel() // parameter.value.shape[-1]
-    if parameter.constraint is constraints.positive_definite:
-        d = parameter.value.shape[-1]
-        return parameter.value.numel() // d**2 * (d * (d + 1) // 2)
-    if parameter.constraint is constraints.lower_cholesky:
-        d = parameter.value.shape[-1]
-        return parameter.value.numel() // d**2 * (d * (d + 1) // 2)
-    return parameter.value.numel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -13,7 +13,10 @@ from pyro_lvm import _pyro
 from pyro_lvm.infer.structure import FEW_ROWS
 from pyro_lvm.training.data import Arguments
 
-__all__ = ["check_sites", "has_fixed_plate", "row_plate"]
+if TYPE_CHECKING:
+    from pyro_lvm.training.result import Fit
+
+__all__ = ["check_plate", "check_sites", "has_fixed_plate", "row_plate"]
 
 
 def row_plate(trace: poutine.Trace) -> str:
@@ -73,6 +76,17 @@ def _mismatch(trace: poutine.Trace, exact: bool) -> str | None:
                     'Put the site in `with pyro.plate("data", len(x)):`, or end its distribution with .to_event(1).'
                 )
     return None
+
+
+def check_plate(fit: Fit, arguments: Arguments) -> None:
+    """Raise a ValueError if a fit's program has as many rows as its training data, whatever the arguments."""
+    trained = Arguments.rows_of(fit.shapes)
+    with fit.scope():
+        if trained is not None and has_fixed_plate(fit.model, arguments, fit.plate, trained):
+            raise ValueError(
+                f"Fit: the model's plate '{fit.plate}' has {trained} rows whatever the data; got "
+                f'{arguments.num_rows}. Open it with pyro.plate("{fit.plate}", len(x)).'
+            )
 
 
 class _Reached(Exception):  # noqa: N818 - no error: the plate was found, and nothing more needs to be run

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, MappingView, Set
 from dataclasses import dataclass, replace
+from operator import length_hint
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_lvm.ops.whole_number import whole_number
-from pyro_lvm.training.data import Arguments, from_batch
+from pyro_lvm.training.data import Arguments, as_arguments, unpacked
 
 __all__ = ["Stream", "as_stream"]
 
@@ -27,9 +28,9 @@ class Stream:
 
     source: Any
     num_rows: int | None
-    convert: Callable[[Arguments], Arguments] = lambda batch: batch
+    convert: Callable[[Any], Arguments] = as_arguments
 
-    def through(self, convert: Callable[[Arguments], Arguments]) -> Stream:
+    def through(self, convert: Callable[[Any], Arguments]) -> Stream:
         """The same batches, each converted."""
         return replace(self, convert=convert)
 
@@ -42,7 +43,7 @@ class Stream:
         empty = True
         for batch in self.source:
             empty = False
-            yield self.convert(from_batch(batch))
+            yield self.convert(unpacked(batch))
         if empty:
             raise ValueError(
                 f"data: expected {type(self.source).__name__} to give batches in every epoch; got none. "
@@ -57,7 +58,7 @@ class Stream:
         """Batches of an epoch, if known, given the first one."""
         if self.num_rows is not None:
             return math.ceil(self.num_rows / first.num_rows)
-        return len(self.source) if hasattr(type(self.source), "__len__") else None
+        return length_hint(self.source) or None
 
 
 def as_stream(data: Any, batch_size: int | None = None, num_rows: Any = None) -> Stream | None:
@@ -87,7 +88,7 @@ def as_stream(data: Any, batch_size: int | None = None, num_rows: Any = None) ->
         )
     if num_rows is not None:
         return Stream(data, whole_number("fit", "num_rows", num_rows))
-    return Stream(data, len(rows) if hasattr(type(rows), "__len__") else None)
+    return Stream(data, length_hint(rows) or None)
 
 
 def _gives_batches(data: Any) -> bool:
