@@ -30,14 +30,14 @@ def choose_batch_size(result: Fit, data: Arguments | Stream, batch_size: int | N
         if result.inference.full_batch:
             raise ValueError(
                 f"fit: {inference} uses all rows in every step; got a stream of batches. "
-                "Pass all rows as one array, or use inference='svi'."
+                "Pass all rows as one array, or use EM(decay=0.7) or inference='svi'."
             )
         return None
     rows = data.num_rows
     if result.inference.full_batch and batch_size is not None and batch_size < rows:
         raise ValueError(
             f"fit: {inference} uses all rows in every step; got batch_size={batch_size}. "
-            "Leave batch_size out, or use inference='svi'."
+            "Leave batch_size out, or use EM(decay=0.7) or inference='svi'."
         )
     asked = batch_size
     if batch_size is None and not result.inference.full_batch and rows > FULL_BATCH_ROWS:

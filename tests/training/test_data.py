@@ -161,6 +161,23 @@ def test_rows_score_as_often_as_they_count(faithful, counting):
     np.testing.assert_allclose(table[numbers], again[numbers], rtol=1e-9)
 
 
+def test_em_of_weighted_rows_is_that_of_repeated_ones(faithful):
+    counts = 1 + torch.arange(272) % 3
+    weighted = {"x": faithful, "sample_weights": counts}
+    one = lvm.fit(two_means, weighted, max_epochs=20, progress=False)
+    two = lvm.fit(two_means, faithful.repeat_interleave(counts, 0), max_epochs=20, progress=False)
+    torch.testing.assert_close(one.params["loc"], two.params["loc"], rtol=1e-8, atol=0)
+    assert one.history["loss"] == pytest.approx(two.history["loss"])
+
+
+def two_means(x, sample_weights=None):
+    loc = pyro.param("loc", torch.tensor([[2.0, 60.0], [4.0, 80.0]]).double())
+    scale = pyro.param("scale", torch.tensor([1.0, 10.0]).double(), constraint=dist.constraints.positive)
+    with pyro.plate("data", len(x)), poutine.scale(scale=1.0 if sample_weights is None else sample_weights):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6]).double()), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(loc[z], scale).to_event(1), obs=x)
+
+
 def test_a_row_that_does_not_count_may_be_impossible(counting):
     x = torch.tensor([[1.0], [2.0], [1e200]], dtype=torch.float64)
     fit = lvm.fit(counting(), x[:2].repeat(5, 1), max_epochs=2, progress=False)

@@ -59,7 +59,7 @@ def test_a_plate_of_fixed_size_is_never_cut_into_batches(durations):
     for rows in (10, 500):
         with pytest.raises(ValueError, match=rf"site 'x' has {rows} rows in plate 'data' of 272\. Give the plate"):
             lvm.fit(two_normals(272), many[:rows], progress=False)
-    assert lvm.fit(two_normals(None), durations, progress=False).score(many) < 0
+    assert lvm.fit(two_normals(None), durations, progress=False).score(many[::10]) < 0
 
 
 def loose(x):

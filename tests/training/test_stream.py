@@ -74,6 +74,14 @@ def test_batches_of_a_stream_count_for_all_rows_or_for_themselves(faithful):
         assert fit.score(faithful) * 272 == pytest.approx(-1130, rel=0.01), kind
 
 
+def test_stepwise_em_takes_a_stream(faithful):
+    loader = DataLoader(TensorDataset(faithful), batch_size=64, shuffle=True)
+    fit = lvm.fit(
+        lvm.models.GaussianMixture(2), loader, max_epochs=50, **{**OPTIONS, "inference": lvm.infer.EM(decay=0.7)}
+    )
+    assert fit.score(faithful) * 272 == pytest.approx(-1130.264, abs=0.5)
+
+
 def test_the_total_decides_between_prior_and_data(faithful):
     options = {**OPTIONS, "guide": "map", "max_epochs": 1}
     model = lvm.models.GaussianMixture(2, priors=True)
