@@ -19,6 +19,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions import InverseWishart
 from pyro_lvm.ops.kmeans import kmeans
+from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
 __all__ = ["GaussianMixture"]
@@ -83,21 +84,17 @@ class GaussianMixture(LatentVariableModel):
             raise ValueError(
                 f"GaussianMixture: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
             )
-        if num_components < 1 or int(num_components) != num_components:
-            raise ValueError(f"GaussianMixture: expected num_components >= 1; got {num_components}.")
-        if data_dim is not None and data_dim < 1:
-            raise ValueError(f"GaussianMixture: expected data_dim >= 1; got {data_dim}.")
         unknown = set(priors) - set(self.dims) if isinstance(priors, dict) else set()
         if unknown:
             raise ValueError(
                 f"GaussianMixture: expected priors for {', '.join(self.dims)}; got {', '.join(sorted(unknown))}."
             )
-        self.num_components = int(num_components)
-        self.data_dim = data_dim
+        self.num_components = whole_number("GaussianMixture", "num_components", num_components)
+        self.data_dim = None if data_dim is None else whole_number("GaussianMixture", "data_dim", data_dim)
         self.covariance_type = covariance
         self.priors = priors
-        if data_dim is not None:
-            self._declare(torch.zeros(1, data_dim), torch.eye(data_dim).expand(self.num_components, -1, -1))
+        if self.data_dim is not None:
+            self._declare(torch.zeros(1, self.data_dim), torch.eye(self.data_dim).expand(self.num_components, -1, -1))
 
     @property
     def config(self) -> dict[str, Any]:
