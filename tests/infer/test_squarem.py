@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from scipy.special import expit, gammaln, logit
+from scipy.special import expit, gammaln
 from torch.distributions import constraints
 
 import pyro_lvm as lvm
@@ -78,9 +78,9 @@ def valid(point):
 
 COORDINATES = {
     "constrained": (np.copy, np.copy),
-    "unconstrained": (
-        lambda p: np.array([logit(p[0]), *np.log(p[1:])]),
-        lambda u: np.array([expit(u[0]), *np.exp(u[1:])]),
+    "unconstrained": (  # as Pyro has them: a simplex is a softmax, a positive number an exponential
+        lambda p: np.log([p[0], 1 - p[0], *p[1:]]),
+        lambda u: np.array([expit(u[0] - u[1]), *np.exp(u[2:])]),
     ),
 }
 STEP_LENGTHS = {
@@ -130,7 +130,7 @@ def test_the_oracle_takes_the_published_number_of_evaluations():
 
 @pytest.mark.parametrize(
     ("coordinates", "step_length", "largest"),
-    [("constrained", "S3", 1.0), ("unconstrained", "S1", np.inf)],
+    [("constrained", "S3", 1.0), ("unconstrained", "S1", 4.0), ("unconstrained", "S1", np.inf)],
 )
 def test_the_goal_is_within_reach_without_a_fall(coordinates, step_length, largest):
     values, evaluations, point = squarem(coordinates, step_length, largest)
