@@ -300,7 +300,7 @@ class EM:
                 if (site, state) not in self._lost:
                     self._lost.add((site, state))
                     warnings.warn(
-                        f"EM: state {state} of '{site}' has lost all rows; it is left out from here on and its other "
+                        f"EM: '{site}' has no rows left in state {state}; that is left out from here on and its other "
                         "parameters stay as they are. Use fewer states, other starts (restarts=) or a prior.",
                         RuntimeWarning,
                         stacklevel=4,

@@ -35,6 +35,7 @@ __all__ = [
     "View",
     "closed_form",
     "closed_form_of",
+    "innermost",
     "unwrap",
 ]
 
@@ -269,6 +270,13 @@ def closed_form_of(*kinds: type) -> Callable[[type], type]:
         return form
 
     return register
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution inside `Independent`, `Masked` and `Expanded` wrappers."""
+    while isinstance(fn, (dist.MaskedDistribution, torch.distributions.Independent)):
+        fn = fn.base_dist
+    return fn
 
 
 def unwrap(fn: Any, weights: Tensor) -> tuple[Any, Tensor]:

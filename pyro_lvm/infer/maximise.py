@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_lvm.infer.averaging import Averages
 from pyro_lvm.infer.enumeration import Expectation, Factor
-from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, unwrap
+from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, innermost
 from pyro_lvm.infer.plan import ParameterPlan, Plan, PriorUse, Use
 from pyro_lvm.infer.row_pass import Memory
 
@@ -109,7 +109,7 @@ class Sites:
 
     def prior(self, use: PriorUse) -> Any:
         """The distribution of a prior."""
-        return unwrap(self.expectation.factors[use.site].fn, torch.ones(()))[0]
+        return innermost(self.expectation.factors[use.site].fn)
 
     def update(self, entry: ParameterPlan, new: Tensor) -> Tensor:
         """Let everything that follows see the new value of a parameter."""
@@ -159,7 +159,7 @@ class _Site:
     """Expected sufficient statistics of a site and the current values of its distribution's arguments."""
 
     def __init__(self, factor: Factor, form: ClosedForm, statistics: Statistics) -> None:
-        fn, _ = unwrap(factor.fn, factor.weights)
+        fn = innermost(factor.fn)
         self.statistics = statistics
         self.now = {argument.name: argument.read(fn).detach() for argument in form.arguments}
         self.cells = self.statistics.cells

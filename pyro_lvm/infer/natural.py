@@ -26,7 +26,7 @@ from torch import Tensor
 from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form, unwrap
 from pyro_lvm.ops.cells import Cells, sum_to
 
-__all__ = ["Kernel", "gather", "log_density", "rows_of_a_block"]
+__all__ = ["Kernel", "dtype_of", "gather", "log_density", "rows_of_a_block"]
 
 # Numbers in one block of features: larger blocks leave the cache, smaller ones starve the products.
 BLOCK_NUMBERS = 1 << 20
@@ -204,7 +204,7 @@ class Kernel:
             size = math.prod((*trailing, *self.inner))
             part = sums[:, position : position + size].reshape(count, *trailing, *self.inner)
             order = (0, *range(1 + len(trailing), part.dim()), *range(1, 1 + len(trailing)))
-            parts.append(part.permute(order).reshape(*shape, *trailing))
+            parts.append(part.permute(order).reshape((*shape, *trailing)))
             position += size
         if self.mask is not None:
             total = sums[:, position:]
@@ -233,10 +233,10 @@ def log_density(fn: Any, value: Tensor, *args: Any, correction: Tensor | None = 
         density = torch.as_tensor(fn.log_prob(value, *args, **kwargs))
         return density if correction is None else density + _sum_inside(fn, correction)
     fn._validate_sample(value) if fn._validate_args else None
-    return kernel.cells.unflatten(kernel.table().to(_dtype_of(kernel.base, value)))
+    return kernel.cells.unflatten(kernel.table().to(dtype_of(kernel.base, value)))
 
 
-def _dtype_of(base: Any, value: Tensor) -> torch.dtype:
+def dtype_of(base: Any, value: Tensor) -> torch.dtype:
     """The type that `log_prob` would give."""
     tensors = [value, *(v for v in vars(base).values() if isinstance(v, Tensor))]
     found = {t.dtype for t in tensors if t.is_floating_point()}

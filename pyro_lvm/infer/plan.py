@@ -11,7 +11,7 @@ from torch import Tensor
 import pyro_lvm.infer.families  # noqa: F401 - registers the closed forms
 from pyro_lvm.infer.blocks import Blocks, find_blocks, unify
 from pyro_lvm.infer.enumeration import Expectation, Factor
-from pyro_lvm.infer.m_step import Argument, ClosedForm, Conjugate, View, closed_form, unwrap
+from pyro_lvm.infer.m_step import Argument, ClosedForm, Conjugate, View, closed_form, innermost
 from pyro_lvm.infer.parameters import Parameter
 from pyro_lvm.ops.cells import compact
 
@@ -194,7 +194,10 @@ def refresh(plan: Plan, expectation: Expectation) -> bool:
         uses = list(entry.uses)
         for i, use in enumerate(uses):
             factor = expectation.factors[use.site]
-            tensor = use.argument.read(unwrap(factor.fn, factor.weights)[0])
+            fn = innermost(factor.fn)
+            if closed_form(fn) is not use.form:
+                return False
+            tensor = use.argument.read(fn)
             if use.varies:
                 found = _find_use(factor, use.form, use.argument, tensor, expectation.parameters[entry.name])
                 if isinstance(found, str):
@@ -211,7 +214,7 @@ def refresh(plan: Plan, expectation: Expectation) -> bool:
 
 
 def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expectation) -> None:
-    fn, _ = unwrap(factor.fn, factor.weights)
+    fn = innermost(factor.fn)
     form = closed_form(fn)
     tensors = [argument.read(fn) for argument in form.arguments] if form else []
     inputs = tensors or _tensors_of(fn)
@@ -246,7 +249,7 @@ def _add_priors(plans: dict[str, ParameterPlan], factor: Factor, expectation: Ex
     """Sites whose value is a parameter."""
     if factor.enumerated or not isinstance(factor.value, Tensor) or not factor.value.requires_grad:
         return
-    prior, _ = unwrap(factor.fn, torch.ones(()))
+    prior = innermost(factor.fn)
     for name, plan in plans.items():
         parameter = expectation.parameters[name]
         if not _depends(factor.value, parameter):
@@ -267,7 +270,7 @@ def _add_priors(plans: dict[str, ParameterPlan], factor: Factor, expectation: Ex
 def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tensor, parameter: Parameter) -> Use | str:
     """The first view of an argument in which the parameter is a selection, or why there is none."""
     reason = "it does not depend on the parameter"
-    unwrapped_batch = unwrap(factor.fn, factor.weights)[0].batch_shape
+    unwrapped_batch = innermost(factor.fn).batch_shape
     for view in argument.views:
         with torch.enable_grad():
             blocks = find_blocks(view.encode(tensor), parameter.value, argument.event_dim, view.normalised, view.matrix)

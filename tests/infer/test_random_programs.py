@@ -382,34 +382,11 @@ def check_ascent(program, args):
 CHECKS = [check_expectation, check_gradient, check_closed_forms, check_ascent]
 drawn = functools.cache(Program)
 
+
 # What EM gets wrong today: the seeds, the checks, the error and the reason.
-DEFECTS = [
-    (
-        [seed for seed in SEEDS if drawn(seed).weighted],
-        CHECKS,
-        (ValueError, NotImplementedError),
-        "poutine.scale by a tensor is not supported",
-    ),
-    ([11, 36, 44, 53, 68], CHECKS[2:], TypeError, "a scalar parameter of a site outside all plates"),
-    ([25, 29, 47], [check_closed_forms], AssertionError, "logits of a category without weight never move"),
-    (
-        [68],
-        CHECKS[:2],
-        AssertionError,
-        "factors that disagree by more than 36 nats give weights that do not sum to one",
-    ),
-    ([148], [check_ascent], torch.linalg.LinAlgError, "a scale_tril without weight"),
-]
-
-
 def cases():
     for seed, check in itertools.product(SEEDS, CHECKS):
-        marks = [
-            pytest.mark.xfail(strict=True, raises=error, reason=reason)
-            for seeds, checks, error, reason in DEFECTS
-            if seed in seeds and check in checks
-        ]
-        yield pytest.param(seed, check, marks=marks, id=f"{seed}-{check.__name__}")
+        yield pytest.param(seed, check, id=f"{seed}-{check.__name__}")
 
 
 @pytest.mark.parametrize(("seed", "check"), list(cases()))

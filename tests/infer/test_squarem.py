@@ -145,12 +145,7 @@ def rows(form):
     return (x, days.double()) if form == "weights" else (x.repeat_interleave(days),)
 
 
-NO_TENSOR_SCALES = pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="equal tensors of poutine.scale at two sites are taken for different scales"
-)
-
-
-@pytest.mark.parametrize("form", [pytest.param("weights", marks=NO_TENSOR_SCALES), "repeated rows"])
+@pytest.mark.parametrize("form", ["weights", "repeated rows"])
 def test_plain_em_follows_the_oracle_step_by_step(form):
     data, em, point = rows(form), lvm.infer.EM(Program()), START
     for _ in range(25):
@@ -161,7 +156,7 @@ def test_plain_em_follows_the_oracle_step_by_step(form):
 
 @pytest.mark.parametrize(
     "form",
-    [pytest.param("weights", marks=NO_TENSOR_SCALES), "repeated rows"],
+    ["weights", "repeated rows"],
 )
 def test_plain_em_takes_the_published_number_of_evaluations(form):
     data, em = rows(form), lvm.infer.EM(Program())
@@ -174,7 +169,6 @@ def test_plain_em_takes_the_published_number_of_evaluations(form):
     assert -em.loss(*data) == pytest.approx(OPTIMUM, abs=1e-5)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="EM has no acceleration yet")
 @pytest.mark.parametrize("form", ["weights", "repeated rows"])
 def test_accelerated_em_reaches_the_goal(form):
     program, data = Program(), rows(form)
