@@ -161,7 +161,7 @@ def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, matrix: 
     batch = argument.shape[: argument.dim() - event_dim]
     event = argument.shape[argument.dim() - event_dim :]
     factor = products[3].reshape(*batch, -1)[..., :1]  # a copy times c moves by c when all entries move by one
-    factor = factor.reshape(*batch, *([1] * event_dim))
+    factor = factor.reshape((*batch, *([1] * event_dim)))
     if not bool(torch.isfinite(factor).all() & (factor != 0).all()):
         return computed
     products = [product / factor for product in products]
