@@ -78,7 +78,7 @@ class StudentTMixture(LatentVariableModel):
         num_components: int,
         data_dim: int | None = None,
         covariance: str = "full",
-        degrees_of_freedom: float | None = None,
+        degrees_of_freedom: float | int | None = None,
     ) -> None:
         super().__init__()
         if covariance not in COVARIANCES:

@@ -43,9 +43,8 @@ from pyro_lvm.ops.moments import second_moment
 
 __all__ = ["AugmentedForm"]
 
-# Degrees of freedom are sought between these: fewer than the least have tails that no data show, and a row's density at
-# the most differs from the normal's by less than 1e-4 nats within ten standard deviations.
-LEAST, MOST = 1e-2, 1e8
+# Fewer degrees of freedom than this have tails that no data show.
+LEAST = 1e-2
 
 
 class AugmentedForm(ClosedForm):
@@ -55,10 +54,15 @@ class AugmentedForm(ClosedForm):
     """
 
 
-def _degrees_of_freedom(gap: Tensor, total: Tensor) -> Tensor:
+def _most(dtype: torch.dtype) -> float:
+    """The most degrees of freedom: 1 / df off the normal, before rounding in the normaliser, eps df log df, shows."""
+    return torch.finfo(dtype).eps ** (-1 / 3)
+
+
+def _degrees_of_freedom(gap: Tensor, total: Tensor, most: Tensor) -> Tensor:
     """Solve log(v/2) - digamma(v/2) + 1 + gap / total = 0, by bisection of log v: the left side falls in v."""
     target = -(1 + gap / total)
-    low, high = torch.full_like(target, math.log(LEAST)), torch.full_like(target, math.log(MOST))
+    low, high = torch.full_like(target, math.log(LEAST)), (most / total).log()
     for _ in range(80):
         middle = 0.5 * (low + high)
         above = _excess(0.5 * middle.exp()) > target
@@ -82,7 +86,7 @@ def _row_terms(df: Tensor, distance: Tensor, d: int) -> tuple[Tensor, Tensor]:
 _DF = Argument(
     "df",
     lambda fn: compact(fn.df),
-    lambda s, now: (s["gap"], s["count"]),
+    lambda s, now: (s["gap"], s["count"], s["most"] * s["count"]),
     _degrees_of_freedom,
     (View("df"), View("log df", torch.log, torch.exp)),
 )
@@ -126,6 +130,7 @@ class _StudentT(AugmentedForm):
             cells,
             count=sum_to(cells, full, weights),
             gap=sum_to(cells, full, weights, gap),
+            most=weights.new_tensor(_most(fn.df.dtype)).expand(cells),
             total=total,
             centre=centre,
             centred_sum=first,
@@ -177,6 +182,7 @@ class _MultivariateStudentT(AugmentedForm):
             cells,
             count=sum_to(cells, full, weights),
             gap=sum_to(cells, full, weights, gap),
+            most=weights.new_tensor(_most(fn.df.dtype)).expand(cells),
             total=total,
             centre=centre,
             centred_sum=first,
