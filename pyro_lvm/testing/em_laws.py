@@ -164,7 +164,7 @@ def closed_form_is_stationary(model: Callable, *args: Any, **kwargs: Any) -> Non
                 fall = float(start - expected.detach()) / total
                 require(
                     fall <= 1e-9,
-                    f"closed_form_is_stationary: with '{entry.name}' the M-step lost {fall:.3g} nats per unit of weight.",
+                    f"closed_form_is_stationary: with '{entry.name}' the step lost {fall:.3g} nats per unit of weight.",
                 )
                 continue
             (gradient,) = gradients(expected, [target])
