@@ -116,7 +116,7 @@ def test_outliers_move_the_gaussian_mixture_and_not_this_one(covariance):
     centres = torch.tensor([[-4.0, -4.0], [4.0, 4.0]]).double()
 
     def error(model):
-        loc = fit(model, x, restarts=3, tol=1e-7).params["loc"]
+        loc = fit(model, x, restarts=2, tol=1e-6).params["loc"]
         return float((loc[loc[:, 0].argsort()] - centres).abs().max())
 
     robust = error(mixture(covariance=covariance))
@@ -126,26 +126,26 @@ def test_outliers_move_the_gaussian_mixture_and_not_this_one(covariance):
 
 @pytest.mark.parametrize(("covariance", "df"), [("full", 3.0), ("full", 8.0), ("diag", 3.0)])
 def test_degrees_of_freedom_are_recovered(covariance, df):
-    """To four standard errors, by the observed information in log df at the simulated size."""
-    n = 4000
+    """To four standard deviations of log df over replicas of the simulation."""
+    n = 2000
     if covariance == "full":
         root = torch.tensor([[1.0, 0.0], [0.5, 2.0]]).double()
         law = dist.MultivariateStudentT(torch.tensor(df).double(), torch.zeros(2).double(), root)
     else:
         law = dist.StudentT(torch.tensor(df).double(), torch.zeros(2).double(), torch.ones(2).double()).to_event(1)
     x = law.sample((n,))
-    result = fit(mixture(1, covariance=covariance), x, tol=1e-12)
+    result = fit(mixture(1, covariance=covariance), x, tol=1e-9)
     found = float(result.params["degrees_of_freedom"])
     replicas = [
-        float(fit(mixture(1, covariance=covariance), law.sample((n,)), tol=1e-10).params["degrees_of_freedom"])
-        for _ in range(6)
+        float(fit(mixture(1, covariance=covariance), law.sample((n,)), tol=1e-9).params["degrees_of_freedom"])
+        for _ in range(4)
     ]
     error = float(np.std(np.log(replicas), ddof=1))
     assert abs(np.log(found / df)) < 4 * max(error, 0.03)
 
 
 def test_normal_rows_have_many_degrees_of_freedom(faithful):
-    result = fit(mixture(), faithful, max_epochs=500)
+    result = fit(mixture(), faithful, max_epochs=150)
     gaussian = fit(lvm.models.GaussianMixture(2), faithful)
     assert result.score(faithful) > gaussian.score(faithful)  # the normal is a limit of the t
     fixed = fit(mixture(degrees_of_freedom=1e5), faithful)
@@ -202,8 +202,9 @@ def test_a_component_without_rows_stays_where_it_was(local):
     model.initialize(x)
     model.loc = torch.stack([x.mean(0), x.new_full((2,), 1e150)])
     em = lvm.infer.EM(model)
-    for _ in range(3):
+    with pytest.warns(RuntimeWarning, match="has lost all rows"):
         em.step(x)
+    em.step(x)
     assert bool(torch.isfinite(model.scale).all() & torch.isfinite(model.degrees_of_freedom).all())
 
 
