@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_lvm.distributions import InverseWishart
-from pyro_lvm.ops.kmeans import kmeans
+from pyro_lvm.distributions import InverseWishart, PartialMultivariateNormal
+from pyro_lvm.models.real_rows import check_learnable, check_matrix, check_sample_weights, counted
+from pyro_lvm.ops.clusters import cluster_moments
+from pyro_lvm.ops.missing import column_moments, fill
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -45,6 +47,9 @@ class GaussianMixture(LatentVariableModel):
     :math:`\Sigma_k \sim` inverse-Wishart (full, tied) or inverse-gamma (diag, spherical). The default priors are weak
     and scaled by the data, as in scikit-learn.
 
+    NaN in the rows means missing at random: a row's density is the exact marginal of its known entries, and
+    `fit.impute(x)` fills in the rest.
+
     Args:
         num_components: K >= 1.
         data_dim: Number of columns d; taken from the data by `initialize` if None.
@@ -57,6 +62,7 @@ class GaussianMixture(LatentVariableModel):
 
     References:
         C. Bishop (2006), Pattern Recognition and Machine Learning, equations 9.7 to 9.28 and 10.38 to 10.41.
+        Z. Ghahramani, M. Jordan (1994), Supervised learning from incomplete data via an EM approach, NIPS 6.
 
     Example:
         >>> import pyro_lvm as lvm
@@ -66,6 +72,7 @@ class GaussianMixture(LatentVariableModel):
         -1130.264
     """
 
+    handles_missing: ClassVar[bool] = True
     dims: ClassVar[dict[str, list[str]]] = {
         "weights": ["component"],
         "loc": ["component", "dimension"],
@@ -106,88 +113,71 @@ class GaussianMixture(LatentVariableModel):
             "priors": self.priors,
         }
 
-    def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
+    def forward(
+        self,
+        x: Float[Tensor, "n d"] | None = None,
+        *,
+        size: int | None = None,
+        sample_weights: Num[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n d"]:
         """Run the program.
 
         Args:
-            x: Observed rows, shape (n, d); None to generate.
+            x: Observed rows, shape (n, d), NaN where missing; None to generate.
             size: Number of rows to generate.
+            sample_weights: How often each row counts, shape (n,), >= 0; once by default. For EM: Pyro's other
+                inferences cannot sum `z` out under a scale of each row.
 
         Returns:
-            Rows, shape (n, d).
+            Rows, shape (n, d), with column means where entries are missing.
         """
         if x is None and size is None:
             raise ValueError("GaussianMixture: expected rows x or a size to generate; got neither.")
         weights, covariance, loc = self.weights, self.covariance, self.loc
-        with pyro.plate("data", size if x is None else len(x)):
+        x, known = (None, None) if x is None else fill(x)
+        with pyro.plate("data", size if x is None else len(x)), counted(sample_weights, weights):
             z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            return pyro.sample("x", self._component(loc[z], covariance, z), obs=x)
+            return pyro.sample("x", self._component(loc[z], covariance, z, known), obs=x)
 
-    def _component(self, loc: Tensor, covariance: Tensor, z: Tensor) -> Any:
-        if self.covariance_type == "full":
-            return dist.MultivariateNormal(loc, covariance_matrix=covariance[z])
-        if self.covariance_type == "tied":
-            return dist.MultivariateNormal(loc, covariance_matrix=covariance)
+    def _component(self, loc: Tensor, covariance: Tensor, z: Tensor, known: Tensor | None = None) -> Any:
+        """The normal law of rows from the components `z`, or of their known entries."""
+        if self.covariance_type in ("full", "tied"):
+            covariance = covariance[z] if self.covariance_type == "full" else covariance
+            if known is None:
+                return dist.MultivariateNormal(loc, covariance_matrix=covariance)
+            return PartialMultivariateNormal(loc, covariance, known)
         variance = covariance[z]
         if self.covariance_type == "spherical":
             variance = variance.unsqueeze(-1)
-        return dist.Normal(loc, variance.sqrt()).to_event(1)
+        normal = dist.Normal(loc, variance.sqrt())
+        return (normal if known is None else normal.mask(known)).to_event(1)
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix with `data_dim` columns."""
-        d = self.data_dim
-        if x.dim() != 2 or (d is not None and x.shape[1] != d):
-            shape = tuple(x.shape)
-            hint = "Reshape it to a matrix, one row per observation."
-            if x.dim() == 2:
-                hint = f"Pass data_dim={shape[1]}, or give {d} columns."
-            elif x.dim() == 1:
-                hint = "Pass x.reshape(-1, 1) for a single column."
-            raise ValueError(f"GaussianMixture: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
+        check_matrix("GaussianMixture", x, self.data_dim)
 
     def check_training(self, x: Tensor) -> None:
-        """Raise a ValueError for fewer rows than components, fewer than two rows, or a constant column."""
+        """Raise a ValueError for fewer rows than components, fewer than two rows, or a constant or empty column."""
         self.check(x)
-        n = len(x)
-        if n < self.num_components:
-            raise ValueError(
-                f"GaussianMixture: expected at least as many rows as components ({self.num_components}); got {n}. "
-                "Lower num_components or add rows."
-            )
-        if n < 2:
-            raise ValueError(
-                "GaussianMixture: expected at least 2 rows, since one row has no covariance; got 1. Add rows."
-            )
-        constant = (x == x[0]).all(0).nonzero().flatten().tolist()
-        if constant:
-            raise ValueError(
-                f"GaussianMixture: expected columns that vary; got constant column {constant[0]} "
-                f"(always {x[0, constant[0]].item():g}), whose likelihood is unbounded. Drop it."
-            )
+        check_learnable("GaussianMixture", x, self.num_components)
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, sample_weights: Tensor | None = None) -> None:
         """Start from k-means clusters of the standardised columns; other seeds give other starts.
 
         Args:
-            x: Rows, shape (n, d).
+            x: Rows, shape (n, d), NaN where missing.
+            sample_weights: How often each row counts, shape (n,); rows that do not count give no start.
 
         Raises:
-            ValueError: Fewer rows than components, fewer than two rows, or a constant column.
+            ValueError: Fewer rows than components, fewer than two rows, a constant or empty column, bad weights.
         """
+        if sample_weights is not None:
+            check_sample_weights("GaussianMixture", x, sample_weights)
+            x = x[sample_weights > 0]
         self.check_training(x)
-        n, d = x.shape
-        self.data_dim = d
-        assignment = kmeans(x, self.num_components)
-        members = torch.nn.functional.one_hot(assignment, self.num_components).to(x)
-        count = members.sum(0)
-        loc = (members.T @ x) / count.clamp_min(1).unsqueeze(-1)
-        overall = torch.cov(x.T, correction=0).reshape(d, d)
-        centred = x - loc[assignment]
-        within = torch.einsum("nk,ni,nj->kij", members, centred, centred)
-        # a cluster of few rows has no covariance of its own: add d rows' worth of a shrunken overall one
-        share = overall.diagonal().diag_embed() / self.num_components ** (2 / d)
-        within = (within + d * share) / (count + d)[:, None, None]
-        self._declare(x, within, loc, (count + 1) / (n + self.num_components))
+        self.data_dim = x.shape[1]
+        weights, loc, within = cluster_moments(x, self.num_components)
+        self._declare(x, within, loc, weights)
 
     def _declare(self, x: Tensor, within: Tensor, loc: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Create the three parameters at the given start, with the priors that the data's scale suggests."""
@@ -205,8 +195,8 @@ class GaussianMixture(LatentVariableModel):
         given = self.priors if isinstance(self.priors, dict) else {}
         default = type(self).default_priors if self.priors else {}
         priors = {**default, **given}
-        variance = x.var(0, correction=0) if len(x) > 1 else torch.ones(d).to(within)
-        self.register_buffer("prior_centre", x.mean(0))
+        mean, variance = column_moments(x) if len(x) > 1 else (x[0], torch.ones(d).to(within))
+        self.register_buffer("prior_centre", mean)
         self.register_buffer("prior_spread", variance / k ** (2 / d))
         self.declare("weights", weights, constraints.simplex, priors.get("weights"))
         positive = constraints.positive_definite if matrix else constraints.positive

@@ -177,6 +177,12 @@ class Fit:
             "Use predict_proba for the posterior of its discrete ones."
         )
 
+    def impute(self, x: Any) -> Tensor:
+        """Rows with every missing entry (NaN) at its posterior mean, or at its most probable answer if categorical."""
+        from pyro_lvm.diagnostics.impute import impute
+
+        return impute(self, self.arguments(x))
+
     def posterior(self, x: Any, num_samples: int = 100) -> dict[str, Tensor]:
         """Joint draws of all latent sites given rows, shape (num_samples, ...) each."""
         from pyro_lvm.diagnostics.latents import posterior_draws
