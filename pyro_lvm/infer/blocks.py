@@ -60,7 +60,7 @@ class Blocks:
         copied = blocks[self.block].reshape((*self.batch, *self.elements.shape[1:]))
         if self.factor is None:
             return copied
-        return copied * self.factor.reshape(*self.factor.shape, *([1] * (self.elements.dim() - 1)))
+        return copied * self.factor.reshape((*self.factor.shape, *([1] * (self.elements.dim() - 1))))
 
     def write(self, parameter: Tensor, blocks: Tensor) -> Tensor:
         """A copy of the parameter with new blocks."""

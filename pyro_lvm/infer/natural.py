@@ -360,7 +360,7 @@ def _rows_of(mask: Tensor, cells: Cells, inside: int) -> Tensor | None:
     mask = mask.permute((*cell_dims, *row_dims, *range(ndim, ndim + inside)))
     sizes = [cells.shape[d] for d in row_dims]
     tail = mask.shape[ndim:]
-    return mask.expand(*([1] * len(cell_dims)), *sizes, *tail).reshape(cells.num_rows, *tail)
+    return mask.expand((*([1] * len(cell_dims)), *sizes, *tail)).reshape(cells.num_rows, *tail)
 
 
 def _features_first(eta: Tensor, inner: int) -> Tensor:
