@@ -1,5 +1,9 @@
 """Generative programs, one file each."""
 
+from pyro_lvm.models.bernoulli_mixture import BernoulliMixture
+from pyro_lvm.models.categorical_mixture import CategoricalMixture
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
+from pyro_lvm.models.heterogeneous_mixture import HeterogeneousMixture
+from pyro_lvm.models.poisson_mixture import PoissonMixture
 
-__all__ = ["GaussianMixture"]
+__all__ = ["BernoulliMixture", "CategoricalMixture", "GaussianMixture", "HeterogeneousMixture", "PoissonMixture"]

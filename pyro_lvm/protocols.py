@@ -73,10 +73,12 @@ class LatentVariableModel(PyroModule):
 
     Attributes:
         dims: Names of the axes of each parameter, for labelled output.
+        handles_missing: Whether NaN in the rows means missing, and is marginalised.
         initial_values: Where inference starts the sites with priors.
     """
 
     dims: ClassVar[dict[str, list[str]]] = {}
+    handles_missing: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
