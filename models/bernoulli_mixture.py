@@ -55,9 +55,7 @@ class BernoulliMixture(FactorisedMixture):
 
     dims: ClassVar[dict[str, list[str]]] = {"weights": ["component"], "probs": ["component", "dimension"]}
 
-    def __init__(
-        self, num_components: int, data_dim: int | None = None, priors: bool | Priors | None = None
-    ) -> None:
+    def __init__(self, num_components: int, data_dim: int | None = None, priors: bool | Priors | None = None) -> None:
         super().__init__(num_components, priors)
         self.data_dim = self._checked_columns(data_dim)
         if data_dim is not None:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_lvm.distributions.columns import Categorical
+from pyro_lvm.distributions.columns import Categorical, count_answers
 from pyro_lvm.models.factorised_mixture import FactorisedMixture, Group
 from pyro_lvm.models.mixture import Priors
 
@@ -57,7 +57,7 @@ class CategoricalMixture(FactorisedMixture):
         >>> x = lvm.datasets.load("opinions").x
         >>> fit = lvm.fit(lvm.models.CategoricalMixture(3), x, seed=0, progress=False)
         >>> {name: tuple(value.shape) for name, value in fit.params.items()}
-        {}
+        {'weights': (3,), 'probs_2': (3, 1, 2), 'probs_7': (3, 4, 7)}
     """
 
     dims: ClassVar[dict[str, list[str]]] = {"weights": ["component"], "probs": ["component", "question", "answer"]}
@@ -71,15 +71,16 @@ class CategoricalMixture(FactorisedMixture):
         super().__init__(num_components, priors)
         counts = [num_categories] if isinstance(num_categories, int) else list(num_categories or [1])
         if any(int(count) != count or count < 1 for count in counts):
-            raise ValueError(f"CategoricalMixture: expected num_categories >= 1 for every question; got {num_categories}.")
+            raise ValueError(
+                f"CategoricalMixture: expected num_categories >= 1 for every question; got {num_categories}."
+            )
         self.num_categories = num_categories if num_categories is None or isinstance(num_categories, int) else counts
         if isinstance(self.num_categories, list):
             self._declare_unseen()
 
     def _arrange(self, x: Tensor) -> None:
         if self.num_categories is None:
-            top = torch.where(x.isfinite(), x, 0).amax(0)
-            self.num_categories = [int(answer) + 1 for answer in top.clamp_min(0).tolist()]
+            self.num_categories = count_answers(x, self._name)
         elif isinstance(self.num_categories, int):
             self.num_categories = [self.num_categories] * x.shape[1]
 

@@ -111,7 +111,9 @@ class FactorisedMixture(Mixture):
         known = ~x.isnan()
         empty = (~known.any(0)).nonzero().flatten().tolist()
         if empty:
-            raise ValueError(f"{self._name}: expected known entries in every column; column {empty[0]} has none. Drop it.")
+            raise ValueError(
+                f"{self._name}: expected known entries in every column; column {empty[0]} has none. Drop it."
+            )
         for group in self.groups:
             for column in () if group.family.bounded else group.columns:
                 values = x[known[:, column], column]
@@ -164,7 +166,7 @@ class FactorisedMixture(Mixture):
         share = (total + 1) / (total.sum() + self.num_components)
         self.dims = {"weights": ["component"]}  # type: ignore[misc]  # depends on the columns
         default: dict[str, Any] = {"weights": type(self)._weights_prior}
-        starts = {"weights": (share, constraints.simplex)}
+        starts: dict[str, tuple[Tensor, constraints.Constraint]] = {"weights": (share, constraints.simplex)}
         for group in self.groups:
             values = self._select(x, group)
             start = group.family.start(values, members)
@@ -184,4 +186,3 @@ def _prior(model: FactorisedMixture, *, group: Group, argument: str) -> Any:
     overall = {a: getattr(model, f"overall_{name}") for a, name in group.parameters.items()}
     prior = group.family.priors(overall)[argument]
     return prior.expand([model.num_components, *prior.batch_shape]).to_event(1 + len(prior.batch_shape))
-

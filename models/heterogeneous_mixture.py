@@ -11,16 +11,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from pyro_lvm.distributions.columns import FAMILIES, Categorical, ColumnFamily
+from pyro_lvm.distributions.columns import FAMILIES, Categorical, ColumnFamily, count_answers
 from pyro_lvm.models.factorised_mixture import FactorisedMixture, Group
 from pyro_lvm.models.mixture import Priors
 
 __all__ = ["HeterogeneousMixture"]
 
-# A column of whole numbers with at most so many different ones, from 0 up, is taken for answers to a question.
+# Whole numbers from 0 up are taken for answers to a question if all are below this, else for counts.
 MOST_ANSWERS = 10
 
 
@@ -63,8 +62,8 @@ class HeterogeneousMixture(FactorisedMixture):
         >>> x = lvm.datasets.load("voters").x
         >>> kinds = ["normal", "poisson", "categorical", "bernoulli"]
         >>> fit = lvm.fit(lvm.models.HeterogeneousMixture(3, kinds), x, seed=0, progress=False)
-        >>> {name: tuple(value.shape) for name, value in fit.params.items()}
-        {}
+        >>> list(fit.params)
+        ['weights', 'normal_loc', 'normal_scale', 'poisson_rate', 'categorical_7_probs', 'bernoulli_probs']
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class HeterogeneousMixture(FactorisedMixture):
             )
         self.columns: str | list[str] = columns if isinstance(columns, str) else list(columns)
         self.num_categories = None if num_categories is None else list(num_categories)
-        asked = len([kind for kind in columns if kind == "categorical"])
+        asked = len([kind for kind in columns if kind == Categorical.name])
         given = self.num_categories
         if given is not None and (columns == "auto" or len(given) != asked or any(count < 1 for count in given)):
             raise ValueError(
@@ -99,9 +98,8 @@ class HeterogeneousMixture(FactorisedMixture):
             named = ", ".join(f"{j} {kind}" for j, kind in enumerate(self.columns))
             warnings.warn(f"HeterogeneousMixture: guessed columns {named}. Pass columns=[...] to choose.", stacklevel=2)
         if self.num_categories is None:
-            top = torch.where(x.isfinite(), x, 0).amax(0).clamp_min(0).tolist()
-            pairs = zip(top, self.columns, strict=False)
-            self.num_categories = [int(answer) + 1 for answer, kind in pairs if kind == "categorical"]
+            asked = [column for column, kind in enumerate(self.columns) if kind == Categorical.name]
+            self.num_categories = count_answers(x, self._name, asked)
 
     @property
     def _num_columns(self) -> int | None:
@@ -111,8 +109,7 @@ class HeterogeneousMixture(FactorisedMixture):
         counts = iter(self.num_categories or [])
         found: dict[str, tuple[ColumnFamily, list[int]]] = {}
         for column, kind in enumerate(self.columns):
-            family = FAMILIES[kind]
-            made = family(next(counts)) if family is Categorical else family()
+            made = Categorical(next(counts)) if kind == Categorical.name else FAMILIES[kind]()
             name = f"{kind}_{made.num_categories}" if isinstance(made, Categorical) else kind
             found.setdefault(name, (made, []))[1].append(column)
         groups = []
@@ -132,9 +129,8 @@ class HeterogeneousMixture(FactorisedMixture):
 def guess_kind(column: Tensor) -> str:
     """The kind of one column, by its known values.
 
-    Zeros and ones are "bernoulli"; whole numbers from 0 up are "categorical" if at most `MOST_ANSWERS` different ones
-    occur and none is larger, else "poisson" if 0 occurs; positive numbers of skewness above 1 are "lognormal"; all else is
-    "normal".
+    Zeros and ones are "bernoulli"; other whole numbers of which the least is 0 are "categorical" if all are below
+    `MOST_ANSWERS`, else "poisson"; positive numbers of skewness above 1 are "lognormal"; all else is "normal".
     """
     values = column[column.isfinite()].double()
     distinct = values.unique()

@@ -88,7 +88,7 @@ class Mixture(LatentVariableModel):
         weights, parameters = self.weights, self._parameters_of_components()
         with pyro.plate("data", size if x is None else len(x)), self._counted(sample_weights, weights):
             z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            return self._observe(parameters, z, x)
+            return self._observe(parameters, z, x).to(weights.dtype)
 
     def _checked_columns(self, data_dim: int | None) -> int | None:
         """A number of columns, None while it is left to the data."""

@@ -7,6 +7,7 @@ A model whose columns are independent given its latent state is a list of such f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -15,7 +16,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import constraints
 
-__all__ = ["FAMILIES", "ColumnFamily"]
+__all__ = ["FAMILIES", "ColumnFamily", "count_answers"]
+
+# A larger code is a number, an identifier or a typing error rather than an answer.
+MOST_CATEGORIES = 1000
 
 Arguments = dict[str, Tensor]
 
@@ -275,6 +279,28 @@ class Categorical(ColumnFamily):
         answers = torch.arange(self.num_categories, device=x.device)
         chosen = (x.unsqueeze(-1) == answers).to(x)
         return torch.where(x.isnan().unsqueeze(-1), torch.full_like(chosen, torch.nan), chosen)
+
+
+def count_answers(x: Float[Tensor, "n d"], caller: str, columns: Sequence[int] | None = None) -> list[int]:
+    """Number of answers to each question: one more than the largest code.
+
+    Args:
+        x: Rows, NaN where missing.
+        caller: Who asks, for the error.
+        columns: The questions; by default all columns.
+
+    Raises:
+        ValueError: A code is too large to be one of a list of answers.
+    """
+    columns = range(x.shape[1]) if columns is None else columns
+    top = torch.where(x.isfinite(), x, 0).amax(0).clamp_min(0).tolist()
+    for column in columns:
+        if top[column] >= MOST_CATEGORIES:
+            raise ValueError(
+                f"{caller}: expected answers coded 0, 1, 2, ... in column {column}; got {top[column]:g}. "
+                "Recode them, or give num_categories."
+            )
+    return [int(top[column]) + 1 for column in columns]
 
 
 FAMILIES: dict[str, type[ColumnFamily]] = {

@@ -60,11 +60,33 @@ def counts():
         return torch.poisson(rate[torch.randint(3, (NUM_ROWS,))]).double()
 
 
+def standardised(x):
+    """Columns of one spread: a spherical model of others lies far outside of the rows."""
+    return x / x.std(0)
+
+
+def most_varied(x):
+    """Few columns, since an integral by independent proposals needs ever more draws the more columns there are."""
+    return x[:, x.var(0).argsort(descending=True)[:6].sort().values]
+
+
+# By data set of the catalog: how the laws take its rows, and a proposal that covers them.
+EXAMPLES = {
+    "faithful": (standardised, oracles.broad_reals),
+    "digits234": (most_varied, oracles.broad_bits),
+    "visits": (torch.clone, oracles.broad_counts),
+    "opinions": (torch.clone, oracles.broad_answers),
+    "voters": (torch.clone, None),
+}
+
+# Columns from which there is little to learn, but which do a model no harm.
+HARMLESS = dict.fromkeys(("BernoulliMixture", "PoissonMixture", "CategoricalMixture"), ("constant column",))
+
+
 @functools.cache
 def example_rows(data):
-    """The catalog's rows, columns of one spread: a spherical model of others lies far outside of the rows."""
-    x = lvm.datasets.load(data).x[:NUM_ROWS].double()
-    return x / x.std(0)
+    prepare, _ = EXAMPLES[data]
+    return prepare(lvm.datasets.load(data).x[:NUM_ROWS].double())
 
 
 @dataclass(frozen=True)
@@ -81,12 +103,17 @@ class Program:
         return {} if self.shipped else {"model": self.make()}
 
 
+def _words(variant):
+    return [value if isinstance(value, str) else "-".join(value) for value in variant.values()]
+
+
 def _catalog_programs(**options):
     for entry in lvm.CATALOG.values():
         for variant in entry.variants:
-            name = "-".join([entry.name, *map(str, variant.values())])
+            name = "-".join([entry.name, *_words(variant)])
             make = functools.partial(entry.example, **variant, **options)
-            yield entry, Program(name, make, functools.partial(example_rows, entry.data), oracles.broad_reals)
+            proposal = oracles.broad_columns(variant["columns"]) if "columns" in variant else EXAMPLES[entry.data][1]
+            yield entry, Program(name, make, functools.partial(example_rows, entry.data), proposal)
 
 
 PLAIN = [
@@ -228,13 +255,13 @@ def test_dtype_is_kept(program, inference):
 @pytest.mark.parametrize(
     ("entry", "variant"),
     [(entry, variant) for entry in lvm.CATALOG.values() for variant in entry.variants],
-    ids=[f"{entry.name}-{variant}" for entry in lvm.CATALOG.values() for variant in entry.variants],
+    ids=["-".join([entry.name, *_words(variant)]) for entry in lvm.CATALOG.values() for variant in entry.variants],
 )
 def test_rejects_bad_rows(entry, variant, options):
     options = dict(options)
     guide = options.pop("guide", None)
     make = functools.partial(entry.example, **variant, **options)
-    laws.rejects_bad_rows(make, entry.rows().double()[:NUM_ROWS], guide=guide)
+    laws.rejects_bad_rows(make, entry.rows().double()[:NUM_ROWS], skip=HARMLESS.get(entry.name, ()), guide=guide)
 
 
 def test_a_tensor_shared_by_two_fits_is_not_written_to():
