@@ -13,21 +13,18 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.distributions import InverseWishart
-from pyro_lvm.ops.kmeans import kmeans
-from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.models.mixture import Mixture, Priors
 
 __all__ = ["GaussianMixture"]
 
 COVARIANCES = ("full", "diag", "tied", "spherical")
-Priors = dict[str, Any]
 
 
-class GaussianMixture(LatentVariableModel):
+class GaussianMixture(Mixture):
     r"""Mixture of K multivariate normal distributions.
 
     ==================  ===================  =========================================  ============
@@ -78,24 +75,18 @@ class GaussianMixture(LatentVariableModel):
         covariance: str = "full",
         priors: bool | Priors | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_components, priors)
         if covariance not in COVARIANCES:
             raise ValueError(
                 f"GaussianMixture: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
             )
-        if num_components < 1 or int(num_components) != num_components:
-            raise ValueError(f"GaussianMixture: expected num_components >= 1; got {num_components}.")
-        if data_dim is not None and data_dim < 1:
-            raise ValueError(f"GaussianMixture: expected data_dim >= 1; got {data_dim}.")
         unknown = set(priors) - set(self.dims) if isinstance(priors, dict) else set()
         if unknown:
             raise ValueError(
                 f"GaussianMixture: expected priors for {', '.join(self.dims)}; got {', '.join(sorted(unknown))}."
             )
-        self.num_components = int(num_components)
-        self.data_dim = data_dim
+        self.data_dim = self._checked_columns(data_dim)
         self.covariance_type = covariance
-        self.priors = priors
         if data_dim is not None:
             self._declare(torch.zeros(1, data_dim), torch.eye(data_dim).expand(self.num_components, -1, -1))
 
@@ -109,22 +100,15 @@ class GaussianMixture(LatentVariableModel):
             "priors": self.priors,
         }
 
-    def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
-        """Run the program.
+    @property
+    def _num_columns(self) -> int | None:
+        return self.data_dim
 
-        Args:
-            x: Observed rows, shape (n, d); None to generate.
-            size: Number of rows to generate.
+    def _parameters_of_components(self) -> dict[str, Tensor]:
+        return {"covariance": self.covariance, "loc": self.loc}
 
-        Returns:
-            Rows, shape (n, d).
-        """
-        if x is None and size is None:
-            raise ValueError("GaussianMixture: expected rows x or a size to generate; got neither.")
-        weights, covariance, loc = self.weights, self.covariance, self.loc
-        with pyro.plate("data", size if x is None else len(x)):
-            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            return pyro.sample("x", self._component(loc[z], covariance, z), obs=x)
+    def _observe(self, parameters: dict[str, Tensor], z: Tensor, x: Tensor | None) -> Tensor:
+        return pyro.sample("x", self._component(parameters["loc"][z], parameters["covariance"], z), obs=x)
 
     def _component(self, loc: Tensor, covariance: Tensor, z: Tensor) -> Any:
         if self.covariance_type == "full":
@@ -136,27 +120,10 @@ class GaussianMixture(LatentVariableModel):
             variance = variance.unsqueeze(-1)
         return dist.Normal(loc, variance.sqrt()).to_event(1)
 
-    def check(self, x: Tensor) -> None:
-        """Raise a ValueError unless `x` is a matrix with `data_dim` columns."""
-        d = self.data_dim
-        if x.dim() != 2 or (d is not None and x.shape[1] != d):
-            shape = tuple(x.shape)
-            hint = "Reshape it to a matrix, one row per observation."
-            if x.dim() == 2:
-                hint = f"Pass data_dim={shape[1]}, or give {d} columns."
-            elif x.dim() == 1:
-                hint = "Pass x.reshape(-1, 1) for a single column."
-            raise ValueError(f"GaussianMixture: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
-
     def check_training(self, x: Tensor) -> None:
         """Raise a ValueError for fewer rows than components, fewer than two rows, or a constant column."""
-        self.check(x)
+        super().check_training(x)
         n = len(x)
-        if n < self.num_components:
-            raise ValueError(
-                f"GaussianMixture: expected at least as many rows as components ({self.num_components}); got {n}. "
-                "Lower num_components or add rows."
-            )
         if n < 2:
             raise ValueError(
                 "GaussianMixture: expected at least 2 rows, since one row has no covariance; got 1. Add rows."
@@ -168,24 +135,25 @@ class GaussianMixture(LatentVariableModel):
                 f"(always {x[0, constant[0]].item():g}), whose likelihood is unbounded. Drop it."
             )
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, sample_weights: Tensor | None = None) -> None:
         """Start from k-means clusters of the standardised columns; other seeds give other starts.
 
         Args:
             x: Rows, shape (n, d).
+            sample_weights: How often each row counts, shape (n,).
 
         Raises:
-            ValueError: Fewer rows than components, fewer than two rows, or a constant column.
+            ValueError: Fewer rows than components, fewer than two rows, a constant column, or bad weights.
         """
         self.check_training(x)
+        self._check_weights(x, sample_weights)
         n, d = x.shape
         self.data_dim = d
-        assignment = kmeans(x, self.num_components)
-        members = torch.nn.functional.one_hot(assignment, self.num_components).to(x)
+        members = self._clusters(x, sample_weights)
         count = members.sum(0)
         loc = (members.T @ x) / count.clamp_min(1).unsqueeze(-1)
         overall = torch.cov(x.T, correction=0).reshape(d, d)
-        centred = x - loc[assignment]
+        centred = x - loc[members.argmax(-1)]
         within = torch.einsum("nk,ni,nj->kij", members, centred, centred)
         # a cluster of few rows has no covariance of its own: add d rows' worth of a shrunken overall one
         share = overall.diagonal().diag_embed() / self.num_components ** (2 / d)
@@ -216,9 +184,6 @@ class GaussianMixture(LatentVariableModel):
         self.declare("covariance", start, positive, priors.get("covariance"))
         self.declare("loc", loc, constraints.real, priors.get("loc"))
 
-    def _weights_prior(self) -> Any:
-        return dist.Dirichlet(torch.ones(self.num_components).to(self.prior_spread))
-
     def _covariance_prior(self) -> Any:
         """A prior worth about one row per component, its scale that of the data shared among K components."""
         spread, k = self.prior_spread, self.num_components
@@ -242,7 +207,7 @@ class GaussianMixture(LatentVariableModel):
         return dist.Normal(self.prior_centre, variance.sqrt()).expand(shape).to_event(2)
 
     default_priors: ClassVar[dict[str, Any]] = {
-        "weights": _weights_prior,
+        "weights": Mixture._weights_prior,
         "covariance": _covariance_prior,
         "loc": _loc_prior,
     }

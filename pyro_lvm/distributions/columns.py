@@ -45,9 +45,9 @@ class ColumnFamily(ABC):
     def law(self, **arguments: Tensor) -> Any:
         """The distribution of single entries."""
 
-    @abstractmethod
     def contains(self, x: Float[Tensor, "n d"]) -> Bool[Tensor, "n d"]:
         """Which entries lie in the support."""
+        return torch.isfinite(x)
 
     @abstractmethod
     def start(self, x: Float[Tensor, "n d"], members: Float[Tensor, "n k"]) -> Arguments:
@@ -116,9 +116,6 @@ class Normal(ColumnFamily):
     def law(self, **arguments: Tensor) -> Any:
         return dist.Normal(**arguments)
 
-    def contains(self, x: Tensor) -> Tensor:
-        return torch.isfinite(x)
-
     def start(self, x: Tensor, members: Tensor) -> Arguments:
         return {"loc": _average(x, members), "scale": _spread(x, members)}
 
@@ -127,40 +124,38 @@ class Normal(ColumnFamily):
         return {"loc": dist.Normal(loc, 10 * scale), "scale": dist.LogNormal(scale.log(), torch.ones_like(scale))}
 
 
-class LogNormal(Normal):
-    """Positive numbers whose logarithm is normal."""
-
-    name = "lognormal"
+class _Positive(ColumnFamily):
     support = "positive numbers"
     examples = (0.5, 2.0)
-
-    def law(self, **arguments: Tensor) -> Any:
-        return dist.LogNormal(**arguments)
+    bounded = False
 
     def contains(self, x: Tensor) -> Tensor:
         return torch.isfinite(x) & (x > 0)
-
-    def start(self, x: Tensor, members: Tensor) -> Arguments:
-        return super().start(x.log(), members)
 
     def features(self, x: Tensor) -> Tensor:
         return x.log()
 
 
-class Gamma(ColumnFamily):
+class LogNormal(_Positive, Normal):
+    """Positive numbers whose logarithm is normal."""
+
+    name = "lognormal"
+
+    def law(self, **arguments: Tensor) -> Any:
+        return dist.LogNormal(**arguments)
+
+    def start(self, x: Tensor, members: Tensor) -> Arguments:
+        return super().start(x.log(), members)
+
+
+class Gamma(_Positive):
     """Positive numbers with an exponential tail."""
 
     name = "gamma"
     arguments: ClassVar = {"concentration": constraints.positive, "rate": constraints.positive}
-    support = "positive numbers"
-    examples = (0.5, 2.0)
-    bounded = False
 
     def law(self, **arguments: Tensor) -> Any:
         return dist.Gamma(**arguments)
-
-    def contains(self, x: Tensor) -> Tensor:
-        return torch.isfinite(x) & (x > 0)
 
     def start(self, x: Tensor, members: Tensor) -> Arguments:
         mean, variance = _average(x, members), _spread(x, members).square()
@@ -169,17 +164,21 @@ class Gamma(ColumnFamily):
     def priors(self, overall: Arguments) -> dict[str, Any]:
         return {name: dist.LogNormal(v.log(), torch.full_like(v, 2.0)) for name, v in overall.items()}
 
-    def features(self, x: Tensor) -> Tensor:
-        return x.log()
+
+class _Rate(ColumnFamily):
+    arguments: ClassVar = {"rate": constraints.positive}
+    examples = (1.0,)
+
+    def priors(self, overall: Arguments) -> dict[str, Any]:
+        rate = overall["rate"]
+        return {"rate": dist.Gamma(torch.ones_like(rate), rate.reciprocal())}
 
 
-class Exponential(ColumnFamily):
+class Exponential(_Rate):
     """Waiting times."""
 
     name = "exponential"
-    arguments: ClassVar = {"rate": constraints.positive}
     support = "numbers >= 0"
-    examples = (1.0,)
     bounded = False
 
     def law(self, **arguments: Tensor) -> Any:
@@ -191,18 +190,12 @@ class Exponential(ColumnFamily):
     def start(self, x: Tensor, members: Tensor) -> Arguments:
         return {"rate": _average(x, members).reciprocal()}
 
-    def priors(self, overall: Arguments) -> dict[str, Any]:
-        rate = overall["rate"]
-        return {"rate": dist.Gamma(torch.ones_like(rate), rate.reciprocal())}
 
-
-class Poisson(ColumnFamily):
+class Poisson(_Rate):
     """Counts."""
 
     name = "poisson"
-    arguments: ClassVar = {"rate": constraints.positive}
     support = "counts 0, 1, 2, ..."
-    examples = (1.0,)
 
     def law(self, **arguments: Tensor) -> Any:
         return dist.Poisson(**arguments)
@@ -212,10 +205,6 @@ class Poisson(ColumnFamily):
 
     def start(self, x: Tensor, members: Tensor) -> Arguments:
         return {"rate": _average(x, members).clamp_min(_half_a_row(x))}
-
-    def priors(self, overall: Arguments) -> dict[str, Any]:
-        rate = overall["rate"]
-        return {"rate": dist.Gamma(torch.ones_like(rate), rate.reciprocal())}
 
     def features(self, x: Tensor) -> Tensor:
         return x.sqrt()  # steadies the variance of counts
