@@ -61,7 +61,7 @@ class BernoulliMixture(FactorisedMixture):
         if data_dim is not None:
             self._declare_unseen()
 
-    def _arrange(self, x: Tensor) -> None:
+    def _learn_columns(self, x: Tensor) -> None:
         self.data_dim = x.shape[1]
 
     def _grouped(self) -> tuple[Group, ...]:

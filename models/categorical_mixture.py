@@ -78,7 +78,7 @@ class CategoricalMixture(FactorisedMixture):
         if isinstance(self.num_categories, list):
             self._declare_unseen()
 
-    def _arrange(self, x: Tensor) -> None:
+    def _learn_columns(self, x: Tensor) -> None:
         if self.num_categories is None:
             self.num_categories = count_answers(x, self._name)
         elif isinstance(self.num_categories, int):

@@ -20,6 +20,8 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions.columns import ColumnFamily
 from pyro_lvm.models.mixture import Mixture, Priors
+from pyro_lvm.ops.kmeans import kmeans
+from pyro_lvm.ops.missing import fill
 
 __all__ = ["FactorisedMixture", "Group"]
 
@@ -59,8 +61,8 @@ class FactorisedMixture(Mixture):
         self.groups: tuple[Group, ...] = ()
 
     @abstractmethod
-    def _arrange(self, x: Tensor) -> None:
-        """Learn from rows what the constructor left open: number and kinds of columns."""
+    def _learn_columns(self, x: Tensor) -> None:
+        """Learn from rows what the constructor left open."""
 
     @abstractmethod
     def _grouped(self) -> tuple[Group, ...]:
@@ -108,6 +110,7 @@ class FactorisedMixture(Mixture):
     def check_training(self, x: Tensor) -> None:
         """Raise a ValueError for too few rows, wrong values, or a column from which nothing can be learned."""
         super().check_training(x)
+        x = self._coded(x)
         known = ~x.isnan()
         empty = (~known.any(0)).nonzero().flatten().tolist()
         if empty:
@@ -123,24 +126,15 @@ class FactorisedMixture(Mixture):
                         f"(always {values[0].item():g}), whose likelihood is unbounded. Drop it."
                     )
 
-    def initialize(self, x: Tensor, sample_weights: Tensor | None = None) -> None:
-        """Start from k-means clusters of the rows; other seeds give other starts.
-
-        Args:
-            x: Rows, shape (n, d), NaN where missing.
-            sample_weights: How often each row counts, shape (n,).
-
-        Raises:
-            ValueError: Fewer rows than components, or rows that do not fit the model.
-        """
-        super().check(x)
-        x = self._coded(x)
-        self._arrange(x)
+    def _arrange(self, x: Tensor) -> None:
+        self._learn_columns(self._coded(x))
         self.groups = self._grouped()
-        self.check_training(x)
-        self._check_weights(x, sample_weights)
-        features = [group.family.features(self._select(x, group)) for group in self.groups]
-        self._declare(x, self._clusters(torch.cat(features, -1), sample_weights))
+
+    def _start(self, x: Tensor) -> None:
+        x = self._coded(x)
+        features = torch.cat([group.family.features(self._select(x, group)) for group in self.groups], -1)
+        assignment = kmeans(fill(features)[0], self.num_components)
+        self._declare(x, torch.nn.functional.one_hot(assignment, self.num_components).to(x))
 
     def _coded(self, x: Tensor) -> Tensor:
         """Rows with NaN where an entry is missing."""

@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_lvm.distributions import InverseWishart
+from pyro_lvm.distributions import InverseWishart, PartialMultivariateNormal
 from pyro_lvm.models.mixture import Mixture, Priors
+from pyro_lvm.models.real_mixture import RealMixture
+from pyro_lvm.ops.missing import column_moments, fill
 
 __all__ = ["GaussianMixture"]
 
 COVARIANCES = ("full", "diag", "tied", "spherical")
 
 
-class GaussianMixture(Mixture):
+class GaussianMixture(RealMixture):
     r"""Mixture of K multivariate normal distributions.
 
     ==================  ===================  =========================================  ============
@@ -41,6 +43,9 @@ class GaussianMixture(Mixture):
     :math:`\Sigma_k \sim` inverse-Wishart (full, tied) or inverse-gamma (diag, spherical). The default priors are weak
     and scaled by the data, as in scikit-learn.
 
+    NaN in the rows means missing at random: a row's density is the exact marginal of its known entries, and
+    `fit.impute(x)` fills in the rest.
+
     Args:
         num_components: K >= 1.
         data_dim: Number of columns d; taken from the data by `initialize` if None.
@@ -53,6 +58,7 @@ class GaussianMixture(Mixture):
 
     References:
         C. Bishop (2006), Pattern Recognition and Machine Learning, equations 9.7 to 9.28 and 10.38 to 10.41.
+        Z. Ghahramani, M. Jordan (1994), Supervised learning from incomplete data via an EM approach, NIPS 6.
 
     Example:
         >>> import pyro_lvm as lvm
@@ -62,6 +68,7 @@ class GaussianMixture(Mixture):
         -1130.264
     """
 
+    handles_missing: ClassVar[bool] = True
     dims: ClassVar[dict[str, list[str]]] = {
         "weights": ["component"],
         "loc": ["component", "dimension"],
@@ -75,7 +82,7 @@ class GaussianMixture(Mixture):
         covariance: str = "full",
         priors: bool | Priors | None = None,
     ) -> None:
-        super().__init__(num_components, priors)
+        super().__init__(num_components, data_dim, priors)
         if covariance not in COVARIANCES:
             raise ValueError(
                 f"GaussianMixture: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
@@ -85,10 +92,8 @@ class GaussianMixture(Mixture):
             raise ValueError(
                 f"GaussianMixture: expected priors for {', '.join(self.dims)}; got {', '.join(sorted(unknown))}."
             )
-        self.data_dim = self._checked_columns(data_dim)
         self.covariance_type = covariance
-        if data_dim is not None:
-            self._declare(torch.zeros(1, data_dim), torch.eye(data_dim).expand(self.num_components, -1, -1))
+        self._declare_unseen()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -100,71 +105,29 @@ class GaussianMixture(Mixture):
             "priors": self.priors,
         }
 
-    @property
-    def _num_columns(self) -> int | None:
-        return self.data_dim
-
     def _parameters_of_components(self) -> dict[str, Tensor]:
         return {"covariance": self.covariance, "loc": self.loc}
 
     def _observe(self, parameters: dict[str, Tensor], z: Tensor, x: Tensor | None) -> Tensor:
-        return pyro.sample("x", self._component(parameters["loc"][z], parameters["covariance"], z), obs=x)
+        x, known = (None, None) if x is None else fill(x)
+        return pyro.sample("x", self._component(parameters["loc"][z], parameters["covariance"], z, known), obs=x)
 
-    def _component(self, loc: Tensor, covariance: Tensor, z: Tensor) -> Any:
-        if self.covariance_type == "full":
-            return dist.MultivariateNormal(loc, covariance_matrix=covariance[z])
-        if self.covariance_type == "tied":
-            return dist.MultivariateNormal(loc, covariance_matrix=covariance)
+    def _component(self, loc: Tensor, covariance: Tensor, z: Tensor, known: Tensor | None = None) -> Any:
+        """The normal law of rows from the components `z`, or of their known entries."""
+        if self.covariance_type in ("full", "tied"):
+            covariance = covariance[z] if self.covariance_type == "full" else covariance
+            if known is None:
+                return dist.MultivariateNormal(loc, covariance_matrix=covariance)
+            return PartialMultivariateNormal(loc, covariance, known)
         variance = covariance[z]
         if self.covariance_type == "spherical":
             variance = variance.unsqueeze(-1)
-        return dist.Normal(loc, variance.sqrt()).to_event(1)
+        normal = dist.Normal(loc, variance.sqrt())
+        return (normal if known is None else normal.mask(known)).to_event(1)
 
-    def check_training(self, x: Tensor) -> None:
-        """Raise a ValueError for fewer rows than components, fewer than two rows, or a constant column."""
-        super().check_training(x)
-        n = len(x)
-        if n < 2:
-            raise ValueError(
-                "GaussianMixture: expected at least 2 rows, since one row has no covariance; got 1. Add rows."
-            )
-        constant = (x == x[0]).all(0).nonzero().flatten().tolist()
-        if constant:
-            raise ValueError(
-                f"GaussianMixture: expected columns that vary; got constant column {constant[0]} "
-                f"(always {x[0, constant[0]].item():g}), whose likelihood is unbounded. Drop it."
-            )
-
-    def initialize(self, x: Tensor, sample_weights: Tensor | None = None) -> None:
-        """Start from k-means clusters of the standardised columns; other seeds give other starts.
-
-        Args:
-            x: Rows, shape (n, d).
-            sample_weights: How often each row counts, shape (n,).
-
-        Raises:
-            ValueError: Fewer rows than components, fewer than two rows, a constant column, or bad weights.
-        """
-        self.check_training(x)
-        self._check_weights(x, sample_weights)
-        n, d = x.shape
-        self.data_dim = d
-        members = self._clusters(x, sample_weights)
-        count = members.sum(0)
-        loc = (members.T @ x) / count.clamp_min(1).unsqueeze(-1)
-        overall = torch.cov(x.T, correction=0).reshape(d, d)
-        centred = x - loc[members.argmax(-1)]
-        within = torch.einsum("nk,ni,nj->kij", members, centred, centred)
-        # a cluster of few rows has no covariance of its own: add d rows' worth of a shrunken overall one
-        share = overall.diagonal().diag_embed() / self.num_components ** (2 / d)
-        within = (within + d * share) / (count + d)[:, None, None]
-        self._declare(x, within, loc, (count + 1) / (n + self.num_components))
-
-    def _declare(self, x: Tensor, within: Tensor, loc: Tensor | None = None, weights: Tensor | None = None) -> None:
+    def _declare(self, x: Tensor, weights: Tensor, loc: Tensor, within: Tensor) -> None:
         """Create the three parameters at the given start, with the priors that the data's scale suggests."""
-        k, d = len(within), x.shape[1]
-        weights = torch.full((k,), 1 / k).to(within) if weights is None else weights
-        loc = torch.zeros(k, d).to(within) if loc is None else loc
+        k, d = loc.shape
         diagonal = within.diagonal(dim1=-2, dim2=-1)
         start = {
             "full": within,
@@ -176,8 +139,8 @@ class GaussianMixture(Mixture):
         given = self.priors if isinstance(self.priors, dict) else {}
         default = type(self).default_priors if self.priors else {}
         priors = {**default, **given}
-        variance = x.var(0, correction=0) if len(x) > 1 else torch.ones(d).to(within)
-        self.register_buffer("prior_centre", x.mean(0))
+        mean, variance = column_moments(x) if len(x) > 1 else (x[0], torch.ones(d).to(within))
+        self.register_buffer("prior_centre", mean)
         self.register_buffer("prior_spread", variance / k ** (2 / d))
         self.declare("weights", weights, constraints.simplex, priors.get("weights"))
         positive = constraints.positive_definite if matrix else constraints.positive

@@ -92,7 +92,7 @@ class HeterogeneousMixture(FactorisedMixture):
         if columns != "auto" and (given is not None or not asked):
             self._declare_unseen()
 
-    def _arrange(self, x: Tensor) -> None:
+    def _learn_columns(self, x: Tensor) -> None:
         if isinstance(self.columns, str):
             self.columns = [guess_kind(column) for column in x.T]
             named = ", ".join(f"{j} {kind}" for j, kind in enumerate(self.columns))

@@ -19,7 +19,6 @@ from jaxtyping import Float, Num
 from pyro import poutine
 from torch import Tensor
 
-from pyro_lvm.ops.kmeans import kmeans
 from pyro_lvm.protocols import LatentVariableModel
 
 __all__ = ["Mixture", "Priors"]
@@ -30,7 +29,7 @@ Priors = dict[str, Any]
 class Mixture(LatentVariableModel):
     """Base of the mixtures: weights, the plate of the rows, the latent component, sample weights, checks.
 
-    A subclass declares its parameters and says, in `_observe`, how rows come from their components.
+    A subclass declares its parameters in `_start` and says, in `_observe`, how rows come from their components.
 
     Args:
         num_components: K >= 1.
@@ -56,6 +55,14 @@ class Mixture(LatentVariableModel):
     @abstractmethod
     def _num_columns(self) -> int | None:
         """Number of columns, None until it is known."""
+
+    @abstractmethod
+    def _arrange(self, x: Tensor) -> None:
+        """Learn from rows what the constructor left open: number and kinds of columns."""
+
+    @abstractmethod
+    def _start(self, x: Tensor) -> None:
+        """Declare the parameters at a start for these rows."""
 
     @abstractmethod
     def _parameters_of_components(self) -> dict[str, Tensor]:
@@ -127,9 +134,25 @@ class Mixture(LatentVariableModel):
                 "Lower num_components or add rows."
             )
 
-    def _check_weights(self, x: Tensor, sample_weights: Tensor | None) -> None:
-        if sample_weights is None:
-            return
+    def initialize(self, x: Tensor, sample_weights: Tensor | None = None) -> None:
+        """Start from k-means clusters of the rows; other seeds give other starts.
+
+        Args:
+            x: Rows, shape (n, d), NaN where missing.
+            sample_weights: How often each row counts, shape (n,); rows that do not count give no start.
+
+        Raises:
+            ValueError: Fewer rows than components, rows that do not fit the model, or bad weights.
+        """
+        Mixture.check(self, x)
+        if sample_weights is not None:
+            self._check_weights(x, sample_weights)
+            x = x[sample_weights > 0]
+        self._arrange(x)
+        self.check_training(x)
+        self._start(x)
+
+    def _check_weights(self, x: Tensor, sample_weights: Tensor) -> None:
         if sample_weights.shape != x.shape[:1]:
             raise ValueError(
                 f"{self._name}: expected sample_weights of shape ({len(x)},), one a row; "
@@ -140,14 +163,6 @@ class Mixture(LatentVariableModel):
                 f"{self._name}: expected sample_weights >= 0, not all 0; got {sample_weights.min().item():g} as the "
                 "least. Leave rows out that do not count."
             )
-
-    def _clusters(self, features: Float[Tensor, "n f"], sample_weights: Tensor | None = None) -> Float[Tensor, "n k"]:
-        """Weight of every row in every k-means cluster of the features; a missing feature stands at its mean."""
-        known = ~features.isnan()
-        mean = torch.where(known, features, 0).sum(0) / known.sum(0).clamp_min(1)
-        assignment = kmeans(torch.where(known, features, mean), self.num_components)
-        members = torch.nn.functional.one_hot(assignment, self.num_components).to(features)
-        return members if sample_weights is None else members * sample_weights.to(features).unsqueeze(-1)
 
     def _weights_prior(self) -> Any:
         return dist.Dirichlet(torch.ones(self.num_components).to(next(self.buffers())))

@@ -71,6 +71,19 @@ CATALOG: dict[str, Entry] = {
             variants=tuple({"covariance": kind} for kind in ("full", "diag", "tied", "spherical")),
         ),
         Entry(
+            name="StudentTMixture",
+            model=models.StudentTMixture,
+            summary="rows from K Student's t laws, robust to outliers; full or diag scale, tails learned or given",
+            inferences=("em", "svi"),
+            guides=(),
+            data="faithful",
+            reference="Peel and McLachlan (2000), Robust mixture modelling using the t distribution",
+            example=lambda **kwargs: models.StudentTMixture(**{"num_components": 2, **kwargs}),
+            variants=tuple(
+                {"covariance": kind, "degrees_of_freedom": df} for kind in ("full", "diag") for df in (None, 5.0)
+            ),
+        ),
+        Entry(
             name="BernoulliMixture",
             model=models.BernoulliMixture,
             summary="rows of zeros and ones from K sets of independent coins; Bayesian with priors",

@@ -151,6 +151,17 @@ def predict(folder: Folder, data: DataOption, out: OutOption = None) -> None:
 
 @app.command()
 @_one_line
+def impute(folder: Folder, data: DataOption, out: OutOption = None) -> None:
+    """Fill in empty cells with their posterior means, and print the table."""
+    table = _table(data)
+    filled = _load(folder).impute(table).numpy()
+    missing = table.isna().to_numpy()
+    typer.echo(f"{missing.sum()} of {missing.size} cells filled in", err=True)
+    _write(table.astype(float).mask(missing, filled), out)
+
+
+@app.command()
+@_one_line
 def sample(
     folder: Folder,
     n: Annotated[int, typer.Option("-n", help="Number of rows.")] = 100,

@@ -64,7 +64,7 @@ MISTAKES = {
     "empty file": ("fit GaussianMixture --data {t}/empty.csv --set num_components=2 --out {t}/o", "empty"),
     "wrong ending": ("fit GaussianMixture --data {t}/x.docx --set num_components=2 --out {t}/o", "ending in"),
     "not an array": ("fit GaussianMixture --data {t}/bad.npy --set num_components=2 --out {t}/o", "not a table"),
-    "gap": ("fit GaussianMixture --data {t}/gap.csv --set num_components=2 --out {t}/o", "missing value"),
+    "gap": ("fit StudentTMixture --data {t}/gap.csv --set num_components=2 --out {t}/o", "missing value"),
     "model": ("fit Nope --data faithful --out {t}/o", "expected a model out of"),
     "setting": ("fit GaussianMixture --data faithful --set colour=red --out {t}/o", "--set: expected NAME=VALUE"),
     "type": ("fit GaussianMixture --data faithful --set num_components=many --out {t}/o", "num_components"),

@@ -56,7 +56,8 @@ def rejects_bad_rows(
 ) -> None:
     """Rubbish is turned away with a ValueError (TypeError for a wrong kind) of one line that names the problem.
 
-    Every kind in `BAD_ROWS` is tried on `lvm.fit`, and on `fit.score` of a model fitted to the good rows.
+    Every kind in `BAD_ROWS` is tried on `lvm.fit`, and on `fit.score` of a model fitted to the good rows. NaN is no
+    rubbish to a model with `handles_missing`.
 
     Args:
         make_model: Makes a new model; with `num_components=` if it has components.
@@ -70,6 +71,7 @@ def rejects_bad_rows(
     options = {"seed": 0, "max_epochs": 2, "progress": False, **options}
     good = training.fit(make_model(), rows, **options)
     has_components = hasattr(good.model, "num_components")
+    skip = (*skip, "NaN") if getattr(good.model, "handles_missing", False) else skip
     for kind, (spoil, doors, pattern) in BAD_ROWS.items():
         if kind in skip or (doors == "components" and not has_components):
             continue

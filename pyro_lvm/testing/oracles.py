@@ -26,9 +26,13 @@ __all__ = [
     "broad_positives",
     "broad_reals",
     "condition_on_states",
+    "grid",
     "log_evidence_ratios",
     "parameters",
 ]
+
+# Points of the midpoint rule, whose error falls fast for densities that are smooth on the scale of their spacing.
+GRID_POINTS = 8000
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,23 @@ def broad_columns(kinds: Sequence[str]) -> Callable[[Tensor], Columns]:
         **dict.fromkeys(("exponential", "lognormal", "gamma"), broad_positives),
     }
     return lambda rows: Columns(tuple(proposals[kind](rows[:, [j]]) for j, kind in enumerate(kinds)))
+
+
+def grid(kind: str, column: Float[Tensor, " n"]) -> tuple[Float[Tensor, " m"], float]:
+    """Values over which a density of a column of some kind sums or integrates to one, and the width of each.
+
+    Args:
+        kind: As `pyro_lvm.models.HeterogeneousMixture` names them.
+        column: Values of the column, which tell its scale.
+    """
+    column = column.double()
+    top, spread = float(column.max()), float(column.std())
+    values = {"bernoulli": 2, "categorical": int(top) + 1, "poisson": 10 * int(top) + 50}
+    if kind in values:
+        return torch.arange(values[kind]).double(), 1.0
+    low = float(column.mean()) - 20 * spread if kind == "normal" else 0.0
+    width = (top + 20 * spread - low) / GRID_POINTS
+    return low + width * (torch.arange(GRID_POINTS).double() + 0.5), width
 
 
 @dataclass(frozen=True)

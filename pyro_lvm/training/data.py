@@ -125,7 +125,7 @@ def as_arguments(data: Any, model: Any = None, device: torch.device | None = Non
         arguments = Arguments((tensor,), names=names)
     if not any(isinstance(v, Tensor) for v in arguments.values):
         raise ValueError("data: expected at least one array; got none. Pass x, or a dict with an entry 'x'.")
-    _check(arguments, gaps=getattr(model, "handles_missing", False))
+    _check(arguments, gaps=arguments.main if getattr(model, "handles_missing", False) else None)
     return _convert(arguments, model, device)
 
 
@@ -186,7 +186,8 @@ def _kind(array: np.ndarray) -> str:
     return str(array.dtype)
 
 
-def _check(arguments: Arguments, gaps: bool = False) -> None:
+def _check(arguments: Arguments, gaps: Tensor | None = None) -> None:
+    """Refuse what is not finite; NaN may stand in `gaps`, the argument whose gaps the model marginalises."""
     named = {**{f"argument {i}" if i else "x": v for i, v in enumerate(arguments.args)}, **arguments.kwargs}
     for name, value in named.items():
         if not isinstance(value, Tensor):
@@ -197,7 +198,7 @@ def _check(arguments: Arguments, gaps: bool = False) -> None:
             raise ValueError(f"data: expected {name} to be real; got {value.dtype}.")
         if not value.is_floating_point():
             continue
-        bad = torch.isinf(value) if gaps and value is arguments.main else ~torch.isfinite(value)
+        bad = torch.isinf(value) if value is gaps else ~torch.isfinite(value)
         if bool(bad.any()):
             where = tuple(bad.nonzero()[0].tolist())
             missing = int(torch.isnan(value).sum())

@@ -174,6 +174,16 @@ class Fit:
             "Use predict_proba for the posterior of its discrete ones."
         )
 
+    def impute(self, x: Any) -> Tensor:
+        """Rows with every missing entry (NaN) at its posterior mean, or at its most probable answer if categorical.
+
+        Raises:
+            ValueError: The model takes no missing values, or its observed site has no mean.
+        """
+        from pyro_lvm.diagnostics.impute import impute
+
+        return impute(self, self.arguments(x))
+
     def posterior(self, x: Any, num_samples: int = 100) -> dict[str, Tensor]:
         """Joint draws of all latent sites given rows, shape (num_samples, ...) each."""
         from pyro_lvm.diagnostics.latents import posterior_draws
@@ -282,10 +292,15 @@ class Fit:
         return arguments
 
     def observed(self, arguments: Arguments) -> dict[str, Tensor]:
-        """The values that the model observes in the rows, by site."""
+        """The values that the model observes in the rows, by site, NaN where missing."""
         with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
             trace = _pyro.plain_trace(self.model, arguments.args, arguments.kwargs)
-        return {name: trace.nodes[name]["value"] for name in trace.observation_nodes}
+        x = arguments.main
+        values = {name: trace.nodes[name]["value"] for name in trace.observation_nodes}
+        return {
+            name: torch.where(x.isnan(), x, v) if v.shape == x.shape and x.is_floating_point() else v
+            for name, v in values.items()
+        }
 
     @property
     def device(self) -> torch.device | None:
