@@ -99,3 +99,21 @@ def test_command_line(tmp_path, voters):
     done = CliRunner().invoke(app, [str(a) for a in arguments])
     assert done.exit_code == 0, done.output
     assert "guessed columns 0 normal, 1 categorical, 2 categorical, 3 bernoulli" in done.output
+
+
+@pytest.mark.parametrize("guide", [None, "normal"], ids=["point", "posterior"])
+def test_gaps_of_every_kind_are_filled(voters, guide):
+    x = voters.clone()
+    gaps = torch.rand(x.shape) < 0.2
+    x[gaps] = torch.nan
+    inference = "em" if guide is None else "svi"
+    model = HeterogeneousMixture(3, KINDS, priors=None if guide is None else True)
+    fit = lvm.fit(model, x, guide, inference, seed=0, max_epochs=100, progress=False)
+    filled = fit.impute(x)
+    assert torch.equal(filled[~gaps], voters[~gaps])
+    assert torch.isfinite(filled).all()
+    party, vote = filled[gaps[:, 2], 2], filled[gaps[:, 3], 3]
+    assert set(party.tolist()) <= set(range(7))
+    assert ((vote > 0) & (vote < 1)).all()
+    right = ((vote > 0.5) == (voters[gaps[:, 3], 3] > 0.5)).double().mean()
+    assert right > 0.75  # 58 % vote for Clinton
