@@ -26,6 +26,7 @@ __all__ = [
     "EnumMessenger",
     "ExpandedDistribution",
     "PackedTree",
+    "constraint_of",
     "contract",
     "copy_programs",
     "dims_of",
@@ -118,6 +119,12 @@ def localise(program: Any) -> None:
             context = getattr(module, "_pyro_context", None)
             if context is not None and not hasattr(context, "param_state"):
                 context.param_state = {"params": {}, "constraints": {}}
+
+
+def constraint_of(name: str, message: Any) -> Any:
+    """The constraint of a `param` message: a later read of a parameter that the store holds says `real`."""
+    given = message["kwargs"].get("constraint", torch.distributions.constraints.real)
+    return pyro.get_param_store()._constraints.get(name, given)
 
 
 @contextmanager

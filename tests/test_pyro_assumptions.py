@@ -7,7 +7,9 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
+import pyro_lvm as lvm
 from pyro_lvm import _pyro
+from pyro_lvm.infer.parameters import Parameters
 
 
 def test_packed_tensors_carry_their_dimensions():
@@ -56,3 +58,12 @@ def test_validation_is_restored():
     with pytest.raises(RuntimeError), _pyro.validation(not before):
         raise RuntimeError
     assert pyro.settings.get("validate_infer") == before
+
+
+def test_the_store_knows_the_constraints_of_modules_in_it():
+    model = lvm.models.GaussianMixture(2, data_dim=1)
+    with pyro.get_param_store().scope():
+        for _ in range(2):
+            with Parameters() as parameters:
+                model(size=3)
+            assert parameters.found["weights"].constraint is dist.constraints.simplex

@@ -95,7 +95,7 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
         _name_dims(groups, fit)
         return groups
     likelihood = pointwise(fit, arguments)
-    observed = fit.observed(arguments)
+    observed = {name: _with_gaps(value, arguments.main) for name, value in fit.observed(arguments).items()}
     groups = Groups(
         {name: _numpy(v) for name, v in align(fit, arguments, draws).items()},
         log_likelihood={next(iter(observed), "x"): _numpy(likelihood)},
@@ -114,6 +114,11 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().numpy()
+
+
+def _with_gaps(value: Tensor, x: Tensor) -> Tensor:
+    """A site's value with NaN back where the model put something in place of a missing entry of the rows."""
+    return torch.where(x.isnan(), x, value) if value.shape == x.shape and x.is_floating_point() else value
 
 
 def _importance_ratios(fit: Fit, arguments: Arguments, likelihood: Tensor) -> NDArray[np.float64]:

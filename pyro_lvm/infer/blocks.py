@@ -1,9 +1,10 @@
 r"""Does a distribution argument merely *select* entries of a parameter? Then its M-step needs no gradient.
 
 `loc[z]`, `loc`, `rates[z, group]`, `scale.expand(...)` and every tying or sharing of them copy parameter entries
-without arithmetic: the map from parameter to argument is linear with exactly one 1 per argument entry. Two
-Jacobian-vector products decide: a ramp reveals which entry each argument entry copies, a random direction confirms it.
-The expected sufficient statistics of the parameter are then the scatter-add of those of the argument.
+without arithmetic: the map from parameter to argument is linear with exactly one nonzero number per argument entry.
+Jacobian-vector products decide: the parameter's numbering reveals which entry each argument entry copies, a direction
+without pattern confirms it, and a direction of ones reveals a constant factor (`100 * covariance`). The expected
+sufficient statistics of the parameter are then the scatter-add of those of the argument.
 
 A normalised argument (`Categorical(probs=w)` divides by the row sum, `Categorical(logits=a)` subtracts the row's
 log-sum-exp) is linear only along directions that the normalisation does not see; the probes keep to those.
@@ -29,12 +30,14 @@ class Blocks:
         elements: Flat parameter indices of each block, shape (blocks, *event).
         batch: The argument's (compact) batch shape; its product is `cells`.
         injective: Whether no two cells share a block.
+        factor: What the copied entries are multiplied by, broadcastable to `batch`; None if by one.
     """
 
     block: Tensor
     elements: Tensor
     batch: torch.Size
     injective: bool
+    factor: Tensor | None = None
 
     def scatter(self, statistic: Tensor, cells: torch.Size) -> Tensor:
         """Add a statistic of shape `cells + trailing` into blocks: shape (blocks, *trailing)."""
@@ -43,7 +46,7 @@ class Blocks:
         repeated = [d for d, size in enumerate(batch) if size == 1 and cells[d] > 1]
         if repeated:  # cells that the argument does not tell apart
             statistic = statistic.sum(repeated, keepdim=True)
-        statistic = statistic.expand(*batch, *trailing).reshape(len(self.block), *trailing)
+        statistic = statistic.expand((*batch, *trailing)).reshape(len(self.block), *trailing)
         out = statistic.new_zeros(len(self.elements), *trailing)
         return out.index_add_(0, self.block, statistic)
 
@@ -54,7 +57,10 @@ class Blocks:
     def read(self, parameter: Tensor) -> Tensor:
         """The argument's entries: shape `batch + event`."""
         blocks = parameter.reshape(-1)[self.elements]
-        return blocks[self.block].reshape(*self.batch, *self.elements.shape[1:])
+        copied = blocks[self.block].reshape(*self.batch, *self.elements.shape[1:])
+        if self.factor is None:
+            return copied
+        return copied * self.factor.reshape(*self.factor.shape, *([1] * (self.elements.dim() - 1)))
 
     def write(self, parameter: Tensor, blocks: Tensor) -> Tensor:
         """A copy of the parameter with new blocks."""
@@ -147,10 +153,18 @@ def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, matrix: 
         number, noise = _mirrored(number), _mirrored(noise) if matrix == "symmetric" else noise
     base = math.isqrt(count) + 1  # entries are numbered in two digits, which float32 holds exactly
     high, low = (digit.to(parameter.dtype) + 1 for digit in (number // base, number % base))
-    tangents = [tangent.tril() if matrix == "lower" else tangent for tangent in (high, low, noise)]
+    ones = torch.ones_like(noise)
+    tangents = [tangent.tril() if matrix == "lower" else tangent for tangent in (high, low, noise, ones)]
     products = _jacobian_product(argument, parameter, tangents)
     if products is None:
         return None
+    batch = argument.shape[: argument.dim() - event_dim]
+    event = argument.shape[argument.dim() - event_dim :]
+    factor = products[3].reshape(*batch, -1)[..., :1]  # a copy times c moves by c when all entries move by one
+    factor = factor.reshape(*batch, *([1] * event_dim))
+    if not bool(torch.isfinite(factor).all() & (factor != 0).all()):
+        return computed
+    products = [product / factor for product in products]
     digits = torch.stack(products[:2])
     digits = _mirrored(digits) if matrix else digits
     rounded = digits.round()
@@ -165,15 +179,14 @@ def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, matrix: 
         indices = torch.where(column > column.unsqueeze(-1), upper, indices)
     flat = parameter.detach().reshape(-1)
     selected = flat[indices] * seen, noise.reshape(-1)[indices] * seen
-    if not _close(argument * seen, selected[0], eps) or not _close(products[2] * seen, selected[1], eps):
+    if not _close(argument / factor * seen, selected[0], eps) or not _close(products[2] * seen, selected[1], eps):
         return computed
-    batch = argument.shape[: argument.dim() - event_dim]
-    event = argument.shape[argument.dim() - event_dim :]
     indices = indices.reshape(-1, math.prod(event))
     block, elements = _group(indices)
     if elements is None:
         return "its blocks overlap: entries of the parameter are shared between different positions"
-    return Blocks(block, elements.reshape(-1, *event), batch, len(elements) == len(block))
+    scaled = None if _close(factor, torch.ones_like(factor), eps) else factor.detach().reshape(batch)
+    return Blocks(block, elements.reshape(-1, *event), batch, len(elements) == len(block), scaled)
 
 
 def _mirrored(matrices: Tensor) -> Tensor:

@@ -8,23 +8,27 @@ References:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyro_lvm.infer.enumeration import (
-    Expectation,
-    expect,
-    trace_factors,
-)
+from pyro_lvm.infer.at_guide import at_guide
+from pyro_lvm.infer.averaging import Averages
+from pyro_lvm.infer.enumeration import Expectation, expect
+from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
+from pyro_lvm.infer.guard import Step
 from pyro_lvm.infer.maximise import maximise
-from pyro_lvm.infer.parameters import Parameters
+from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.plan import Plan, make_plan, refresh
+from pyro_lvm.infer.row_pass import Memory
+from pyro_lvm.infer.squarem import extrapolate
 from pyro_lvm.infer.structure import REFUSALS, first_rows, plate_nesting
 
 __all__ = ["EM"]
+
+# A state with a smaller share of the rows is empty.
+LOST = 1e-12
 
 
 class EM:
@@ -34,12 +38,29 @@ class EM:
     parameters without a closed form, uphill) of :math:`\mathrm{E}[\log p(x, z \mid \theta')]`, so the log-likelihood
     never falls. Should a closed form be wrong for a program, the fall is undone and that parameter gets gradient steps.
 
+    With a guide of point masses over continuous sites outside of the plate of the rows (`lvm.guides.MAP`), it finds
+    their mode (MAP-EM): conjugate priors enter the closed forms as pseudo-counts.
+
     Args:
         model: Any Pyro program whose latent sites are discrete and enumerable; parameters by `pyro.param` or
             `PyroParam`. May be left out when passed to `lvm.fit`.
+        guide: A guide of point masses over the model's continuous sites, for MAP-EM.
         max_plate_nesting: Batch dimensions that plates use; found by running the model once if None.
         variance_floor: Smallest variance relative to that of the observed value; keeps likelihoods bounded.
-        gradient_steps: L-BFGS iterations per M-step for parameters without a closed form.
+        gradient_steps: Gradient steps (L-BFGS iterations) per M-step for parameters without a closed form.
+        optimizer: Makes the torch optimizer for them from parameters; by default L-BFGS with line search.
+        decay: For minibatches: exponent of the step size :math:`(t + 1)^{-\kappa}` by which statistics are averaged
+            over batches, 0.5 < decay <= 1 (stepwise EM). None for full batches.
+        acceleration: None or "squarem": squared extrapolation over two steps, with a monotone fallback. One call of
+            `step` is then one cycle of up to three evaluations of the EM map.
+        annealing: Inverse temperatures of the first steps, each in (0, 1]: the posterior is flattened by them, which
+            helps out of poor starts (deterministic annealing).
+
+    Attributes:
+        evaluations: E-steps so far, those of rejected extrapolations included.
+
+    References:
+        N. Ueda, R. Nakano (1998), Deterministic annealing EM algorithm, Neural Networks 11(2).
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist, pyro_lvm as lvm
@@ -58,54 +79,73 @@ class EM:
         True
     """
 
-    full_batch = True
-
     def __init__(
         self,
         model: Callable | None = None,
+        guide: Callable | None = None,
         *,
         max_plate_nesting: int | None = None,
         variance_floor: float = 1e-6,
         gradient_steps: int = 10,
+        optimizer: Optimizer | None = None,
+        decay: float | None = None,
+        acceleration: str | None = None,
+        annealing: Sequence[float] = (),
     ) -> None:
         if not variance_floor >= 0:
             raise ValueError(f"EM: expected variance_floor >= 0; got {variance_floor}.")
+        if decay is not None and not 0.5 < decay <= 1:
+            raise ValueError(f"EM: expected 0.5 < decay <= 1, or None for full batches; got {decay}.")
+        if acceleration not in (None, "squarem"):
+            raise ValueError(f"EM: expected acceleration None or 'squarem'; got {acceleration!r}.")
+        if acceleration is not None and decay is not None:
+            raise ValueError("EM: expected acceleration or decay; got both. Extrapolation needs full batches.")
+        if not all(0 < power <= 1 for power in annealing):
+            raise ValueError(f"EM: expected inverse temperatures in (0, 1]; got annealing={tuple(annealing)}.")
         self.model = model
-        self.guide: Callable | None = None
+        self.guide = guide
         self.max_plate_nesting = max_plate_nesting
         self.variance_floor = variance_floor
         self.gradient_steps = gradient_steps
+        self.optimizer = optimizer
+        self.decay = decay
+        self.acceleration = acceleration
+        self.annealing = tuple(annealing)
+        self.evaluations = 0
+        self._steps = 0
         self._plan: Plan | None = None
+        self._weights_wanted = True
         self._demoted: dict[str, str] = {}
-        self._last: _Step | None = None
+        self._lost: set[tuple[str, int]] = set()
+        self._last: Step | None = None
+        self._memory = Memory(fixed=decay is not None)
+        self._averages = None if decay is None else Averages(decay)
+        self._gradient = GradientStep(gradient_steps, optimizer)
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether every step wants all rows."""
+        return self.decay is None
 
     def step(self, *args: Any, **kwargs: Any) -> float:
-        """One E-step and one M-step.
+        """One E-step and one M-step; with acceleration, one cycle of them.
 
         Args:
             args: The model's arguments.
             kwargs: The model's keyword arguments.
 
         Returns:
-            Negative log-likelihood of the data at the parameters *before* the M-step, in nats.
+            Negative log-likelihood of the data at the parameters *before* the step, in nats (with a guide, negative log
+            joint density of data and guide's values).
         """
-        expectation = self._expect(args, kwargs)
-        last = self._last
-        if last is not None and self._plan is not None and last.same_data(args, kwargs) and last.fell(expectation):
-            self._undo(last, self._plan, args, kwargs, expectation)
-            expectation = self._expect(args, kwargs)
-        plan = self._current_plan(expectation, args, kwargs)
-        last = _Step(args, kwargs, expectation)
-        for name, value in maximise(plan, expectation, self.variance_floor).items():
-            expectation.parameters[name].write(value)
-        if plan.gradient:
-            self._gradient_updates(plan, expectation, args, kwargs)
-        self._last = last
+        expectation = self._map(args, kwargs)
+        if self.acceleration is not None and self._temperature == 1.0:
+            self._extrapolated(expectation, args, kwargs)
         return -expectation.log_likelihood
 
     def loss(self, *args: Any, **kwargs: Any) -> float:
         """Negative log-likelihood of the data at the current parameters, in nats; nothing is updated."""
-        return -self._expect(args, kwargs).log_likelihood
+        return -self._expect(args, kwargs, keep_weights=False).log_likelihood
 
     def posterior(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior of every discrete site: its plates' shape, then its states along the last axis."""
@@ -117,18 +157,101 @@ class EM:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the parameters."""
-        return {"demoted": dict(self._demoted)}
+        return {
+            "demoted": dict(self._demoted),
+            "steps": self._steps,
+            "averages": None if self._averages is None else self._averages.state_dict(),
+            "references": self._memory.state_dict(),
+            "optimizer": self._gradient.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self._demoted = dict(state["demoted"])
+        self._steps = state["steps"]
+        if self._averages is not None:
+            self._averages.load_state_dict(state["averages"])
+            self._memory.load_state_dict(state["references"])
+        self._gradient.pending = state["optimizer"]
 
-    def _expect(self, args: tuple, kwargs: dict[str, Any]) -> Expectation:
+    def _map(self, args: tuple, kwargs: dict[str, Any]) -> Expectation:
+        """One EM step, taken back and repeated with gradients if the step before made the log-likelihood fall."""
+        temperature = self._temperature
+        expectation = self._expect(args, kwargs, temperature, self._weights_wanted)
+        last = self._last
+        if last is not None and self._plan is not None and last.same_data(args, kwargs) and last.fell(expectation):
+            self._undo(last, self._plan, args, kwargs, expectation)
+            expectation = self._expect(args, kwargs, temperature)
+        self._maximise(expectation, args, kwargs)
+        self._steps += 1
+        if temperature < 1.0 or self._averages is not None:
+            self._last = None
+        return expectation
+
+    @property
+    def _temperature(self) -> float:
+        return self.annealing[self._steps] if self._steps < len(self.annealing) else 1.0
+
+    def _maximise(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> None:
+        plan = self._current_plan(expectation, args, kwargs)
+        self._weights_wanted = plan.wants_weights(expectation)
+        if self._weights_wanted and not expectation.has_weights:
+            expectation = self._expect(args, kwargs, self._temperature)
+        self._last = Step(args, kwargs, expectation)
+        self._report_lost(expectation, plan)
+        updates = maximise(plan, expectation, self.variance_floor, self._memory, self._averages)
+        for name, value in updates.items():
+            expectation.parameters[name].write(value)
+        if self._averages is not None:
+            self._averages.count += 1
+        if plan.gradient:
+            self._gradient.run(self._program, self.max_plate_nesting or 0, plan, expectation, args, kwargs)
+
+    def _extrapolated(self, first: Expectation, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The rest of a cycle of squared extrapolation."""
+        start = list(self._last.values.values()) if self._last is not None else []
+        second = self._map(args, kwargs)
+        last = self._last
+        if last is None or not start:
+            return
+        tensors = [second.parameters[name].unconstrained for name in last.values]
+        two = [tensor.detach().clone() for tensor in tensors]
+        target = extrapolate(start, list(last.values.values()), two)
+        if target is None:
+            return
+        _put(tensors, target)
+        try:
+            tried = self._expect(args, kwargs, keep_weights=self._weights_wanted)
+        except NonFiniteLoss:
+            tried = None
+        if tried is None or last.fell(tried):
+            _put(tensors, two)
+        else:
+            self._maximise(tried, args, kwargs)
+
+    @property
+    def _program(self) -> Callable:
         if self.model is None:
             raise ValueError("EM: expected a model. Pass one: EM(model), or lvm.fit(model, x, inference=EM()).")
+        return at_guide(self.model, self.guide)
+
+    def _expect(
+        self, args: tuple, kwargs: dict[str, Any], temperature: float = 1.0, keep_weights: bool = True
+    ) -> Expectation:
+        program = self._program
         if self.max_plate_nesting is None:
-            self.max_plate_nesting = plate_nesting(self.model, args, kwargs)
-        return expect(self.model, self.max_plate_nesting, args, kwargs)
+            self.max_plate_nesting = plate_nesting(program, args, kwargs)
+        self.evaluations += 1
+        return expect(
+            program,
+            self.max_plate_nesting,
+            args,
+            kwargs,
+            temperature=temperature,
+            memory=self._memory,
+            keep_weights=keep_weights,
+            variance_floor=self.variance_floor,
+        )
 
     def _current_plan(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""
@@ -144,47 +267,28 @@ class EM:
         if few is None:
             return None
         try:
-            plan = make_plan(self._expect(*few))
+            plan = make_plan(expect(self._program, self.max_plate_nesting or 0, *few))
         except REFUSALS:
             return None
         return plan if refresh(plan, expectation) else None
 
-    def _gradient_updates(self, plan: Plan, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Raise the expected complete log-likelihood over the remaining parameters by L-BFGS with line search."""
-        names = [entry.name for entry in plan.gradient]
-        sites = {site for entry in plan.gradient for site in entry.sites}
-        targets = [expectation.parameters[name].unconstrained for name in names]
-        scale = max(1.0, float(sum(expectation.factors[s].weights.sum() for s in sites)))
-        optimizer = torch.optim.LBFGS(targets, max_iter=self.gradient_steps, line_search_fn="strong_wolfe")
-        start = [t.detach().clone() for t in targets]
+    def _report_lost(self, expectation: Expectation, plan: Plan) -> None:
+        """Say once that a state is left without rows: its probability is zero from then on."""
+        kept = {use.site for entry in plan.closed if entry.priors for use in entry.uses}
+        for site, total in expectation.totals.items():
+            if site in kept:
+                continue
+            for state in (total < LOST * total.sum()).nonzero().flatten().tolist():
+                if (site, state) not in self._lost:
+                    self._lost.add((site, state))
+                    warnings.warn(
+                        f"EM: state {state} of '{site}' has lost all rows; it is left out from here on and its other "
+                        "parameters stay as they are. Use fewer states, other starts (restarts=) or a prior.",
+                        RuntimeWarning,
+                        stacklevel=4,
+                    )
 
-        def closure() -> Tensor:
-            with torch.enable_grad(), Parameters():
-                _, factors = trace_factors(
-                    self.model,  # type: ignore[arg-type]
-                    self.max_plate_nesting,  # type: ignore[arg-type]
-                    args,
-                    kwargs,
-                    differentiable=True,
-                )
-                terms = []
-                for name in sites:
-                    weights = expectation.factors[name].weights
-                    cell = torch.where(weights > 0, factors[name].log_density, 0.0)
-                    terms.append((weights * cell).sum())
-                loss = -torch.stack(terms).sum() / scale
-            gradients = torch.autograd.grad(loss, targets, allow_unused=True)
-            for target, gradient in zip(targets, gradients, strict=True):
-                target.grad = torch.zeros_like(target) if gradient is None else gradient
-            return loss.detach()
-
-        optimizer.step(closure)
-        for target, old in zip(targets, start, strict=True):
-            target.grad = None
-            if not bool(torch.isfinite(target).all()):
-                target.data.copy_(old)
-
-    def _undo(self, last: _Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> None:
+    def _undo(self, last: Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> None:
         """Go back one step and hand the parameters that caused the fall over to the gradient step."""
         new = {name: p.unconstrained.detach().clone() for name, p in fallen.parameters.items()}
         last.restore(fallen)
@@ -209,27 +313,6 @@ class EM:
             plan.demote(name, reason)
 
 
-class _Step:
-    """What the monotonicity guard remembers of the last step: data, log-likelihood, parameters before the update."""
-
-    def __init__(self, args: tuple, kwargs: dict[str, Any], expectation: Expectation) -> None:
-        self.args, self.kwargs = args, kwargs
-        self.log_likelihood = expectation.log_likelihood
-        self.values = {name: p.unconstrained.detach().clone() for name, p in expectation.parameters.items()}
-        dtypes = {f.log_density.dtype for f in expectation.factors.values()}
-        self.tolerance = 1e-10 if dtypes == {torch.float64} else 1e-5
-
-    def same_data(self, args: tuple, kwargs: dict[str, Any]) -> bool:
-        return (
-            len(args) == len(self.args)
-            and all(a is b for a, b in zip(args, self.args, strict=True))
-            and kwargs.keys() == self.kwargs.keys()
-            and all(kwargs[k] is self.kwargs[k] for k in kwargs)
-        )
-
-    def fell(self, expectation: Expectation) -> bool:
-        return not expectation.log_likelihood >= self.log_likelihood - self.tolerance * abs(self.log_likelihood)
-
-    def restore(self, expectation: Expectation) -> None:
-        for name, value in self.values.items():
-            expectation.parameters[name].unconstrained.data.copy_(value)
+def _put(tensors: list[Tensor], values: list[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.data.copy_(value)

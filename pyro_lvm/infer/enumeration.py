@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.infer.m_step import ClosedForm, ExponentialFamily, Statistics, unwrap
+from pyro_lvm.infer.natural import gather, log_density
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameter, Parameters
-from pyro_lvm.ops.log_density import log_density
+from pyro_lvm.infer.row_pass import Memory, RowPass
 
 __all__ = [
     "Expectation",
@@ -42,18 +45,33 @@ __all__ = [
 ]
 
 
-@dataclass
 class Factor:
-    """The log-density of one sample site over its cells, and the posterior weight of each cell.
+    """One sample site: its log-density over its cells, computed when first asked for, and the posterior of each cell.
 
     Attributes:
         weights: Posterior probability times the site's scale, shaped like `log_density`; 0 where masked.
     """
 
-    name: str
-    site: dict
-    log_density: Tensor
-    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    def __init__(self, name: str, site: dict, differentiable: bool = False) -> None:
+        self.name = name
+        self.site = site
+        self.differentiable = differentiable
+        self.weights = torch.empty(0)
+        self.correction: Tensor | None = None
+        self.leaf: Tensor | None = None
+        self._log_density: Tensor | None = None
+
+    @property
+    def log_density(self) -> Tensor:
+        """Log-density of every cell, nats; a leaf of the graph unless differentiable."""
+        if self._log_density is None:
+            with torch.set_grad_enabled(self.differentiable):
+                value = log_density(self.fn, self.value, *self.site["args"], **self.site["kwargs"])
+                value = torch.as_tensor(value)
+                if self.correction is not None:
+                    value = value + self.correction
+            self._log_density = value if self.differentiable else value.detach()
+        return self._log_density
 
     @property
     def fn(self) -> Any:
@@ -77,12 +95,30 @@ class Expectation:
 
     Attributes:
         log_likelihood: Log-likelihood of all rows, in nats, summed in float64.
+        gathered: Statistics of sites for which the E-step had them already.
+        has_weights: Whether factors hold their weights.
+        totals: Expected number of rows in every state of a site, as far as the E-step found it on the way.
     """
 
     log_likelihood: float
     factors: dict[str, Factor]
     parameters: dict[str, Parameter]
     trace: Trace
+    gathered: dict[str, Statistics] = field(default_factory=dict)
+    has_weights: bool = True
+    totals: dict[str, Tensor] = field(default_factory=dict)
+
+    def statistics(self, site: str, form: ClosedForm, variance_floor: float, memory: Memory) -> Statistics:
+        """Expected sufficient statistics of a site."""
+        if site in self.gathered:
+            return self.gathered[site]
+        factor = self.factors[site]
+        if isinstance(form, ExponentialFamily):
+            known = memory.reference(site, factor.value)
+            remember = partial(memory.remember, site, factor.value)
+            return gather(factor.fn, factor.value, factor.weights, variance_floor, known, remember)
+        fn, weights = unwrap(factor.fn, factor.weights)
+        return form.statistics(fn, factor.value, weights, variance_floor)
 
     def marginals(self) -> dict[str, Tensor]:
         """Posterior of every enumerated site, with its states along a new last axis after its plates."""
@@ -97,17 +133,13 @@ def trace_factors(
     *,
     differentiable: bool = False,
 ) -> tuple[Trace, dict[str, Factor]]:
-    """Run the enumerated model once; log-densities are leaves of the graph unless `differentiable`."""
+    """Run the enumerated model once; log-densities are constants of the graph unless `differentiable`."""
     trace = _pyro.enumerated_trace(config_enumerate(model), max_plate_nesting, args, kwargs)
     factors = {}
     for name, site in trace.nodes.items():
-        if site["type"] != "sample":
-            continue
-        _require_enumerable(name, site)
-        with torch.set_grad_enabled(differentiable):
-            value = log_density(site["fn"], site["value"], *site["args"], **site["kwargs"])
-        if isinstance(value, Tensor):
-            factors[name] = Factor(name, site, value if differentiable else value.detach().requires_grad_())
+        if site["type"] == "sample":
+            _require_enumerable(name, site)
+            factors[name] = Factor(name, site, differentiable)
     return trace, factors
 
 
@@ -133,7 +165,7 @@ def _contract(trace: Trace, factors: Iterable[Factor], *, scaled: bool) -> Itera
     scales: dict[Any, tuple[Any, dict]] = {}
     for factor in factors:
         site, plates = factor.site, _pyro.plate_symbols(trace, factor.site)
-        term = _pyro.pack(factor.log_density, site)
+        term = _pyro.pack(factor.log_density if factor.leaf is None else factor.leaf, site)
         if site["mask"] is not None and not factor.enumerated:
             term = _pyro.pack_scale(term, mask=_pyro.pack(site["mask"], site))
         if sum_dims.isdisjoint(_pyro.dims_of(term)):
@@ -158,7 +190,18 @@ def _scale(term: Tensor, scale: Any, site: dict) -> Tensor:
     return _pyro.pack_scale(term, scale=_pyro.pack(scale, site) if isinstance(scale, Tensor) else scale)
 
 
-def expect(model: Callable, max_plate_nesting: int, args: tuple, kwargs: dict[str, Any]) -> Expectation:
+def expect(
+    model: Callable,
+    max_plate_nesting: int,
+    args: tuple,
+    kwargs: dict[str, Any],
+    *,
+    temperature: float = 1.0,
+    corrections: Mapping[str, Tensor] | None = None,
+    memory: Memory | None = None,
+    keep_weights: bool = True,
+    variance_floor: float = 0.0,
+) -> Expectation:
     """One exact E-step.
 
     Args:
@@ -166,6 +209,11 @@ def expect(model: Callable, max_plate_nesting: int, args: tuple, kwargs: dict[st
         max_plate_nesting: Batch dimensions reserved for plates (see `pyro_lvm.infer.structure`).
         args: The model's arguments.
         kwargs: The model's keyword arguments.
+        temperature: Inverse temperature: the posterior's logarithm is multiplied by it.
+        corrections: Numbers to add to the log-density of sites, broadcastable to their batch shape, nats.
+        memory: What an earlier E-step left behind.
+        keep_weights: Whether weights are wanted; a mixture's statistics come without.
+        variance_floor: Smallest variance allowed in statistics, relative to that of the value.
 
     Raises:
         ValueError: A latent site cannot be enumerated.
@@ -173,28 +221,72 @@ def expect(model: Callable, max_plate_nesting: int, args: tuple, kwargs: dict[st
     """
     with Parameters(leaves=True) as parameters, torch.enable_grad():
         trace, factors = trace_factors(model, max_plate_nesting, args, kwargs)
-    return weigh(trace, factors, parameters.found)
-
-
-def weigh(trace: Trace, factors: dict[str, Factor], parameters: dict[str, Parameter]) -> Expectation:
-    """The backward pass: posterior weights of all cells of the given factors."""
     if not factors:
         raise ValueError("Exact enumeration: the model has no sample sites. Add pyro.sample(..., obs=x).")
-    with torch.enable_grad():
+    for name, correction in (corrections or {}).items():
+        factors[name].correction = correction
+    memory = Memory() if memory is None else memory
+    with torch.no_grad():
+        rows = RowPass.of(factors, memory, corrections or {})
+        if rows is not None:
+            result = rows.run(temperature, keep_weights, variance_floor)
+            if not math.isfinite(result.log_likelihood):
+                raise NonFiniteLoss(_blame(result.log_likelihood, factors))
+            for factor in rows.outside:
+                factor.weights = _outside_weights(factor)
+            if result.weights is not None:
+                _hand_out(rows.spread(result.weights), [f for f in factors.values() if f not in rows.outside])
+            return Expectation(
+                result.log_likelihood,
+                factors,
+                parameters.found,
+                trace,
+                result.gathered,
+                result.weights is not None,
+                {rows.latent.name: result.total},
+            )
+    value = weigh(trace, factors, temperature)
+    return Expectation(value, factors, parameters.found, trace)
+
+
+def _hand_out(table: Tensor, factors: Iterable[Factor]) -> None:
+    """Give every factor in the plate of the rows its posterior weights."""
+    for factor in factors:
+        mask = factor.site["mask"]
+        factor.weights = table if mask is None else table * torch.as_tensor(mask)
+
+
+def _outside_weights(factor: Factor) -> Tensor:
+    weights = torch.ones_like(factor.log_density) * factor.site["scale"]
+    mask = factor.site["mask"]
+    return weights if mask is None else weights * torch.as_tensor(mask)
+
+
+def weigh(trace: Trace, factors: dict[str, Factor], temperature: float = 1.0) -> float:
+    """Posterior weights of all cells by one backward pass; returns the log-likelihood, nats."""
+    leaves: list[Tensor] = []
+
+    def run(power: float) -> Tensor:
+        leaves.clear()
+        for factor in factors.values():
+            factor.leaf = (factor.log_density * power).requires_grad_()
+            leaves.append(factor.leaf)
         terms = [term for _, term in _contract(trace, factors.values(), scaled=True)]
-        log_z = torch.stack([term.sum(dtype=torch.float64) for term in terms]).sum()
+        return torch.stack([term.sum(dtype=torch.float64) for term in terms]).sum()
+
+    with torch.enable_grad():
+        log_z = run(temperature)
+        found = torch.autograd.grad(log_z, leaves)
+    if temperature != 1.0:
+        with torch.no_grad():
+            log_z = run(1.0)
     value = log_z.item()
     if not math.isfinite(value):
         raise NonFiniteLoss(_blame(value, factors))
-    for factor, weights in zip(
-        factors.values(), torch.autograd.grad(log_z, [f.log_density for f in factors.values()]), strict=True
-    ):
+    for factor, weights in zip(factors.values(), found, strict=True):
         mask = factor.site["mask"]
-        if factor.enumerated and mask is not None:
-            weights = weights * mask
-        factor.weights = weights
-        factor.log_density = factor.log_density.detach()
-    return Expectation(value, factors, parameters, trace)
+        factor.weights = weights * mask if factor.enumerated and mask is not None else weights
+    return value
 
 
 def _blame(value: float, factors: dict[str, Factor]) -> str:

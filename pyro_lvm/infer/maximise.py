@@ -2,69 +2,200 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from pyro_lvm.infer.averaging import Averages
 from pyro_lvm.infer.enumeration import Expectation, Factor
-from pyro_lvm.infer.m_step import unwrap
-from pyro_lvm.infer.plan import ParameterPlan, Plan, Use
+from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, unwrap
+from pyro_lvm.infer.plan import ParameterPlan, Plan, PriorUse, Use
+from pyro_lvm.infer.row_pass import Memory
 
 __all__ = ["maximise"]
 
 
-def maximise(plan: Plan, expectation: Expectation, variance_floor: float) -> dict[str, Tensor]:
+def maximise(
+    plan: Plan,
+    expectation: Expectation,
+    variance_floor: float,
+    memory: Memory,
+    averages: Averages | None = None,
+) -> dict[str, Tensor]:
     """New values of all parameters with a closed form.
 
     Args:
         plan: The M-step of every parameter.
         expectation: The E-step's posterior weights.
         variance_floor: Smallest variance relative to that of the observed value.
+        memory: Where the values of each site lie.
+        averages: Blends statistics with those of earlier batches.
 
     Returns:
         Constrained values by name. Later arguments (scales) see the new values of earlier ones (locations).
     """
     with torch.no_grad():
-        sites: dict[str, _Site] = {}
-        for entry in plan.closed:
-            for use in entry.uses:
-                if use.site not in sites:
-                    sites[use.site] = _Site(expectation.factors[use.site], use, variance_floor)
-        updates = {}
-        for entry in plan.closed:
-            updates[entry.name] = new = _solve(entry, expectation.parameters[entry.name].value.detach(), sites)
-            for use in entry.uses:
-                sites[use.site].now[use.argument.name] = use.view.decode(use.blocks.read(new))
-        return updates
+        sites = _Sites(plan, expectation, variance_floor, memory, averages)
+        values = {entry.name: expectation.parameters[entry.name].value.detach() for entry in plan.closed}
+        for entries in _groups(plan):
+            joint = _joint(entries)
+            for _ in range(1 if joint else max(use.form.sweeps for entry in entries for use in entry.uses)):
+                old = [values[entry.name] for entry in entries]
+                if joint:
+                    new = _solve_jointly(joint, entries, old, sites)
+                    for entry, value in zip(entries, new, strict=True):
+                        values[entry.name] = sites.update(entry, value)
+                else:
+                    for entry in entries:
+                        values[entry.name] = sites.update(entry, _solve(entry, values[entry.name], sites))
+                now = [values[entry.name] for entry in entries]
+                if all(torch.allclose(a, b, rtol=1e-12, atol=0.0) for a, b in zip(old, now, strict=True)):
+                    break
+        return values
+
+
+class _Sites:
+    """Sites as far as the M-step needs them, with all updates so far."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        expectation: Expectation,
+        variance_floor: float,
+        memory: Memory,
+        averages: Averages | None,
+    ) -> None:
+        self.forms = {use.site: use.form for entry in plan.closed for use in entry.uses}
+        self.expectation = expectation
+        self.variance_floor = variance_floor
+        self.memory = memory
+        self.averages = averages
+        self.priors = {prior.site for entry in plan.closed for prior in entry.priors}
+        self.found: dict[str, _Site] = {}
+
+    def __getitem__(self, name: str) -> _Site:
+        if name not in self.found:
+            form = self.forms[name]
+            statistics = self.expectation.statistics(name, form, self.variance_floor, self.memory)
+            if self.averages is not None and name not in self.priors:
+                statistics = self.averages.update(name, statistics)
+            self.found[name] = _Site(self.expectation.factors[name], form, statistics)
+        return self.found[name]
+
+    def prior(self, use: PriorUse) -> Any:
+        """The distribution of a prior."""
+        return unwrap(self.expectation.factors[use.site].fn, torch.ones(()))[0]
+
+    def update(self, entry: ParameterPlan, new: Tensor) -> Tensor:
+        """Let everything that follows see the new value of a parameter."""
+        for use in entry.uses:
+            self[use.site].now[use.argument.name] = use.view.decode(use.blocks.read(new))
+        for prior in entry.priors:
+            self.expectation.factors[prior.site].site["value"] = prior.blocks.read(new)
+            self.found.pop(prior.site, None)
+        return new
+
+
+def _groups(plan: Plan) -> list[list[ParameterPlan]]:
+    """Parameters of one site after one another, locations before scales; sites that share a parameter go together."""
+    groups: list[list[ParameterPlan]] = []
+    for entry in plan.closed:
+        sites = {use.site for use in entry.uses}
+        near = [g for g in groups if any(use.site in sites for e in g for use in e.uses)]
+        groups = [g for g in groups if g not in near] + [[*(e for g in near for e in g), entry]]
+    order = {entry.name: i for i, entry in enumerate(plan.closed)}
+    return [sorted(group, key=lambda entry: order[entry.name]) for group in groups]
+
+
+def _joint(entries: list[ParameterPlan]) -> Joint | None:
+    """The joint maximum, if every argument it needs has a parameter of its own, cut into the same blocks."""
+    first = entries[0].uses[0]
+    joint = first.form.joint
+    if joint is None or any(len(entry.uses) != 1 or entry.uses[0].site != first.site for entry in entries):
+        return None
+    uses = [entry.uses[0] for entry in entries]
+    if [use.argument.name for use in uses] != list(joint.names):
+        return None
+    same = all(
+        use.blocks.batch == first.blocks.batch and torch.equal(use.blocks.block, first.blocks.block) for use in uses
+    )
+    return joint if same and not any(entry.priors for entry in entries) else None
+
+
+def _solve_jointly(joint: Joint, entries: list[ParameterPlan], old: list[Tensor], sites: _Sites) -> list[Tensor]:
+    use = entries[0].uses[0]
+    site = sites[use.site]
+    sums = [use.blocks.scatter(part, site.cells) for part in joint.accumulate(site.statistics)]
+    solved = joint.solve(*sums)
+    return [_write(entry.uses[0], value, before) for entry, value, before in zip(entries, solved, old, strict=True)]
 
 
 class _Site:
     """Expected sufficient statistics of a site and the current values of its distribution's arguments."""
 
-    def __init__(self, factor: Factor, use: Use, variance_floor: float) -> None:
-        fn, weights = unwrap(factor.fn, factor.weights)
-        self.statistics = use.form.statistics(fn, factor.value, weights, variance_floor)
-        self.now = {argument.name: argument.read(fn).detach() for argument in use.form.arguments}
+    def __init__(self, factor: Factor, form: ClosedForm, statistics: Statistics) -> None:
+        fn, _ = unwrap(factor.fn, factor.weights)
+        self.statistics = statistics
+        self.now = {argument.name: argument.read(fn).detach() for argument in form.arguments}
         self.cells = self.statistics.cells
 
 
-def _solve(entry: ParameterPlan, old: Tensor, sites: dict[str, _Site]) -> Tensor:
+def _solve(entry: ParameterPlan, old: Tensor, sites: _Sites) -> Tensor:
     first = entry.uses[0]
     argument, cells = first.argument, sites[first.site].cells
     accumulate, solve = argument.accumulate, argument.solve
     if (
         argument.same_cells is not None
         and len(entry.uses) == 1
+        and not entry.priors
         and first.blocks.injective
         and first.blocks.padded(cells) == cells
     ):
         accumulate, solve = argument.same_cells
-    sums: list[Tensor] = []
+    sums: list[tuple[Tensor, ...]] = []
     for use in entry.uses:
         site = sites[use.site]
-        parts = [use.blocks.scatter(part, site.cells) for part in accumulate(site.statistics, site.now)]
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-    blocks = first.view.encode(solve(*sums))
-    elements = first.blocks.elements
-    kept = old.reshape(-1)[elements].to(blocks.dtype)
+        accumulated = accumulate(site.statistics, site.now)
+        if use.blocks.factor is not None and argument.rescale is not None:
+            accumulated = argument.rescale(accumulated, use.blocks.factor)
+        sums.append(tuple(use.blocks.scatter(part, site.cells) for part in accumulated))
+    for prior in entry.priors:
+        sums.append(prior_sums(prior, sites.prior(prior), first.argument.event_dim))
+    return _write(first, solve(*_feasible(entry, tuple(sum(parts) for parts in zip(*sums, strict=True)))), old)
+
+
+def prior_sums(use: PriorUse, prior: Any, event_dim: int) -> tuple[Tensor, ...]:
+    """What a prior adds to the sums of every block."""
+    batch = use.blocks.batch
+    additions = []
+    for part in use.conjugate.addition(prior):  # type: ignore[union-attr]
+        trailing = part.shape[len(prior.batch_shape) :]
+        additions.append(use.blocks.scatter(part.double().expand((*batch, *trailing)), batch))
+    return tuple(additions)
+
+
+def _feasible(entry: ParameterPlan, sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Sums whose mode lies inside the support or on its boundary; says so where it is moved there."""
+    feasible = entry.uses[0].argument.feasible
+    if feasible is None or not entry.priors:
+        return sums
+    moved = feasible(sums)
+    if not entry.on_boundary and any(bool((a < b).any()) for a, b in zip(sums, moved, strict=True)):
+        entry.on_boundary = True
+        warnings.warn(
+            f"EM: the prior of '{entry.name}' ({entry.priors[0].kind}, concentration below one) puts its mode on the "
+            "boundary of the support, where it is kept. Use concentrations of at least one for a mode inside.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return moved
+
+
+def _write(use: Use, solved: Tensor, old: Tensor) -> Tensor:
+    """Put solved blocks into a parameter; blocks without weight keep their value."""
+    blocks = use.view.encode(solved)
+    kept = old.reshape(-1)[use.blocks.elements].to(blocks.dtype)
     finite = torch.isfinite(blocks).reshape(len(blocks), -1).all(-1).reshape(-1, *([1] * (blocks.dim() - 1)))
-    return first.blocks.write(old, torch.where(finite, blocks, kept))
+    return use.blocks.write(old, torch.where(finite, blocks, kept))

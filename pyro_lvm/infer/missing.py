@@ -16,17 +16,20 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.distributions import PartialMultivariateNormal
-from pyro_lvm.infer.families import _MultivariateNormal, closed_form
-from pyro_lvm.infer.m_step import Statistics
+from pyro_lvm.infer.families.multivariate_normal import COVARIANCE, LOC
+from pyro_lvm.infer.m_step import ClosedForm, Statistics, closed_form, closed_form_of
 from pyro_lvm.ops.missing import column_moments
 
 __all__: list[str] = []
 
 
-class _PartialMultivariateNormal(_MultivariateNormal):
+@closed_form_of(PartialMultivariateNormal)
+class _PartialMultivariateNormal(ClosedForm):
+    arguments = (LOC, COVARIANCE)
+
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
-        if not isinstance(fn, PartialMultivariateNormal):
-            return super().statistics(fn, value, weights, variance_floor)
+        if not isinstance(fn, PartialMultivariateNormal):  # a complete batch, under a plan made on one with gaps
+            return closed_form(fn).statistics(fn, value, weights, variance_floor)  # type: ignore[union-attr]
         seen = torch.where(fn.known, value, torch.nan).double()
         centre, variance = column_moments(seen.reshape(-1, seen.shape[-1]))
         total, first, second = fn.expected_moments(value, weights, centre)
@@ -40,10 +43,3 @@ class _PartialMultivariateNormal(_MultivariateNormal):
             square=second,
             floor=floor.expand(*total.shape, -1),
         )
-
-
-# One form for the whole family: a complete batch of rows must fit a plan made on incomplete ones, and parameters may
-# be shared between a site that is complete and one that is not.
-_FORM = _PartialMultivariateNormal()
-for _family in (PartialMultivariateNormal, torch.distributions.MultivariateNormal):
-    closed_form.register(_family)(lambda fn: _FORM)

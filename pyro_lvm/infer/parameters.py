@@ -9,6 +9,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_lvm import _pyro
+
 __all__ = ["Parameter", "Parameters"]
 
 
@@ -53,5 +55,4 @@ class Parameters(Messenger):
             value = value.detach().requires_grad_()
             value.unconstrained = lambda tensor=unconstrained: tensor
             msg["value"] = value
-        constraint = msg["kwargs"].get("constraint", torch.distributions.constraints.real)
-        self.found[name] = Parameter(name, value, unconstrained, constraint)
+        self.found[name] = Parameter(name, value, unconstrained, _pyro.constraint_of(name, msg))

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+import pyro_lvm.infer.families  # noqa: F401 - registers the closed forms
 from pyro_lvm.infer.blocks import Blocks, find_blocks, unify
 from pyro_lvm.infer.enumeration import Expectation, Factor
-from pyro_lvm.infer.families import closed_form
-from pyro_lvm.infer.m_step import Argument, ClosedForm, View, unwrap
+from pyro_lvm.infer.m_step import Argument, ClosedForm, Conjugate, View, closed_form, unwrap
 from pyro_lvm.infer.parameters import Parameter
+from pyro_lvm.ops.cells import compact
 
-__all__ = ["ParameterPlan", "Plan", "Use", "make_plan", "refresh"]
+__all__ = ["ParameterPlan", "Plan", "PriorUse", "Use", "make_plan", "refresh"]
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,35 @@ class Use:
         return f"{self.site}.{self.argument.name}" + ("" if same else f" as {self.view.name}")
 
 
+@dataclass(frozen=True)
+class PriorUse:
+    """A site whose value is the parameter: its prior."""
+
+    site: str
+    blocks: Blocks
+    kind: str
+    conjugate: Conjugate | None = None
+
+
 @dataclass
 class ParameterPlan:
     """The M-step of one parameter.
 
     Attributes:
         uses: The selections that give its closed form; empty for a gradient step.
+        priors: The sites that it is the value of.
         sites: All sites whose density depends on it.
         reason: Why there is no closed form; empty if there is one.
+        on_boundary: Whether a prior was found to put the mode on the boundary of the support.
     """
 
     name: str
     shape: tuple[int, ...]
     uses: list[Use] = field(default_factory=list)
+    priors: list[PriorUse] = field(default_factory=list)
     sites: tuple[str, ...] = ()
     reason: str = ""
+    on_boundary: bool = False
 
     def unify(self) -> None:
         """Number the parameter's blocks alike in all its uses; without that there is no closed form."""
@@ -59,11 +74,18 @@ class ParameterPlan:
             shared = ", ".join(sorted({use.describe() for use in self.uses}))
             self.reason = f"it is shared by arguments of different kinds: {shared}"
             return
-        blocks = unify([use.blocks for use in self.uses])
+        use = self.uses[0]
+        for prior in self.priors:
+            if prior.conjugate is None:
+                self.reason = f"its prior ({prior.kind}) is not conjugate to {use.describe()}"
+                return
+        blocks = unify([*(use.blocks for use in self.uses), *(prior.blocks for prior in self.priors)])
         if blocks is None:
             self.reason = "its uses cut it into different blocks"
             return
-        self.uses = [replace(use, blocks=b) for use, b in zip(self.uses, blocks, strict=True)]
+        count = len(self.uses)
+        self.uses = [replace(use, blocks=b) for use, b in zip(self.uses, blocks[:count], strict=True)]
+        self.priors = [replace(prior, blocks=b) for prior, b in zip(self.priors, blocks[count:], strict=True)]
 
     @property
     def closed(self) -> bool:
@@ -73,11 +95,19 @@ class ParameterPlan:
 
 @dataclass
 class Plan:
-    """One line per parameter; `print(em.plan(x))`."""
+    """One line per parameter; `print(em.plan(x))`.
+
+    Attributes:
+        strategy: How the E-step is done.
+        parameters: The M-step of each parameter.
+        sites: All sample sites of the program.
+        outside: Those that are priors of parameters.
+    """
 
     strategy: str
     parameters: dict[str, ParameterPlan]
     sites: frozenset[str]
+    outside: frozenset[str] = frozenset()
 
     def __iter__(self) -> Iterator[ParameterPlan]:
         return iter(self.parameters.values())
@@ -93,6 +123,13 @@ class Plan:
         """Parameters that a gradient step must update."""
         return [p for p in self if not p.closed and p.sites]
 
+    def wants_weights(self, expectation: Expectation) -> bool:
+        """Whether the M-step needs posterior weights themselves, not only the statistics that the E-step gathered."""
+        gathered = expectation.gathered.keys()
+        return bool(self.gradient) or any(
+            use.site not in gathered for entry in self.closed for use in entry.uses if use.site not in self.outside
+        )
+
     def demote(self, name: str, reason: str) -> None:
         """Hand a parameter over to the gradient step."""
         self.parameters[name].reason = reason
@@ -104,6 +141,7 @@ class Plan:
             if p.closed:
                 uses = list(dict.fromkeys(use.describe() for use in p.uses))
                 shown = ", ".join(uses[:3]) + (f" and {len(uses) - 3} more" if len(uses) > 3 else "")
+                shown += "".join(f", with prior {prior.kind}" for prior in p.priors)
                 rows.append((p.name, str(p.shape), "closed form", f"it is {shown}"))
             elif p.sites:
                 rows.append((p.name, str(p.shape), "gradient", p.reason))
@@ -123,6 +161,8 @@ def make_plan(expectation: Expectation) -> Plan:
     }
     for factor in expectation.factors.values():
         _add_uses(plans, factor, expectation)
+    for factor in expectation.factors.values():
+        _add_priors(plans, factor, expectation)
     for plan in plans.values():
         plan.unify()
     latent = [
@@ -132,7 +172,8 @@ def make_plan(expectation: Expectation) -> Plan:
     ]
     shown = ", ".join(latent[:4]) + (f" and {len(latent) - 4} more sites" if len(latent) > 4 else "")
     strategy = f"exact enumeration of {shown}, one backward pass" if latent else "nothing is latent"
-    return Plan(strategy, plans, frozenset(expectation.factors))
+    priors = frozenset(prior.site for plan in plans.values() for prior in plan.priors)
+    return Plan(strategy, plans, frozenset(expectation.factors), priors)
 
 
 def refresh(plan: Plan, expectation: Expectation) -> bool:
@@ -188,6 +229,28 @@ def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expe
             plan.uses.append(use)
 
 
+def _add_priors(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expectation) -> None:
+    """Sites whose value is a parameter."""
+    if factor.enumerated or not isinstance(factor.value, Tensor) or not factor.value.requires_grad:
+        return
+    prior, _ = unwrap(factor.fn, torch.ones(()))
+    for name, plan in plans.items():
+        parameter = expectation.parameters[name]
+        if not _depends(factor.value, parameter):
+            continue
+        plan.sites = (*plan.sites, factor.name)
+        if plan.reason or not plan.uses:
+            plan.reason = plan.reason or "only its prior depends on it"
+            continue
+        use = plan.uses[0]
+        blocks = find_blocks(compact(factor.value, use.argument.event_dim), parameter.value, use.argument.event_dim)
+        if not isinstance(blocks, Blocks) or blocks.factor is not None:
+            plan.reason = f"site '{factor.name}' is computed from it"
+            continue
+        conjugate = use.argument.conjugate_to(use.view, prior)
+        plan.priors.append(PriorUse(factor.name, blocks, type(prior).__name__, conjugate))
+
+
 def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tensor, parameter: Parameter) -> Use | str:
     """The first view of an argument in which the parameter is a selection, or why there is none."""
     reason = "it does not depend on the parameter"
@@ -195,6 +258,9 @@ def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tens
     for view in argument.views:
         with torch.enable_grad():
             blocks = find_blocks(view.encode(tensor), parameter.value, argument.event_dim, view.normalised, view.matrix)
+        if isinstance(blocks, Blocks) and blocks.factor is not None and not (argument.rescale and view.scales):
+            reason = "it is a multiple of the parameter"
+            continue
         if isinstance(blocks, Blocks):
             batch, inner = blocks.batch, len(unwrapped_batch) - len(factor.fn.batch_shape)
             plates = [f.dim - inner for f in factor.site["cond_indep_stack"] if f.vectorized]

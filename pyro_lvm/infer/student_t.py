@@ -27,25 +27,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.families import (
-    _floored,
-    _gram,
-    _precision_weighted,
-    _ratio,
-    _scatter,
-    _scatter_matrix,
-    _shapes,
-    closed_form,
-)
-from pyro_lvm.infer.m_step import Argument, ClosedForm, Statistics, View
+from pyro_lvm.infer.families.multivariate_normal import COVARIANCE
+from pyro_lvm.infer.families.multivariate_normal import LOC as MULTIVARIATE_LOC
+from pyro_lvm.infer.families.normal import LOC, VARIANCE
+from pyro_lvm.infer.m_step import Argument, ClosedForm, Statistics, View, closed_form, closed_form_of
 from pyro_lvm.ops.cells import Cells, compact, sum_to
-from pyro_lvm.ops.moments import second_moment
 
 __all__ = ["AugmentedForm"]
 
-# Degrees of freedom are sought between these: fewer than the least have tails that no data show, and a row's density at
-# the most differs from the normal's by less than 1e-4 nats within ten standard deviations.
-LEAST, MOST = 1e-2, 1e8
+# Fewer degrees of freedom than this have tails that no data show.
+LEAST = 1e-2
 
 
 class AugmentedForm(ClosedForm):
@@ -55,10 +46,15 @@ class AugmentedForm(ClosedForm):
     """
 
 
-def _degrees_of_freedom(gap: Tensor, total: Tensor) -> Tensor:
+def _most(dtype: torch.dtype) -> float:
+    """The most degrees of freedom: 1 / df off the normal, before rounding in the normaliser, eps df log df, shows."""
+    return torch.finfo(dtype).eps ** (-1 / 3)
+
+
+def _degrees_of_freedom(gap: Tensor, total: Tensor, most: Tensor) -> Tensor:
     """Solve log(v/2) - digamma(v/2) + 1 + gap / total = 0, by bisection of log v: the left side falls in v."""
     target = -(1 + gap / total)
-    low, high = torch.full_like(target, math.log(LEAST)), torch.full_like(target, math.log(MOST))
+    low, high = torch.full_like(target, math.log(LEAST)), (most / total).log()
     for _ in range(80):
         middle = 0.5 * (low + high)
         above = _excess(0.5 * middle.exp()) > target
@@ -79,30 +75,48 @@ def _row_terms(df: Tensor, distance: Tensor, d: int) -> tuple[Tensor, Tensor]:
     return precision, torch.digamma((df + d) / 2) - ((df + distance) / 2).log() - precision
 
 
+def _of_weighted_normal(
+    normal: Any, df: Tensor, distance: Tensor, value: Tensor, weights: Tensor, variance_floor: float
+) -> Statistics:
+    """Statistics of a normal whose rows weigh their expected precision more, and those of the degrees of freedom."""
+    event = len(normal.event_shape)
+    precision, gap = _row_terms(df.double(), distance, math.prod(normal.event_shape))
+    found = closed_form(normal).statistics(normal, value, weights * precision, variance_floor)  # type: ignore[union-attr]
+    full = torch.broadcast_shapes(normal.batch_shape, value.shape[: value.dim() - event], weights.shape)
+    count = sum_to(found.cells, full, weights)
+    most = count * _most(df.dtype)
+    return Statistics(found.cells, **found, count=count, gap=sum_to(found.cells, full, weights, gap), most=most)
+
+
 _DF = Argument(
     "df",
     lambda fn: compact(fn.df),
-    lambda s, now: (s["gap"], s["count"]),
+    lambda s, now: (s["gap"], s["count"], s["most"]),
     _degrees_of_freedom,
     (View("df"), View("log df", torch.log, torch.exp)),
 )
 
 
+def _gram(factor: Tensor) -> Tensor:
+    return factor @ factor.mT
+
+
+@closed_form_of(torch.distributions.StudentT)
 class _StudentT(AugmentedForm):
     arguments = (
         Argument(
             "loc",
-            lambda fn: compact(fn.loc),
-            lambda s, now: (s["sum"] / now["squared scale"], s["total"] / now["squared scale"]),
-            _ratio,
-            (View("loc"),),
-            same_cells=(lambda s, now: (s["sum"], s["total"]), _ratio),
+            LOC.read,
+            lambda s, now: LOC.accumulate(s, {"variance": now["squared scale"]}),
+            LOC.solve,
+            LOC.views,
+            same_cells=LOC.same_cells,
         ),
         Argument(
             "squared scale",
-            lambda fn: compact(fn.scale).square(),
-            lambda s, now: (_scatter(s, now["loc"].double() - s["centre"]), s["count"], s["floor"] * s["count"]),
-            lambda square, count, floor: torch.maximum(square, floor) / count,
+            VARIANCE.read,
+            lambda s, now: (VARIANCE.accumulate(s, now)[0], s["count"], s["floor"] * s["count"]),
+            VARIANCE.solve,
             (
                 View("scale", torch.sqrt, torch.square),
                 View("squared scale"),
@@ -113,48 +127,30 @@ class _StudentT(AugmentedForm):
     )
 
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
-        loc, scale, df = compact(fn.loc).double(), compact(fn.scale).double(), compact(fn.df).double()
-        full, cells = _shapes(fn, value, weights, loc, scale, df)
-        value, weights = value.double(), weights.double()
-        value = value.reshape((1,) * (len(full) - value.dim()) + tuple(value.shape))
-        rows = [i for i, size in enumerate(cells) if size == 1]
-        variance, centre = torch.var_mean(value, rows, correction=0, keepdim=True)
-        precision, gap = _row_terms(df, ((value - loc) / scale).square(), 1)
-        value, weighted = value - centre, weights * precision
-        total, first = sum_to(cells, full, weighted), sum_to(cells, full, weighted, value)
-        return Statistics(
-            cells,
-            count=sum_to(cells, full, weights),
-            gap=sum_to(cells, full, weights, gap),
-            total=total,
-            centre=centre,
-            centred_sum=first,
-            sum=first + centre * total,
-            square=sum_to(cells, full, weighted, value.square()),
-            floor=(variance_floor * variance).clamp_min(torch.finfo(fn.loc.dtype).tiny).expand(cells),
-        )
+        scale, df = compact(fn.scale), compact(fn.df)
+        loc = compact(fn.loc) + torch.zeros_like(df)  # cells of all arguments
+        distance = ((value - loc) / scale).double().square()
+        normal = dist.Normal(loc, scale, validate_args=False)
+        return _of_weighted_normal(normal, df, distance, value, weights.double(), variance_floor)
 
 
+@closed_form_of(dist.MultivariateStudentT)
 class _MultivariateStudentT(AugmentedForm):
     arguments = (
         Argument(
             "loc",
-            lambda fn: compact(fn.loc, 1),
-            lambda s, now: _precision_weighted(s, {"covariance_matrix": now["scale matrix"]}),
-            lambda precision_sum, precision: torch.linalg.solve(precision, precision_sum),
-            (View("loc"),),
+            MULTIVARIATE_LOC.read,
+            lambda s, now: MULTIVARIATE_LOC.accumulate(s, {"covariance_matrix": now["scale matrix"]}),
+            MULTIVARIATE_LOC.solve,
+            MULTIVARIATE_LOC.views,
             event_dim=1,
-            same_cells=(lambda s, now: (s["sum"], s["total"].unsqueeze(-1)), _ratio),
+            same_cells=MULTIVARIATE_LOC.same_cells,
         ),
         Argument(
             "scale matrix",
             lambda fn: _gram(compact(fn.scale_tril, 2)),
-            lambda s, now: (
-                _scatter_matrix(s, now["loc"].double() - s["centre"]),
-                s["count"],
-                s["floor"] * s["count"][..., None],
-            ),
-            lambda scatter, count, floor: _floored(scatter / count[..., None, None], floor / count[..., None]),
+            lambda s, now: (COVARIANCE.accumulate(s, now)[0], s["count"], s["floor"] * s["count"][..., None]),
+            COVARIANCE.solve,
             (
                 View("scale matrix", matrix="symmetric"),
                 View("scale_tril", torch.linalg.cholesky, _gram, matrix="lower"),
@@ -165,25 +161,12 @@ class _MultivariateStudentT(AugmentedForm):
     )
 
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
-        loc, scale_tril, df = compact(fn.loc, 1), compact(fn.scale_tril, 2), compact(fn.df)
-        full, cells = _shapes(fn, value, weights, loc[..., 0], scale_tril[..., 0, 0], df, event_dim=1)
-        variance, centre = torch.var_mean(value.reshape(-1, value.shape[-1]).double(), 0, correction=0)
-        weights, df = weights.double(), df.double()
+        scale_tril, df = compact(fn.scale_tril, 2), compact(fn.df)
+        loc = compact(fn.loc, 1) + torch.zeros_like(df).unsqueeze(-1)  # cells of all arguments
+        normal = dist.MultivariateNormal(loc, scale_tril=scale_tril, validate_args=False)
+        full = torch.broadcast_shapes(normal.batch_shape, value.shape[:-1])
         distance = _distance(value.double(), loc.double(), scale_tril.double(), full)
-        precision, gap = _row_terms(df, distance, value.shape[-1])
-        total, first, second = second_moment(value, weights * precision, full, cells, centre)
-        floor = variance_floor * variance.clamp_min(torch.finfo(fn.loc.dtype).tiny)
-        return Statistics(
-            cells,
-            count=sum_to(cells, full, weights),
-            gap=sum_to(cells, full, weights, gap),
-            total=total,
-            centre=centre,
-            centred_sum=first,
-            sum=first + centre * total.unsqueeze(-1),
-            square=second,
-            floor=floor.expand(*cells, -1),
-        )
+        return _of_weighted_normal(normal, df, distance, value, weights.double(), variance_floor)
 
 
 def _distance(value: Tensor, loc: Tensor, scale_tril: Tensor, full: torch.Size) -> Tensor:
@@ -195,7 +178,3 @@ def _distance(value: Tensor, loc: Tensor, scale_tril: Tensor, full: torch.Size) 
     cells = zip(*split.parameters, strict=True)
     white = (torch.linalg.solve_triangular(root, (split.rows - mean).T, upper=False) for mean, root in cells)
     return split.unflatten(torch.stack([w.square().sum(0) for w in white]))
-
-
-closed_form.register(dist.MultivariateStudentT)(lambda fn, form=_MultivariateStudentT(): form)  # noqa: B008
-closed_form.register(torch.distributions.StudentT)(lambda fn, form=_StudentT(): form)  # noqa: B008

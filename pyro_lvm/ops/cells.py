@@ -39,6 +39,7 @@ class Cells:
     num_cells: int
     shape: torch.Size
     order: tuple[int, ...]
+    num_cell_dims: int
 
     @classmethod
     def of(cls, batch: torch.Size, value: Tensor, event_dim: int, *parameters: tuple[Tensor, int]) -> Cells | None:
@@ -65,7 +66,18 @@ class Cells:
             for p in padded
         )
         rows = value.permute((*row_dims, *cell_dims, *range(ndim, value.dim()))).reshape(-1, *value.shape[ndim:])
-        return cls(rows, flat, num_cells, torch.Size(batch), (*cell_dims, *row_dims))
+        return cls(rows, flat, num_cells, torch.Size(batch), (*cell_dims, *row_dims), len(cell_dims))
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    @property
+    def cell_shape(self) -> torch.Size:
+        """The batch shape with size one in the row dimensions."""
+        cell_dims = set(self.order[: self.num_cell_dims])
+        return torch.Size(size if d in cell_dims else 1 for d, size in enumerate(self.shape))
 
     def unflatten(self, table: Tensor) -> Tensor:
         """From `(cells, rows)` back to the site's batch shape."""

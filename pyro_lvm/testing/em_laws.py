@@ -130,8 +130,8 @@ def closed_form_is_stationary(model: Callable, *args: Any, **kwargs: Any) -> Non
 
     The slope is at most 1e-6 per unit of posterior weight. Weights stay those of the E-step. Parameters are looked at
     in the order in which the M-step updates them, each after its own update and those before it, since a location and
-    a scale may be maximised in turn. A form with a latent variable of its own (`AugmentedForm`) only has to raise the
-    expected log-likelihood.
+    a scale may be maximised in turn. A form with a latent variable of its own (`AugmentedForm`) only has to leave
+    the expected log-likelihood no lower than it was before the M-step.
 
     Args:
         model: Any program in float64 with a closed-form M-step whose maximum lies inside the parameters' constraints.
@@ -154,17 +154,17 @@ def closed_form_is_stationary(model: Callable, *args: Any, **kwargs: Any) -> Non
         new = {name: tensor.detach().clone() for name, tensor in targets.items()}
         for name, value in old.items():
             targets[name].data.copy_(value)
+        start = _expected_log_joint(program, nesting, args, kwargs, weights).detach()
         for entry in entries:
             target = targets[entry.name]
-            before = _expected_log_joint(program, nesting, args, kwargs, weights).detach()
             target.data.copy_(new[entry.name])
             expected = _expected_log_joint(program, nesting, args, kwargs, weights)
             total = float(sum(weights[site].sum() for site in entry.sites))
             if isinstance(entry.uses[0].form, AugmentedForm):
-                fall = float(before - expected.detach()) / total
+                fall = float(start - expected.detach()) / total
                 require(
                     fall <= 1e-9,
-                    f"closed_form_is_stationary: updating '{entry.name}' lost {fall:.3g} nats per unit of weight.",
+                    f"closed_form_is_stationary: with '{entry.name}' the step lost {fall:.3g} nats per unit of weight.",
                 )
                 continue
             (gradient,) = gradients(expected, [target])

@@ -175,11 +175,7 @@ class Fit:
         )
 
     def impute(self, x: Any) -> Tensor:
-        """Rows with every missing entry (NaN) at its posterior mean, or at its most probable answer if categorical.
-
-        Raises:
-            ValueError: The model takes no missing values, or its observed site has no mean.
-        """
+        """Rows with every missing entry (NaN) at its posterior mean, or at its most probable answer if categorical."""
         from pyro_lvm.diagnostics.impute import impute
 
         return impute(self, self.arguments(x))
@@ -292,15 +288,10 @@ class Fit:
         return arguments
 
     def observed(self, arguments: Arguments) -> dict[str, Tensor]:
-        """The values that the model observes in the rows, by site, NaN where missing."""
+        """The values that the model observes in the rows, by site."""
         with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
             trace = _pyro.plain_trace(self.model, arguments.args, arguments.kwargs)
-        x = arguments.main
-        values = {name: trace.nodes[name]["value"] for name in trace.observation_nodes}
-        return {
-            name: torch.where(x.isnan(), x, v) if v.shape == x.shape and x.is_floating_point() else v
-            for name, v in values.items()
-        }
+        return {name: trace.nodes[name]["value"] for name in trace.observation_nodes}
 
     @property
     def device(self) -> torch.device | None:

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 import pyro_lvm as lvm
 from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.infer.natural import BLOCK_NUMBERS
 
 pytestmark = pytest.mark.usefixtures("local")
 simplex, positive = constraints.simplex, constraints.positive
@@ -366,8 +367,8 @@ def test_an_undone_step_warns_and_names_the_parameter(faithful, monkeypatch):
 
     honest = module.maximise
 
-    def wrong(plan, expectation, floor):
-        updates = honest(plan, expectation, floor)
+    def wrong(*args):
+        updates = honest(*args)
         if "loc" in updates:
             updates["loc"] = updates["loc"] + 1e3
         return updates
@@ -407,7 +408,8 @@ def test_an_empty_component_keeps_its_parameters(faithful):
             pyro.sample("x", dist.Normal(loc[z], 10.0).to_event(1), obs=x)
 
     em = lvm.infer.EM(program)
-    losses = [em.step(faithful) for _ in range(3)]
+    with pytest.warns(RuntimeWarning, match="state 1 of 'z' has lost all rows"):
+        losses = [em.step(faithful) for _ in range(3)]
     assert np.isfinite(losses).all()
     assert pyro.param("loc")[1].tolist() == [1e6, 1e6]
 
@@ -479,4 +481,4 @@ def test_nothing_of_components_times_rows_times_columns_is_formed(faithful):
         em.step(x)
         with Largest() as seen:
             em.step(x)
-        assert seen.numel <= max(n * k, n * d, 1 << 19)
+        assert seen.numel <= max(n * k, n * d, BLOCK_NUMBERS)

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 import pyro_lvm as lvm
 from pyro_lvm.infer import enumeration
-from pyro_lvm.infer.families import closed_form
+from pyro_lvm.infer.m_step import closed_form
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.testing import laws, oracles
 
@@ -74,9 +74,9 @@ class WrongForm(dist.Poisson):
 
 
 class _TooLarge(type(closed_form(dist.Poisson(1.0)))):
-    def statistics(self, fn, value, weights, variance_floor):
-        statistics = super().statistics(fn, value, weights, variance_floor)
-        statistics["sum"] = 1.5 * statistics["sum"]
+    def collect(self, *args):
+        statistics = super().collect(*args)
+        statistics["sum_0"] = 1.5 * statistics["sum_0"]
         return statistics
 
 

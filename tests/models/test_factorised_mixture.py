@@ -183,9 +183,6 @@ def test_weights_scale_the_joint_density_as_repeated_rows_do(local, case):
     torch.testing.assert_close(log_joint(z, x, sample_weights=times), repeated)
 
 
-@pytest.mark.xfail(
-    raises=(NotImplementedError, ValueError), strict=False, reason="enumeration does not take a scale of each row yet"
-)
 @each_case
 def test_weights_equal_repeated_rows_in_em(local, case):
     x, times = rows_of(case), torch.arange(200) % 3

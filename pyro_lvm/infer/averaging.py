@@ -1,0 +1,65 @@
+r"""Statistics averaged over batches: stepwise EM.
+
+After batch t with expected statistics :math:`s_t`, the M-step uses
+
+.. math:: S_t = (1 - \gamma_t) S_{t-1} + \gamma_t s_t, \qquad \gamma_t = (t + 1)^{-\kappa}, \quad \gamma_0 = 1
+
+which converges for :math:`1/2 < \kappa \le 1`; memory does not depend on the number of rows.
+
+References:
+    O. Cappé, E. Moulines (2009), On-line expectation-maximization for latent data models, JRSS B 71(3), eq. 9 and 17.
+    P. Liang, D. Klein (2009), Online EM for unsupervised models, NAACL.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pyro_lvm.infer.m_step import Statistics
+
+__all__ = ["Averages"]
+
+
+class Averages:
+    """Running averages of the statistics of every site.
+
+    Args:
+        decay: The exponent kappa.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.count = 0
+        self.sites: dict[str, Statistics] = {}
+
+    @property
+    def rate(self) -> float:
+        """The weight of the present batch."""
+        return float((self.count + 1) ** -self.decay)
+
+    def update(self, site: str, statistics: Statistics) -> Statistics:
+        """Blend a site's statistics on the present batch into its average."""
+        old = self.sites.get(site)
+        if old is not None and old.cells == statistics.cells:
+            blended = {
+                name: new if name in Statistics.CONSTANT else torch.lerp(old[name].to(new), new, self.rate)
+                for name, new in statistics.items()
+            }
+            statistics = Statistics(statistics.cells, **blended)
+        self.sites[site] = statistics
+        return statistics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers only."""
+        sites = {name: {"cells": list(s.cells), **dict(s)} for name, s in self.sites.items()}
+        return {"count": self.count, "sites": sites}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.count = state["count"]
+        self.sites = {
+            name: Statistics(torch.Size(saved["cells"]), **{k: v for k, v in saved.items() if k != "cells"})
+            for name, saved in state["sites"].items()
+        }

@@ -1,0 +1,346 @@
+r"""Rows against parameter cells in natural form: every exponential family is scored and learned by matrix products.
+
+A site whose parameters vary over `c` cells (mixture components, hidden states) and whose value varies over `n` rows
+has the log-density table
+
+.. math:: \log p(x_n \mid \theta_k) = \Theta_k \cdot F_n + a_k + h_n
+
+with features :math:`F_n` of the row, natural parameters :math:`\Theta_k` and :math:`a_k = -A(\theta_k)`. Its expected
+sufficient statistics under weights W are :math:`W F^\top`: the same features, the other matrix product. Features are
+made for a block of rows at a time, so memory grows with rows times cells and never with rows times features.
+
+Products run about the values' centre, in float64 unless the data are float32 and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form, unwrap
+from pyro_lvm.ops.cells import Cells, sum_to
+
+__all__ = ["Kernel", "gather", "log_density", "rows_of_a_block"]
+
+# Numbers in one block of features: larger blocks leave the cache, smaller ones starve the products.
+BLOCK_NUMBERS = 1 << 20
+# Nats in the largest term of a log-density: beyond, float32 products lose more than 1e-4 nats, float64's 1e-6.
+SINGLE_LIMIT, DOUBLE_LIMIT = 500.0, 1e9
+
+
+def rows_of_a_block(num_features: int) -> int:
+    """How many rows to make features for at a time."""
+    return max(256, min(16384, BLOCK_NUMBERS // max(1, num_features)))
+
+
+@dataclass
+class Kernel:
+    """One site in natural form.
+
+    Attributes:
+        base: The distribution inside all wrappers.
+        family: Its natural form.
+        cells: Rows and cells; `cells.rows` has shape (n, *inner, *event).
+        inner: Shape of the dimensions that `Independent` declares to be events.
+        reference: The point about which statistics are gathered.
+        mask: Which entries count, (n, *inner) or (n, 1, ...); None if all do.
+        coefficients: Natural parameters, (c, m), then minus the log-normalizer for each masked dimension.
+        constant: Minus the log-normalizer, (c,); zero where there is a mask.
+        dtype: The type of the products.
+        accurate: Whether log-densities keep six decimals: far from the centre they are small differences.
+    """
+
+    base: Any
+    family: ExponentialFamily
+    cells: Cells
+    inner: torch.Size
+    reference: Reference | None
+    mask: Tensor | None
+    coefficients: Tensor
+    constant: Tensor
+    dtype: torch.dtype
+    accurate: bool = True
+
+    @classmethod
+    def of(
+        cls, fn: Any, value: Tensor, mask: Any = None, reference: Reference | None = None, exact: bool = True
+    ) -> Kernel | None:
+        """The natural form of a site; None if it has none, or no rows that are told apart from its cells.
+
+        Args:
+            fn: The site's distribution, wrapped or not.
+            value: Its value.
+            mask: The site's own mask.
+            reference: Where values lie, if known.
+            exact: Products in float64, whatever the data's type.
+        """
+        base, inner, masks = _peel(fn, mask)
+        family = closed_form(base)
+        if not isinstance(family, ExponentialFamily) or not _has_family_density(base):
+            return None
+        inside = len(inner) + family.event_dim
+        reference = reference or family.reference(base, value, tuple(range(value.dim() - inside)))
+        natural, log_normalizer = family.natural(base, reference)
+        trailing = family.trailing(base)
+        widths = [len(inner) + len(t) for t in trailing]
+        joint = _broadcast_mask(masks, fn.batch_shape, inner)
+        cells = Cells.of(
+            torch.broadcast_shapes(fn.batch_shape, () if joint is None else joint.shape[: joint.dim() - len(inner)]),
+            value,
+            inside,
+            *((eta, width) for eta, width in zip(natural, widths, strict=True)),
+            (log_normalizer, len(inner)),
+        )
+        if cells is None:
+            return None
+        row_mask = None
+        if joint is not None:
+            row_mask = _rows_of(joint, cells, len(inner))
+            if row_mask is None:
+                return None
+        *etas, log_normalizer = cells.parameters
+        flat = [_features_first(eta.expand(-1, *inner, *t), len(inner)) for eta, t in zip(etas, trailing, strict=True)]
+        limit = torch.finfo(log_normalizer.dtype).max / 1e8
+        offset = -log_normalizer.expand(-1, *inner)
+        constant = offset.flatten(1).sum(-1) if inner else offset
+        if row_mask is not None:
+            per_entry = row_mask[0].numel() > 1
+            flat.append(offset.flatten(1) if per_entry else constant.unsqueeze(-1))
+            constant = torch.zeros_like(constant)
+        coefficients = torch.cat(flat, -1).double().clamp(-limit, limit)
+        constant = constant.double()
+        dtype = torch.float64
+        largest = float(offset.detach().abs().max()) if offset.numel() else 0.0
+        if not exact and cells.rows.dtype != torch.float64 and largest < SINGLE_LIMIT:
+            dtype = torch.float32
+        accurate = not largest > DOUBLE_LIMIT
+        return cls(base, family, cells, inner, reference, row_mask, coefficients, constant, dtype, accurate)
+
+    @property
+    def num_features(self) -> int:
+        """Length of a feature vector."""
+        return self.coefficients.shape[1]
+
+    def write(self, start: int, stop: int, out: Tensor) -> None:
+        """Features of some rows, into a buffer of shape (num_features, stop - start)."""
+        rows = self.cells.rows[start:stop]
+        if self.reference is not None and rows.dtype != torch.float64:
+            rows = rows - self.reference.centre.to(rows.dtype)  # exact where it matters: rows near the centre
+        elif self.reference is not None:
+            rows = rows - self.reference.centre
+        rows = rows.to(out.dtype)
+        inner, event = len(self.inner), self.family.event_dim
+        value = rows.permute((*range(1 + inner, 1 + inner + event), *range(1, 1 + inner), 0)).contiguous()
+        buffers, position = [], 0
+        for shape in self.family.trailing(self.base):
+            full = (*shape, *self.inner, len(rows))
+            size = math.prod(full[:-1])
+            buffers.append(out[position : position + size].view(full))
+            position += size
+        self.family.fill(value, self.base, self.reference, tuple(buffers))
+        if self.mask is not None:
+            mask = self.mask[start:stop].movedim(0, -1).to(out.dtype)
+            for buffer in buffers:
+                buffer.mul_(mask)
+            out[position:].view(*mask.shape).copy_(mask)
+
+    def log_base(self, start: int, stop: int) -> Tensor | None:
+        """The base measure of some rows, (stop - start,), nats; None if it is zero."""
+        h = self.family.base(self.cells.rows[start:stop], self.base)
+        if h is None:
+            return None
+        if self.mask is not None:
+            h = torch.where(self.mask[start:stop] != 0, h, 0.0)
+        h = h.expand(len(h), *self.inner)
+        return h.flatten(1).sum(-1) if self.inner else h
+
+    def table(self) -> Tensor:
+        """The log-density of every cell and row, (c, n), nats."""
+        n = self.cells.num_rows
+        out = torch.empty(len(self.constant), n, dtype=self.dtype, device=self.coefficients.device)
+        coefficients, constant = self.coefficients.to(self.dtype), self.constant.to(self.dtype).unsqueeze(-1)
+        for start in range(0, n, block := rows_of_a_block(self.num_features)):
+            stop = min(n, start + block)
+            features = torch.empty(self.num_features, stop - start, dtype=self.dtype, device=out.device)
+            self.write(start, stop, features)
+            torch.addmm(constant, coefficients, features, out=out[:, start:stop])
+            base = self.log_base(start, stop)
+            if base is not None:
+                out[:, start:stop] += base
+        return out
+
+    def sums(self, weights: Tensor) -> Tensor:
+        """Weighted sums of all features, (c, m), from weights (c, n)."""
+        n = self.cells.num_rows
+        out = torch.zeros(len(weights), self.num_features, dtype=torch.float64, device=weights.device)
+        for start in range(0, n, block := rows_of_a_block(self.num_features)):
+            stop = min(n, start + block)
+            features = torch.empty(self.num_features, stop - start, dtype=torch.float64, device=out.device)
+            self.write(start, stop, features)
+            out.addmm_(weights[:, start:stop].double(), features.T)
+        return out
+
+    def collect(self, total: Tensor, sums: Tensor, variance_floor: float) -> Statistics:
+        """Statistics by name from total weights (c,) and weighted sums of features (c, m)."""
+        shape = (*self.cells.cell_shape, *self.inner)
+        count, parts, position = len(sums), [], 0
+        for trailing in self.family.trailing(self.base):
+            size = math.prod((*trailing, *self.inner))
+            part = sums[:, position : position + size].reshape(count, *trailing, *self.inner)
+            order = (0, *range(1 + len(trailing), part.dim()), *range(1, 1 + len(trailing)))
+            parts.append(part.permute(order).reshape(*shape, *trailing))
+            position += size
+        if self.mask is not None:
+            total = sums[:, position:]
+        per_entry = total.dim() > 1 and total.shape[1] > 1
+        total = total.reshape(count, *(self.inner if per_entry else [1] * len(self.inner)))
+        total = total.expand(count, *self.inner).reshape(shape)
+        return self.family.collect(self.base, self.reference, total, tuple(parts), variance_floor)
+
+
+def log_density(fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`fn.log_prob(value)`, by matrix products where `fn` has few parameter cells and `value` many rows.
+
+    Args:
+        fn: A Pyro distribution.
+        value: Shape broadcastable to `fn.batch_shape + fn.event_shape`.
+        args: Passed on to `fn.log_prob`.
+        kwargs: Passed on to `fn.log_prob`.
+
+    Returns:
+        Log-density of shape `fn.batch_shape` broadcast with the batch shape of `value`, nats.
+    """
+    if args or kwargs or torch.is_grad_enabled() or _few_rows(fn, value):
+        return fn.log_prob(value, *args, **kwargs)
+    kernel = Kernel.of(fn, value)
+    if kernel is None or not kernel.accurate or kernel.cells.num_rows < 2:
+        return fn.log_prob(value)
+    fn._validate_sample(value) if fn._validate_args else None
+    return kernel.cells.unflatten(kernel.table().to(kernel.cells.parameters[0].dtype))
+
+
+def gather(
+    fn: Any,
+    value: Tensor,
+    weights: Tensor,
+    variance_floor: float,
+    known: Reference | None = None,
+    remember: Callable[[Reference | None], None] | None = None,
+) -> Statistics:
+    """Expected sufficient statistics of a site under any weights, in float64.
+
+    Args:
+        fn: The site's distribution, of an exponential family, wrapped or not.
+        value: Shape broadcastable to the batch + event.
+        weights: Broadcastable to the batch.
+        variance_floor: Smallest variance allowed, relative to that of the value.
+        known: Where values lie, if known.
+        remember: Is told where values lie.
+    """
+    kernel = Kernel.of(fn, value, None, known)
+    if kernel is not None and torch.broadcast_shapes(weights.shape, kernel.cells.shape) == kernel.cells.shape:
+        if remember is not None:
+            remember(kernel.reference)
+        table = kernel.cells.flatten(weights).double()
+        return kernel.collect(table.sum(-1), kernel.sums(table), variance_floor)
+    return _gather_dense(*unwrap(fn, weights), value, variance_floor, known, remember)
+
+
+def _gather_dense(
+    fn: Any,
+    weights: Tensor,
+    value: Tensor,
+    variance_floor: float,
+    known: Reference | None,
+    remember: Callable[[Reference | None], None] | None,
+) -> Statistics:
+    """The same where the value varies from cell to cell: statistics of all values at once."""
+    family = closed_form(fn)
+    if not isinstance(family, ExponentialFamily):
+        raise TypeError(f"gather: expected an exponential family; got {type(fn).__name__}.")
+    event, trailing = family.event_dim, family.trailing(fn)
+    natural, log_normalizer = family.natural(fn, None)
+    shapes = [eta.shape[: eta.dim() - len(t)] for eta, t in zip(natural, trailing, strict=True)]
+    full = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - event], weights.shape)
+    found = torch.broadcast_shapes(log_normalizer.shape, *shapes)
+    cells = torch.Size((1,) * (len(full) - len(found)) + tuple(found))
+    value = value.reshape((1,) * (len(full) + event - value.dim()) + tuple(value.shape)).double()
+    rows = tuple(d for d, size in enumerate(cells) if size == 1)
+    reference = known or family.reference(fn, value, rows, keepdim=True)
+    if remember is not None:
+        remember(reference)
+    value = value if reference is None else value - reference.centre
+    first = value.permute((*range(len(full), value.dim()), *range(len(full))))
+    sums = []
+    for statistic, shape in zip(family.sufficient(first, fn, reference), trailing, strict=True):
+        last = statistic.permute((*range(len(shape), statistic.dim()), *range(len(shape))))
+        widened = weights.double().reshape(*weights.shape, *([1] * len(shape)))
+        sums.append(sum_to(torch.Size((*cells, *shape)), torch.Size((*full, *shape)), widened, last))
+    total = sum_to(cells, full, weights.double())
+    return family.collect(fn, reference, total, tuple(sums), variance_floor)
+
+
+def _has_family_density(fn: Any) -> bool:
+    """Whether a distribution's density is its family's: a user's subclass may have one of its own."""
+    owner = next(kind for kind in type(fn).__mro__ if "log_prob" in vars(kind))
+    return (
+        owner.__module__.startswith(("torch.", "pyro.distributions", "pyro_lvm.")) or type(fn) in closed_form.registry
+    )
+
+
+def _few_rows(fn: Any, value: Tensor) -> bool:
+    """Whether plain evaluation is as cheap."""
+    return value.numel() < 4096 and fn.batch_shape.numel() < 4096
+
+
+def _peel(fn: Any, mask: Any) -> tuple[Any, torch.Size, list[tuple[Any, int]]]:
+    """The distribution inside all wrappers, the shape that they declare events, and masks with the depth of each."""
+    depth = 0
+    masks = [] if mask is None else [(mask, 0)]
+    while True:
+        if isinstance(fn, dist.MaskedDistribution):
+            masks.append((fn._mask, depth))
+            fn = fn.base_dist
+        elif isinstance(fn, torch.distributions.Independent):
+            depth += fn.reinterpreted_batch_ndims
+            fn = fn.base_dist
+        else:
+            inner = fn.batch_shape[len(fn.batch_shape) - depth :]
+            return fn, inner, [(m, depth - d) for m, d in masks if m is not True]
+
+
+def _broadcast_mask(masks: list[tuple[Any, int]], batch: torch.Size, inner: torch.Size) -> Tensor | None:
+    """All masks as one, of shape (outer batch, inner)."""
+    joint = None
+    for mask, missing in masks:
+        tensor = torch.as_tensor(mask)
+        tensor = tensor.reshape(*tensor.shape, *([1] * missing))
+        joint = tensor if joint is None else joint & tensor
+    if joint is not None and joint.dim() < len(inner):
+        joint = joint.reshape(*([1] * (len(inner) - joint.dim())), *joint.shape)
+    return joint
+
+
+def _rows_of(mask: Tensor, cells: Cells, inside: int) -> Tensor | None:
+    """A mask as (n, *inner); None if it tells cells apart."""
+    ndim = len(cells.shape)
+    mask = mask.reshape((1,) * (ndim + inside - mask.dim()) + tuple(mask.shape))
+    cell_dims, row_dims = cells.order[: cells.num_cell_dims], cells.order[cells.num_cell_dims :]
+    if any(mask.shape[d] > 1 for d in cell_dims):
+        return None
+    mask = mask.permute((*cell_dims, *row_dims, *range(ndim, ndim + inside)))
+    sizes = [cells.shape[d] for d in row_dims]
+    tail = mask.shape[ndim:]
+    return mask.expand(*([1] * len(cell_dims)), *sizes, *tail).reshape(cells.num_rows, *tail)
+
+
+def _features_first(eta: Tensor, inner: int) -> Tensor:
+    """From (c, *inner, *trailing) to (c, trailing * inner), the order in which features are written."""
+    order = (0, *range(1 + inner, eta.dim()), *range(1, 1 + inner))
+    return eta.permute(order).flatten(1) if eta.dim() > 1 else eta.unsqueeze(-1)
