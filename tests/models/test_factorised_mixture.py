@@ -298,3 +298,15 @@ def test_facts():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert models.BernoulliMixture(2, data_dim=3).config == {"num_components": 2, "data_dim": 3, "priors": None}
+
+
+@pytest.mark.xfail(raises=RuntimeError, reason="plan.refresh unwraps a mask with no weights")
+@each_case
+def test_one_component_with_gaps(case):
+    x = rows_of(case, missing=0.2)
+    fit = lvm.fit(made(case, 1), x, seed=0, progress=False)
+    alone = sum(
+        column_log_density(kind, x[:, j].numpy(), maximum(kind, x[:, j].numpy(), np.ones((200, 1)), p))
+        for j, (kind, p) in enumerate(zip(kinds_of(case), by_column(fit.model), strict=True))
+    )
+    np.testing.assert_allclose(fit.log_likelihood(x).numpy(), alone[:, 0], rtol=1e-8)
