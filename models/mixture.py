@@ -19,6 +19,7 @@ from jaxtyping import Float, Num
 from pyro import poutine
 from torch import Tensor
 
+from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
 __all__ = ["Mixture", "Priors"]
@@ -42,9 +43,7 @@ class Mixture(LatentVariableModel):
 
     def __init__(self, num_components: int, priors: bool | Priors | None = None) -> None:
         super().__init__()
-        if num_components < 1 or int(num_components) != num_components:
-            raise ValueError(f"{self._name}: expected num_components >= 1; got {num_components}.")
-        self.num_components = int(num_components)
+        self.num_components = whole_number(self._name, "num_components", num_components)
         self.priors = priors
 
     @property
@@ -99,9 +98,7 @@ class Mixture(LatentVariableModel):
 
     def _checked_columns(self, data_dim: int | None) -> int | None:
         """A number of columns, None while it is left to the data."""
-        if data_dim is not None and (int(data_dim) != data_dim or data_dim < 1):
-            raise ValueError(f"{self._name}: expected data_dim >= 1; got {data_dim}.")
-        return data_dim
+        return None if data_dim is None else whole_number(self._name, "data_dim", data_dim)
 
     def _counted(self, sample_weights: Tensor | None, like: Tensor) -> AbstractContextManager[Any]:
         """Count every row as often as its weight says."""

@@ -34,6 +34,7 @@ __all__ = [
     "localise",
     "module_local_store",
     "pack",
+    "pack_mask",
     "pack_scale",
     "plain_trace",
     "plate_symbols",
@@ -80,14 +81,28 @@ def dims_of(tensor: Tensor) -> str:
     return tensor._pyro_dims  # type: ignore[attr-defined]
 
 
-def pack_scale(tensor: Tensor, scale: Any = 1.0, mask: Any = None) -> Tensor:
-    """Scale and mask a packed tensor."""
-    return packed.scale_and_mask(tensor, scale=scale, mask=mask)
+class _ExactLogRing(LogRing):
+    _backend = "pyro_lvm.ops.log_einsum"
+
+
+def pack_mask(tensor: Tensor, mask: Any) -> Tensor:
+    """Mask a packed tensor."""
+    return packed.scale_and_mask(tensor, scale=1.0, mask=mask)
+
+
+def pack_scale(tensor: Tensor, scale: Any) -> Tensor:
+    """Multiply a packed tensor by a number or a packed tensor."""
+    if not isinstance(scale, Tensor):
+        return packed.scale_and_mask(tensor, scale=scale)
+    first, second = packed.broadcast_all(tensor, scale)
+    product = first * second
+    product._pyro_dims = first._pyro_dims
+    return product
 
 
 def contract(tree: PackedTree, sum_dims: set[str]) -> PackedTree:
     """Log-sum-exp over `sum_dims` by tensor variable elimination; plates are multiplied out only where needed."""
-    return contract_tensor_tree(tree, sum_dims, ring=LogRing())
+    return contract_tensor_tree(tree, sum_dims, ring=_ExactLogRing())
 
 
 def copy_programs(*programs: Any) -> tuple[Any, ...]:

@@ -73,7 +73,7 @@ class LatentVariableModel(PyroModule):
 
     Attributes:
         dims: Names of the axes of each parameter, for labelled output.
-        handles_missing: Whether NaN in the rows means missing, and is marginalised.
+        handles_missing: Whether NaN in `x` means missing and is summed out; else the front door turns it away.
         initial_values: Where inference starts the sites with priors.
     """
 

@@ -42,7 +42,7 @@ class Groups:
         sample_stats: Shape (chain, draw).
         coords: Coordinate values by dimension.
         dims: Names of the dimensions of each variable beyond chain and draw.
-        attrs: Facts about the fit, kept with the posterior.
+        attrs: Facts about the fit, kept with the posterior, or with the whole if there is none.
     """
 
     posterior: Arrays
@@ -68,10 +68,10 @@ class Groups:
             warnings.filterwarnings("ignore", message="More chains")  # a point is one draw of one chain
             if int(arviz.__version__.split(".")[0]) >= 1:
                 data = arviz.from_dict(groups, coords=self.coords, dims=self.dims)
-                data["posterior"].attrs.update(self.attrs)
+                (data["posterior"] if self.posterior else data).attrs.update(self.attrs)
             else:
                 data = arviz.from_dict(**groups, coords=self.coords, dims=self.dims)
-                data.posterior.attrs.update(self.attrs)
+                (data.posterior if self.posterior else data).attrs.update(self.attrs)
         return data
 
 
@@ -103,7 +103,7 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
         attrs=attrs,
     )
     if fit.guide is not None and likelihood.shape[1] > 1:
-        ratios = _importance_ratios(fit, arguments, likelihood)
+        ratios = _importance_ratios(fit, arguments, likelihood * arguments.weights)
         groups.sample_stats = {"log_importance_ratio": ratios[None]}
         groups.attrs["pareto_k"] = pareto_k(ratios)
     if fit.sampled:

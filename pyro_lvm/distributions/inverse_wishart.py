@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints, transform_to
+from torch.distributions import Transform, biject_to, constraints, register_kl, transform_to
 
 __all__ = ["InverseWishart"]
 
@@ -170,3 +170,19 @@ class InverseWishart(TorchDistribution):
         root = torch.linalg.cholesky(self.scale).expand(*shape, d, d)
         flipped = torch.linalg.solve_triangular(bartlett, root.mT, upper=False).mT
         return flipped @ flipped.mT
+
+
+@register_kl(InverseWishart, InverseWishart)  # type: ignore[untyped-decorator]
+def _divergence(q: InverseWishart, p: InverseWishart) -> Tensor:
+    """That of the Wishart laws of the precisions (torch's own for `Wishart` is wrong for batches), nats."""
+    d = q.event_shape[-1]
+    half_q, half_p = 0.5 * q.df, 0.5 * p.df
+    expected_log = torch.digamma(half_q.unsqueeze(-1) - 0.5 * torch.arange(d).to(q.df)).sum(-1)
+    trace = torch.linalg.solve(q.scale, p.scale).diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (
+        (half_q - half_p) * expected_log
+        + torch.special.multigammaln(half_p, d)
+        - torch.special.multigammaln(half_q, d)
+        + half_p * (torch.linalg.slogdet(q.scale).logabsdet - torch.linalg.slogdet(p.scale).logabsdet)
+        + half_q * (trace - d)
+    )

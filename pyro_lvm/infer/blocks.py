@@ -57,7 +57,7 @@ class Blocks:
     def read(self, parameter: Tensor) -> Tensor:
         """The argument's entries: shape `batch + event`."""
         blocks = parameter.reshape(-1)[self.elements]
-        copied = blocks[self.block].reshape(*self.batch, *self.elements.shape[1:])
+        copied = blocks[self.block].reshape((*self.batch, *self.elements.shape[1:]))
         if self.factor is None:
             return copied
         return copied * self.factor.reshape(*self.factor.shape, *([1] * (self.elements.dim() - 1)))

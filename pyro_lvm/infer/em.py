@@ -18,10 +18,11 @@ from pyro_lvm.infer.averaging import Averages
 from pyro_lvm.infer.enumeration import Expectation, expect
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
 from pyro_lvm.infer.guard import Step
-from pyro_lvm.infer.maximise import maximise
+from pyro_lvm.infer.maximise import maximise, own_m_step
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.plan import Plan, make_plan, refresh
 from pyro_lvm.infer.row_pass import Memory
+from pyro_lvm.infer.seeding import reseed
 from pyro_lvm.infer.squarem import extrapolate
 from pyro_lvm.infer.structure import REFUSALS, first_rows, plate_nesting
 
@@ -37,6 +38,10 @@ class EM:
     Each call of `step` finds the posterior :math:`p(z \mid x, \theta)` and moves :math:`\theta` to a maximum (or, for
     parameters without a closed form, uphill) of :math:`\mathrm{E}[\log p(x, z \mid \theta')]`, so the log-likelihood
     never falls. Should a closed form be wrong for a program, the fall is undone and that parameter gets gradient steps.
+
+    A site may bring its own M-step: `infer={"m_step": f}` with `f(fn, value, weights)` that returns new values of
+    parameters by name, given the site's distribution, its value and the posterior weight of every cell of its
+    log-density; or ask for gradient steps by `infer={"m_step": "gradient"}`.
 
     With a guide of point masses over continuous sites outside of the plate of the rows (`lvm.guides.MAP`), it finds
     their mode (MAP-EM): conjugate priors enter the closed forms as pseudo-counts.
@@ -143,6 +148,17 @@ class EM:
             self._extrapolated(expectation, args, kwargs)
         return -expectation.log_likelihood
 
+    def seed(self, *args: Any, **kwargs: Any) -> None:
+        """Move the parameters to a start that depends on the data: an M-step on k-means++ clusters of the rows.
+
+        For programs whose starting values are constants, so that restarts differ; other programs than mixtures get an
+        M-step under perturbed posteriors. Draws from torch's generator.
+        """
+        expectation = self._expect(args, kwargs)
+        reseed(expectation)
+        self._maximise(expectation, args, kwargs)
+        self._last = None
+
     def loss(self, *args: Any, **kwargs: Any) -> float:
         """Negative log-likelihood of the data at the current parameters, in nats; nothing is updated."""
         return -self._expect(args, kwargs, keep_weights=False).log_likelihood
@@ -200,6 +216,8 @@ class EM:
         self._last = Step(args, kwargs, expectation)
         self._report_lost(expectation, plan)
         updates = maximise(plan, expectation, self.variance_floor, self._memory, self._averages)
+        for site in plan.own:
+            updates.update(own_m_step(expectation, site))
         for name, value in updates.items():
             expectation.parameters[name].write(value)
         if self._averages is not None:

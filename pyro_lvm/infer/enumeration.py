@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ from pyro_lvm.infer.m_step import ClosedForm, ExponentialFamily, Statistics, unw
 from pyro_lvm.infer.natural import gather, log_density
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameter, Parameters
-from pyro_lvm.infer.row_pass import Memory, RowPass
+from pyro_lvm.infer.row_pass import Memory, RowPass, same_scale
 
 __all__ = [
     "Expectation",
@@ -41,6 +41,7 @@ __all__ = [
     "Parameter",
     "Parameters",
     "expect",
+    "hand_out",
     "row_log_likelihood",
 ]
 
@@ -66,10 +67,10 @@ class Factor:
         """Log-density of every cell, nats; a leaf of the graph unless differentiable."""
         if self._log_density is None:
             with torch.set_grad_enabled(self.differentiable):
-                value = log_density(self.fn, self.value, *self.site["args"], **self.site["kwargs"])
+                value = log_density(
+                    self.fn, self.value, *self.site["args"], correction=self.correction, **self.site["kwargs"]
+                )
                 value = torch.as_tensor(value)
-                if self.correction is not None:
-                    value = value + self.correction
             self._log_density = value if self.differentiable else value.detach()
         return self._log_density
 
@@ -98,6 +99,7 @@ class Expectation:
         gathered: Statistics of sites for which the E-step had them already.
         has_weights: Whether factors hold their weights.
         totals: Expected number of rows in every state of a site, as far as the E-step found it on the way.
+        rows: How the rows were passed over, if they were.
     """
 
     log_likelihood: float
@@ -107,6 +109,7 @@ class Expectation:
     gathered: dict[str, Statistics] = field(default_factory=dict)
     has_weights: bool = True
     totals: dict[str, Tensor] = field(default_factory=dict)
+    rows: RowPass | None = None
 
     def statistics(self, site: str, form: ClosedForm, variance_floor: float, memory: Memory) -> Statistics:
         """Expected sufficient statistics of a site."""
@@ -162,32 +165,34 @@ def _contract(trace: Trace, factors: Iterable[Factor], *, scaled: bool) -> Itera
     factors = list(factors)
     sum_dims = {f.site["infer"]["_enumerate_symbol"] for f in factors if f.enumerated}
     tree: _pyro.PackedTree = OrderedDict()
-    scales: dict[Any, tuple[Any, dict]] = {}
+    common: list[dict] = []
     for factor in factors:
         site, plates = factor.site, _pyro.plate_symbols(trace, factor.site)
         term = _pyro.pack(factor.log_density if factor.leaf is None else factor.leaf, site)
         if site["mask"] is not None and not factor.enumerated:
-            term = _pyro.pack_scale(term, mask=_pyro.pack(site["mask"], site))
+            term = _pyro.pack_mask(term, _pyro.pack(site["mask"], site))
         if sum_dims.isdisjoint(_pyro.dims_of(term)):
-            yield plates, _scale(term, site["scale"], site) if scaled else term
+            yield plates, _scale(term, site) if scaled else term
             continue
         tree.setdefault(plates, []).append(term)
-        scale = site["scale"]
-        scales[id(scale) if isinstance(scale, Tensor) else scale] = (scale, site)
-    if scaled and len(scales) > 1:
+        common.append(site)
+    if scaled and any(not same_scale(site["scale"], common[0]["scale"]) for site in common):
         raise ValueError(
             "Exact enumeration: expected one scale for all sites that share a discrete site, got "
-            f"{sorted({str(scale) for scale, _ in scales.values()})}. Scale all of them, or none."
+            f"{sorted({str(site['scale']) for site in common})}. Scale all of them, or none."
         )
     if tree:
         present = sum_dims & {dim for terms in tree.values() for term in terms for dim in _pyro.dims_of(term)}
         for plates, terms in _pyro.contract(tree, present).items():
             for term in terms:
-                yield plates, _scale(term, *next(iter(scales.values()))) if scaled else term
+                yield plates, _scale(term, common[0]) if scaled else term
 
 
-def _scale(term: Tensor, scale: Any, site: dict) -> Tensor:
-    return _pyro.pack_scale(term, scale=_pyro.pack(scale, site) if isinstance(scale, Tensor) else scale)
+def _scale(term: Tensor, site: dict) -> Tensor:
+    scale = site["scale"]
+    if not isinstance(scale, Tensor):
+        return _pyro.pack_scale(term, scale) if scale != 1.0 else term
+    return _pyro.pack_scale(term, _pyro.pack(scale, site))
 
 
 def expect(
@@ -197,7 +202,8 @@ def expect(
     kwargs: dict[str, Any],
     *,
     temperature: float = 1.0,
-    corrections: Mapping[str, Tensor] | None = None,
+    corrections: Callable[[dict[str, Factor]], Mapping[str, Tensor]] | None = None,
+    unscored: Collection[str] = (),
     memory: Memory | None = None,
     keep_weights: bool = True,
     variance_floor: float = 0.0,
@@ -210,7 +216,8 @@ def expect(
         args: The model's arguments.
         kwargs: The model's keyword arguments.
         temperature: Inverse temperature: the posterior's logarithm is multiplied by it.
-        corrections: Numbers to add to the log-density of sites, broadcastable to their batch shape, nats.
+        corrections: From factors to what is added to log-densities, on the cells of the unwrapped distributions, nats.
+        unscored: Sites whose own density does not count.
         memory: What an earlier E-step left behind.
         keep_weights: Whether weights are wanted; a mixture's statistics come without.
         variance_floor: Smallest variance allowed in statistics, relative to that of the value.
@@ -223,19 +230,22 @@ def expect(
         trace, factors = trace_factors(model, max_plate_nesting, args, kwargs)
     if not factors:
         raise ValueError("Exact enumeration: the model has no sample sites. Add pyro.sample(..., obs=x).")
-    for name, correction in (corrections or {}).items():
-        factors[name].correction = correction
+    scored = {name: factor for name, factor in factors.items() if name not in unscored}
     memory = Memory() if memory is None else memory
     with torch.no_grad():
-        rows = RowPass.of(factors, memory, corrections or {})
+        for name in factors.keys() - scored.keys():
+            factors[name].weights = torch.ones(factors[name].fn.batch_shape)
+        for name, correction in (corrections(factors) if corrections else {}).items():
+            factors[name].correction = correction
+        rows = RowPass.of(scored, memory)
         if rows is not None:
             result = rows.run(temperature, keep_weights, variance_floor)
             if not math.isfinite(result.log_likelihood):
-                raise NonFiniteLoss(_blame(result.log_likelihood, factors))
+                raise NonFiniteLoss(_blame(result.log_likelihood, scored))
             for factor in rows.outside:
                 factor.weights = _outside_weights(factor)
             if result.weights is not None:
-                _hand_out(rows.spread(result.weights), [f for f in factors.values() if f not in rows.outside])
+                hand_out(rows.spread(result.weights), [f for f in scored.values() if f not in rows.outside])
             return Expectation(
                 result.log_likelihood,
                 factors,
@@ -244,12 +254,13 @@ def expect(
                 result.gathered,
                 result.weights is not None,
                 {rows.latent.name: result.total},
+                rows,
             )
-    value = weigh(trace, factors, temperature)
+    value = weigh(trace, scored, temperature)
     return Expectation(value, factors, parameters.found, trace)
 
 
-def _hand_out(table: Tensor, factors: Iterable[Factor]) -> None:
+def hand_out(table: Tensor, factors: Iterable[Factor]) -> None:
     """Give every factor in the plate of the rows its posterior weights."""
     for factor in factors:
         mask = factor.site["mask"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, unwrap
 from pyro_lvm.infer.plan import ParameterPlan, Plan, PriorUse, Use
 from pyro_lvm.infer.row_pass import Memory
 
-__all__ = ["maximise"]
+__all__ = ["Sites", "groups", "maximise", "own_m_step", "sums_of"]
 
 
 def maximise(
@@ -37,9 +38,9 @@ def maximise(
         Constrained values by name. Later arguments (scales) see the new values of earlier ones (locations).
     """
     with torch.no_grad():
-        sites = _Sites(plan, expectation, variance_floor, memory, averages)
+        sites = Sites(plan, expectation, variance_floor, memory, averages)
         values = {entry.name: expectation.parameters[entry.name].value.detach() for entry in plan.closed}
-        for entries in _groups(plan):
+        for entries in groups(plan):
             joint = _joint(entries)
             for _ in range(1 if joint else max(use.form.sweeps for entry in entries for use in entry.uses)):
                 old = [values[entry.name] for entry in entries]
@@ -56,7 +57,27 @@ def maximise(
         return values
 
 
-class _Sites:
+def own_m_step(expectation: Expectation, site: str) -> dict[str, Tensor]:
+    """What a site's `infer={"m_step": f}` returns.
+
+    Raises:
+        ValueError: It does not return a dict of finite values for parameters of the program.
+    """
+    factor = expectation.factors[site]
+    with torch.no_grad():
+        updates = factor.site["infer"]["m_step"](factor.fn, factor.value, factor.weights)
+    known = expectation.parameters
+    if not isinstance(updates, dict) or not updates.keys() <= known.keys():
+        got = sorted(updates) if isinstance(updates, dict) else type(updates).__name__
+        raise ValueError(f"EM: expected the m_step of '{site}' to return a dict over {sorted(known)}; got {got}.")
+    for name, value in updates.items():
+        shape = tuple(known[name].value.shape)
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"EM: expected the m_step of '{site}' to return finite '{name}' of shape {shape}.")
+    return updates
+
+
+class Sites:
     """Sites as far as the M-step needs them, with all updates so far."""
 
     def __init__(
@@ -65,13 +86,15 @@ class _Sites:
         expectation: Expectation,
         variance_floor: float,
         memory: Memory,
-        averages: Averages | None,
+        averages: Averages | None = None,
+        uncounted: Collection[str] = (),
     ) -> None:
         self.forms = {use.site: use.form for entry in plan.closed for use in entry.uses}
         self.expectation = expectation
         self.variance_floor = variance_floor
         self.memory = memory
         self.averages = averages
+        self.uncounted = uncounted  # sites whose rows a scale must not count: see `CoordinateAscent`
         self.priors = {prior.site for entry in plan.closed for prior in entry.priors}
         self.found: dict[str, _Site] = {}
 
@@ -98,7 +121,7 @@ class _Sites:
         return new
 
 
-def _groups(plan: Plan) -> list[list[ParameterPlan]]:
+def groups(plan: Plan) -> list[list[ParameterPlan]]:
     """Parameters of one site after one another, locations before scales; sites that share a parameter go together."""
     groups: list[list[ParameterPlan]] = []
     for entry in plan.closed:
@@ -124,7 +147,7 @@ def _joint(entries: list[ParameterPlan]) -> Joint | None:
     return joint if same and not any(entry.priors for entry in entries) else None
 
 
-def _solve_jointly(joint: Joint, entries: list[ParameterPlan], old: list[Tensor], sites: _Sites) -> list[Tensor]:
+def _solve_jointly(joint: Joint, entries: list[ParameterPlan], old: list[Tensor], sites: Sites) -> list[Tensor]:
     use = entries[0].uses[0]
     site = sites[use.site]
     sums = [use.blocks.scatter(part, site.cells) for part in joint.accumulate(site.statistics)]
@@ -142,7 +165,7 @@ class _Site:
         self.cells = self.statistics.cells
 
 
-def _solve(entry: ParameterPlan, old: Tensor, sites: _Sites) -> Tensor:
+def _solve(entry: ParameterPlan, old: Tensor, sites: Sites) -> Tensor:
     first = entry.uses[0]
     argument, cells = first.argument, sites[first.site].cells
     accumulate, solve = argument.accumulate, argument.solve
@@ -154,25 +177,35 @@ def _solve(entry: ParameterPlan, old: Tensor, sites: _Sites) -> Tensor:
         and first.blocks.padded(cells) == cells
     ):
         accumulate, solve = argument.same_cells
+    return _write(first, solve(*_feasible(entry, sums_of(entry, sites, accumulate))), old)
+
+
+def sums_of(
+    entry: ParameterPlan, sites: Sites, accumulate: Any = None, *, priors_only: bool = False
+) -> tuple[Tensor, ...]:
+    """The accumulated statistics of every block of a parameter, over all its uses and priors."""
+    argument = entry.uses[0].argument
+    accumulate = accumulate or argument.accumulate
     sums: list[tuple[Tensor, ...]] = []
-    for use in entry.uses:
+    for use in [] if priors_only else entry.uses:
         site = sites[use.site]
         accumulated = accumulate(site.statistics, site.now)
         if use.blocks.factor is not None and argument.rescale is not None:
             accumulated = argument.rescale(accumulated, use.blocks.factor)
+        if use.site in sites.uncounted:  # given this parameter, the posterior of that site is normalised
+            accumulated = (accumulated[0], torch.zeros_like(accumulated[1]), *accumulated[2:])
         sums.append(tuple(use.blocks.scatter(part, site.cells) for part in accumulated))
     for prior in entry.priors:
-        sums.append(prior_sums(prior, sites.prior(prior), first.argument.event_dim))
-    return _write(first, solve(*_feasible(entry, tuple(sum(parts) for parts in zip(*sums, strict=True)))), old)
+        sums.append(prior_sums(prior, sites.prior(prior)))
+    return tuple(sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
 
 
-def prior_sums(use: PriorUse, prior: Any, event_dim: int) -> tuple[Tensor, ...]:
+def prior_sums(use: PriorUse, prior: Any) -> tuple[Tensor, ...]:
     """What a prior adds to the sums of every block."""
-    batch = use.blocks.batch
     additions = []
     for part in use.conjugate.addition(prior):  # type: ignore[union-attr]
-        trailing = part.shape[len(prior.batch_shape) :]
-        additions.append(use.blocks.scatter(part.double().expand((*batch, *trailing)), batch))
+        shape = torch.Size((*prior.batch_shape, *part.shape[len(prior.batch_shape) :]))
+        additions.append(use.blocks.scatter(part.double().expand(shape), use.blocks.batch))
     return tuple(additions)
 
 
@@ -195,7 +228,13 @@ def _feasible(entry: ParameterPlan, sums: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 def _write(use: Use, solved: Tensor, old: Tensor) -> Tensor:
     """Put solved blocks into a parameter; blocks without weight keep their value."""
+    elements = use.blocks.elements
+    kept = use.view.decode(old.reshape(-1)[elements]).to(solved.dtype)
+    solved = torch.where(_finite(solved), solved, kept)
     blocks = use.view.encode(solved)
-    kept = old.reshape(-1)[use.blocks.elements].to(blocks.dtype)
-    finite = torch.isfinite(blocks).reshape(len(blocks), -1).all(-1).reshape(-1, *([1] * (blocks.dim() - 1)))
-    return use.blocks.write(old, torch.where(finite, blocks, kept))
+    return use.blocks.write(old, torch.where(_finite(blocks), blocks, old.reshape(-1)[elements].to(blocks.dtype)))
+
+
+def _finite(blocks: Tensor) -> Tensor:
+    """Whether all of a block is finite, for every block."""
+    return torch.isfinite(blocks).reshape(len(blocks), -1).all(-1).reshape(-1, *([1] * (blocks.dim() - 1)))

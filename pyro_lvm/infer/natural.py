@@ -30,6 +30,8 @@ __all__ = ["Kernel", "gather", "log_density", "rows_of_a_block"]
 
 # Numbers in one block of features: larger blocks leave the cache, smaller ones starve the products.
 BLOCK_NUMBERS = 1 << 20
+# Numbers for which plain evaluation is as cheap.
+FEW = 4096
 # Nats in the largest term of a log-density: beyond, float32 products lose more than 1e-4 nats, float64's 1e-6.
 SINGLE_LIMIT, DOUBLE_LIMIT = 500.0, 1e9
 
@@ -69,7 +71,13 @@ class Kernel:
 
     @classmethod
     def of(
-        cls, fn: Any, value: Tensor, mask: Any = None, reference: Reference | None = None, exact: bool = True
+        cls,
+        fn: Any,
+        value: Tensor,
+        mask: Any = None,
+        reference: Reference | None = None,
+        exact: bool = True,
+        correction: Tensor | None = None,
     ) -> Kernel | None:
         """The natural form of a site; None if it has none, or no rows that are told apart from its cells.
 
@@ -79,6 +87,7 @@ class Kernel:
             mask: The site's own mask.
             reference: Where values lie, if known.
             exact: Products in float64, whatever the data's type.
+            correction: Added to the log-density of every cell of the unwrapped distribution, nats.
         """
         base, inner, masks = _peel(fn, mask)
         family = closed_form(base)
@@ -87,6 +96,7 @@ class Kernel:
         inside = len(inner) + family.event_dim
         reference = reference or family.reference(base, value, tuple(range(value.dim() - inside)))
         natural, log_normalizer = family.natural(base, reference)
+        log_normalizer = log_normalizer if correction is None else log_normalizer - correction
         trailing = family.trailing(base)
         widths = [len(inner) + len(t) for t in trailing]
         joint = _broadcast_mask(masks, fn.batch_shape, inner)
@@ -204,25 +214,43 @@ class Kernel:
         return self.family.collect(self.base, self.reference, total, tuple(parts), variance_floor)
 
 
-def log_density(fn: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def log_density(fn: Any, value: Tensor, *args: Any, correction: Tensor | None = None, **kwargs: Any) -> Tensor:
     """`fn.log_prob(value)`, by matrix products where `fn` has few parameter cells and `value` many rows.
 
     Args:
         fn: A Pyro distribution.
         value: Shape broadcastable to `fn.batch_shape + fn.event_shape`.
         args: Passed on to `fn.log_prob`.
+        correction: Added to the log-density of every cell of the unwrapped distribution, nats.
         kwargs: Passed on to `fn.log_prob`.
 
     Returns:
         Log-density of shape `fn.batch_shape` broadcast with the batch shape of `value`, nats.
     """
-    if args or kwargs or torch.is_grad_enabled() or _few_rows(fn, value):
-        return fn.log_prob(value, *args, **kwargs)
-    kernel = Kernel.of(fn, value)
+    plain = bool(args or kwargs) or torch.is_grad_enabled() or (value.numel() < FEW and fn.batch_shape.numel() < FEW)
+    kernel = None if plain and correction is None else Kernel.of(fn, value, correction=correction)
     if kernel is None or not kernel.accurate or kernel.cells.num_rows < 2:
-        return fn.log_prob(value)
+        density = torch.as_tensor(fn.log_prob(value, *args, **kwargs))
+        return density if correction is None else density + _sum_inside(fn, correction)
     fn._validate_sample(value) if fn._validate_args else None
-    return kernel.cells.unflatten(kernel.table().to(kernel.cells.parameters[0].dtype))
+    return kernel.cells.unflatten(kernel.table().to(_dtype_of(kernel.base, value)))
+
+
+def _dtype_of(base: Any, value: Tensor) -> torch.dtype:
+    """The type that `log_prob` would give."""
+    tensors = [value, *(v for v in vars(base).values() if isinstance(v, Tensor))]
+    found = {t.dtype for t in tensors if t.is_floating_point()}
+    return torch.float64 if torch.float64 in found or not found else max(found, key=lambda t: torch.finfo(t).bits)
+
+
+def _sum_inside(fn: Any, correction: Tensor) -> Tensor:
+    """A correction of the unwrapped distribution, summed over what `Independent` declares to be events."""
+    _, inner, masks = _peel(fn, None)
+    if not inner:
+        return correction
+    mask = _broadcast_mask(masks, fn.batch_shape, inner)
+    correction = correction.expand(torch.broadcast_shapes(correction.shape, inner))
+    return (correction if mask is None else correction * mask).sum(tuple(range(-len(inner), 0)))
 
 
 def gather(
@@ -292,11 +320,6 @@ def _has_family_density(fn: Any) -> bool:
     return (
         owner.__module__.startswith(("torch.", "pyro.distributions", "pyro_lvm.")) or type(fn) in closed_form.registry
     )
-
-
-def _few_rows(fn: Any, value: Tensor) -> bool:
-    """Whether plain evaluation is as cheap."""
-    return value.numel() < 4096 and fn.batch_shape.numel() < 4096
 
 
 def _peel(fn: Any, mask: Any) -> tuple[Any, torch.Size, list[tuple[Any, int]]]:

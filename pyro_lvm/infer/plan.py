@@ -54,6 +54,7 @@ class ParameterPlan:
         priors: The sites that it is the value of.
         sites: All sites whose density depends on it.
         reason: Why there is no closed form; empty if there is one.
+        own: The site whose `infer={"m_step": ...}` updates it; empty if none does.
         on_boundary: Whether a prior was found to put the mode on the boundary of the support.
     """
 
@@ -64,6 +65,7 @@ class ParameterPlan:
     sites: tuple[str, ...] = ()
     reason: str = ""
     on_boundary: bool = False
+    own: str = ""
 
     def unify(self) -> None:
         """Number the parameter's blocks alike in all its uses; without that there is no closed form."""
@@ -90,7 +92,7 @@ class ParameterPlan:
     @property
     def closed(self) -> bool:
         """Whether the M-step is in closed form."""
-        return bool(self.uses) and not self.reason
+        return bool(self.uses) and not self.reason and not self.own
 
 
 @dataclass
@@ -121,12 +123,17 @@ class Plan:
     @property
     def gradient(self) -> list[ParameterPlan]:
         """Parameters that a gradient step must update."""
-        return [p for p in self if not p.closed and p.sites]
+        return [p for p in self if not p.closed and p.sites and not p.own]
+
+    @property
+    def own(self) -> list[str]:
+        """Sites that bring an M-step of their own."""
+        return list(dict.fromkeys(p.own for p in self if p.own))
 
     def wants_weights(self, expectation: Expectation) -> bool:
         """Whether the M-step needs posterior weights themselves, not only the statistics that the E-step gathered."""
         gathered = expectation.gathered.keys()
-        return bool(self.gradient) or any(
+        return bool(self.gradient or self.own) or any(
             use.site not in gathered for entry in self.closed for use in entry.uses if use.site not in self.outside
         )
 
@@ -143,6 +150,8 @@ class Plan:
                 shown = ", ".join(uses[:3]) + (f" and {len(uses) - 3} more" if len(uses) > 3 else "")
                 shown += "".join(f", with prior {prior.kind}" for prior in p.priors)
                 rows.append((p.name, str(p.shape), "closed form", f"it is {shown}"))
+            elif p.own:
+                rows.append((p.name, str(p.shape), "your own", f"site '{p.own}' brings its M-step"))
             elif p.sites:
                 rows.append((p.name, str(p.shape), "gradient", p.reason))
             else:
@@ -214,7 +223,11 @@ def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expe
     for name, hits in touched.items():
         plan = plans[name]
         plan.sites = (*plan.sites, factor.name)
-        if plan.reason:
+        own = factor.site["infer"].get("m_step")
+        plan.own = factor.name if callable(own) else plan.own
+        if own == "gradient":
+            plan.reason = f"site '{factor.name}' asks for gradient steps"
+        if plan.reason or plan.own:
             continue
         if form is None:
             plan.reason = f"site '{factor.name}' ({type(fn).__name__}) has no closed form"

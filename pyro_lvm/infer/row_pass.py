@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form
-from pyro_lvm.infer.natural import Kernel, log_density, rows_of_a_block
+from pyro_lvm.infer.natural import Kernel, rows_of_a_block
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 
 if TYPE_CHECKING:
     from pyro_lvm.infer.enumeration import Factor
 
-__all__ = ["Memory", "RowPass"]
+__all__ = ["Memory", "RowPass", "same_scale"]
 
 # A log-density below this stands for probability zero: natural parameters are kept finite.
 IMPOSSIBLE = -1e25
@@ -105,7 +105,7 @@ class RowPass:
     prior: tuple[Tensor, ...] = ()
 
     @classmethod
-    def of(cls, factors: Mapping[str, Factor], memory: Memory, corrections: Mapping[str, Tensor]) -> RowPass | None:
+    def of(cls, factors: Mapping[str, Factor], memory: Memory) -> RowPass | None:
         """Recognise a mixture; None for any other program."""
         latent = [factor for factor in factors.values() if factor.enumerated]
         if len(latent) != 1 or latent[0].site["mask"] is not None:
@@ -129,7 +129,7 @@ class RowPass:
             if not wide <= ({state_dim, row_dim} if names else set()):
                 return None
         scale = z.site["scale"]
-        if any(f.site["scale"] is not scale and not _equal(f.site["scale"], scale) for f in inside):
+        if any(not same_scale(f.site["scale"], scale) for f in inside):
             return None
         if isinstance(scale, Tensor) and scale.numel() > 1:
             if scale.dim() < -row_dim or scale.shape[row_dim] != scale.numel():
@@ -139,9 +139,6 @@ class RowPass:
         for factor in inside:
             found._add(factor, memory)
         found._add_latent()
-        for name, correction in corrections.items():
-            if factors[name] not in outside:
-                found.dense.append(found._as_table(correction))
         return found
 
     def _add(self, factor: Factor, memory: Memory) -> None:
@@ -149,7 +146,7 @@ class RowPass:
         reference = memory.reference(factor.name, value)
         kernel = None
         if not site["args"] and not site["kwargs"]:
-            kernel = Kernel.of(factor.fn, value, site["mask"], reference, exact=False)
+            kernel = Kernel.of(factor.fn, value, site["mask"], reference, exact=False, correction=factor.correction)
         if kernel is not None and kernel.accurate and self._fits(kernel):
             memory.remember(factor.name, value, kernel.reference)
             self.kernels[factor.name] = kernel
@@ -157,8 +154,7 @@ class RowPass:
             if base is not None:
                 self.dense.append(base.unsqueeze(0))
             return
-        density = log_density(factor.fn, value, *site["args"], **site["kwargs"])
-        density = torch.as_tensor(density)
+        density = factor.log_density
         if site["mask"] is not None:
             density = torch.where(torch.as_tensor(site["mask"]), density, 0.0)
         self.dense.append(self._as_table(density))
@@ -172,11 +168,13 @@ class RowPass:
                 statistics = family.sufficient(self.support(), z.fn, None)
                 self.prior = tuple(t.reshape(-1, self.states).double() for t in statistics)
                 density = -log_normalizer.reshape(1).double()
+                if z.correction is not None:
+                    density = density + z.correction.reshape(1)
                 for eta, statistic in zip(etas, self.prior, strict=True):
                     density = density + eta.double().clamp_min(10 * IMPOSSIBLE).reshape(-1) @ statistic
                 self.constant = density.reshape(-1, 1)
                 return
-        self.dense.append(self._as_table(z.fn.log_prob(z.value)))
+        self.dense.append(self._as_table(z.log_density))
 
     def support(self) -> Tensor:
         """The states, (*event, K)."""
@@ -312,7 +310,10 @@ def _scaled(factor: Factor) -> Tensor:
     return (density * factor.site["scale"]).sum(dtype=torch.float64)
 
 
-def _equal(a: Any, b: Any) -> bool:
+def same_scale(a: Any, b: Any) -> bool:
+    """Whether two scales, numbers or tensors, are equal."""
+    if a is b:
+        return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and bool((a == b).all())
     return bool(a == b)

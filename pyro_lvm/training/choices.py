@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro_lvm.infer import EM, MCMC, SVI
 from pyro_lvm.protocols import Inference, Sampler
 
-__all__ = ["GUIDES", "INFERENCES", "MODELS", "choose_guide", "choose_inference", "restart_loss"]
+__all__ = ["GUIDES", "INFERENCES", "MODELS", "choose_guide", "choose_inference", "discrete_sites", "restart_loss"]
 
 INFERENCES: dict[str, type] = {"em": EM, "svi": SVI, "mcmc": MCMC}
 GUIDES: dict[str, Callable] = {}
@@ -23,6 +23,12 @@ def continuous_sites(trace: poutine.Trace) -> list[str]:
     return [
         name for name in trace.stochastic_nodes if not getattr(trace.nodes[name]["fn"], "has_enumerate_support", False)
     ]
+
+
+def discrete_sites(trace: poutine.Trace) -> list[str]:
+    """Latent sites that can be summed out."""
+    continuous = continuous_sites(trace)
+    return [name for name in trace.stochastic_nodes if name not in continuous]
 
 
 def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> Any:

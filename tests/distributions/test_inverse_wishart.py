@@ -43,3 +43,14 @@ def test_batches_and_bad_arguments():
     torch.testing.assert_close(law.mode[0], SCALE.float() / 8)
     with pytest.raises(ValueError, match="expected df > 1"):
         InverseWishart(0.5, SCALE)
+
+
+def test_divergence_is_that_of_draws():
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 6).double(), torch.randn(2, 3, 9).double()
+    q = InverseWishart(torch.tensor([9.0, 11.0]).double(), a @ a.mT)
+    p = InverseWishart(torch.tensor([5.0, 6.0]).double(), b @ b.mT)
+    draws = q.sample((20_000,))
+    ratios = q.log_prob(draws) - p.log_prob(draws)
+    gap = torch.distributions.kl_divergence(q, p) - ratios.mean(0)
+    assert (gap.abs() < 5 * ratios.std(0) / 20_000**0.5).all()

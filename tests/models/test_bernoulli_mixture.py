@@ -30,7 +30,7 @@ def test_other_values_than_bits_are_turned_away(value):
     ("options", "message"), [({"num_components": 0}, "num_components"), ({"data_dim": 0}, "data_dim")]
 )
 def test_arguments_out_of_range(options, message):
-    with pytest.raises(ValueError, match=f"BernoulliMixture: expected {message} >= 1; got 0"):
+    with pytest.raises(ValueError, match=f"BernoulliMixture: expected {message} to be a whole number >= 1; got 0"):
         lvm.models.BernoulliMixture(**{"num_components": 2, **options})
 
 

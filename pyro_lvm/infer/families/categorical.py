@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.families.counts import not_negative, probs_of
+from pyro_lvm.infer.families.counts import finite_log, not_negative, probs_of
 from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
@@ -30,7 +30,7 @@ PROBS = Argument(
     lambda fn: probs_of(fn, 1, softmax),
     lambda statistics, current: (statistics["sum_0"],),
     lambda counts: counts / counts.sum(-1, keepdim=True),
-    (View("probs", normalised="sum"), View("logits", torch.log, softmax, normalised="shift")),
+    (View("probs", normalised="sum"), View("logits", finite_log, softmax, normalised="shift")),
     event_dim=1,
     conjugate={
         ("probs", dist.Dirichlet): Conjugate(

@@ -68,8 +68,18 @@ def expected_log_odds(q: Any) -> tuple[Tensor, Tensor]:
     return torch.digamma(q.concentration1) - both, torch.digamma(q.concentration0) - both
 
 
-PROBS_VIEWS = (View("probs"), View("logits", torch.logit, torch.sigmoid))
-RATE_VIEWS = (View("rate"), View("log rate", torch.log, torch.exp))
+def finite_log(value: Tensor) -> Tensor:
+    """The logarithm, finite at zero: a mode at minus infinity is reached as far as the type goes."""
+    return value.clamp_min(torch.finfo(value.dtype).tiny).log()
+
+
+def finite_logit(probs: Tensor) -> Tensor:
+    """Log-odds, finite at zero and one."""
+    return finite_log(probs) - finite_log(1 - probs)
+
+
+PROBS_VIEWS = (View("probs"), View("logits", finite_logit, torch.sigmoid))
+RATE_VIEWS = (View("rate"), View("log rate", finite_log, torch.exp))
 
 
 @closed_form_of(torch.distributions.Bernoulli)

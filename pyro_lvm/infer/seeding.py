@@ -1,0 +1,45 @@
+"""A start for EM that depends on the data: posterior weights from k-means++ clusters in place of an E-step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_lvm.infer.enumeration import Expectation, hand_out
+from pyro_lvm.infer.row_pass import RowPass
+from pyro_lvm.ops.kmeans import kmeans
+
+__all__ = ["reseed"]
+
+# Weight of a row in its own cluster; the rest is shared, lest a probability start at zero.
+CONFIDENCE = 0.95
+
+
+def reseed(expectation: Expectation) -> None:
+    """Replace the posterior weights of an E-step, drawn from torch's random generator.
+
+    In a mixture, rows are clustered by k-means++ on the values of all sites in natural form. Any other program has its
+    weights multiplied by exponential noise.
+
+    Args:
+        expectation: The E-step, with weights.
+    """
+    rows = expectation.rows
+    expectation.gathered = {}
+    if rows is None:
+        for factor in expectation.factors.values():
+            noise = torch.empty_like(factor.weights).exponential_()
+            factor.weights = factor.weights * noise
+        return
+    assignment = kmeans(_table(rows), min(rows.states, rows.rows)).to(rows.constant.device)
+    hard = torch.nn.functional.one_hot(assignment, rows.states).T
+    weights = CONFIDENCE * hard + (1 - CONFIDENCE) / rows.states
+    weights = weights.to(expectation.factors[rows.latent.name].weights.dtype) * rows.scale
+    inside = [factor for factor in expectation.factors.values() if factor not in rows.outside]
+    hand_out(rows.spread(weights), inside)
+
+
+def _table(rows: RowPass) -> Tensor:
+    """The values that rows can be told apart by, (n, columns)."""
+    columns = [kernel.cells.rows.reshape(rows.rows, -1).double() for kernel in rows.kernels.values()]
+    return torch.cat(columns, 1) if columns else torch.rand(rows.rows, 1, dtype=torch.float64)
