@@ -1,6 +1,17 @@
 """Generative programs, one file each."""
 
+from pyro_lvm.models.bernoulli_mixture import BernoulliMixture
+from pyro_lvm.models.categorical_mixture import CategoricalMixture
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
+from pyro_lvm.models.heterogeneous_mixture import HeterogeneousMixture
+from pyro_lvm.models.poisson_mixture import PoissonMixture
 from pyro_lvm.models.student_t_mixture import StudentTMixture
 
-__all__ = ["GaussianMixture", "StudentTMixture"]
+__all__ = [
+    "BernoulliMixture",
+    "CategoricalMixture",
+    "GaussianMixture",
+    "HeterogeneousMixture",
+    "PoissonMixture",
+    "StudentTMixture",
+]

@@ -13,24 +13,20 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Num
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.distributions import InverseWishart, PartialMultivariateNormal
-from pyro_lvm.models.real_rows import check_learnable, check_matrix, check_sample_weights, counted
-from pyro_lvm.ops.clusters import cluster_moments
+from pyro_lvm.models.mixture import Mixture, Priors
+from pyro_lvm.models.real_mixture import RealMixture
 from pyro_lvm.ops.missing import column_moments, fill
-from pyro_lvm.ops.whole_number import whole_number
-from pyro_lvm.protocols import LatentVariableModel
 
 __all__ = ["GaussianMixture"]
 
 COVARIANCES = ("full", "diag", "tied", "spherical")
-Priors = dict[str, Any]
 
 
-class GaussianMixture(LatentVariableModel):
+class GaussianMixture(RealMixture):
     r"""Mixture of K multivariate normal distributions.
 
     ==================  ===================  =========================================  ============
@@ -86,7 +82,7 @@ class GaussianMixture(LatentVariableModel):
         covariance: str = "full",
         priors: bool | Priors | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_components, data_dim, priors)
         if covariance not in COVARIANCES:
             raise ValueError(
                 f"GaussianMixture: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
@@ -96,12 +92,8 @@ class GaussianMixture(LatentVariableModel):
             raise ValueError(
                 f"GaussianMixture: expected priors for {', '.join(self.dims)}; got {', '.join(sorted(unknown))}."
             )
-        self.num_components = whole_number("GaussianMixture", "num_components", num_components)
-        self.data_dim = None if data_dim is None else whole_number("GaussianMixture", "data_dim", data_dim)
         self.covariance_type = covariance
-        self.priors = priors
-        if self.data_dim is not None:
-            self._declare(torch.zeros(1, self.data_dim), torch.eye(self.data_dim).expand(self.num_components, -1, -1))
+        self._declare_unseen()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -113,31 +105,12 @@ class GaussianMixture(LatentVariableModel):
             "priors": self.priors,
         }
 
-    def forward(
-        self,
-        x: Float[Tensor, "n d"] | None = None,
-        *,
-        size: int | None = None,
-        sample_weights: Num[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "n d"]:
-        """Run the program.
+    def _parameters_of_components(self) -> dict[str, Tensor]:
+        return {"covariance": self.covariance, "loc": self.loc}
 
-        Args:
-            x: Observed rows, shape (n, d), NaN where missing; None to generate.
-            size: Number of rows to generate.
-            sample_weights: How often each row counts, shape (n,), >= 0; once by default. For EM: Pyro's other
-                inferences cannot sum `z` out under a scale of each row.
-
-        Returns:
-            Rows, shape (n, d), with column means where entries are missing.
-        """
-        if x is None and size is None:
-            raise ValueError("GaussianMixture: expected rows x or a size to generate; got neither.")
-        weights, covariance, loc = self.weights, self.covariance, self.loc
+    def _observe(self, parameters: dict[str, Tensor], z: Tensor, x: Tensor | None) -> Tensor:
         x, known = (None, None) if x is None else fill(x)
-        with pyro.plate("data", size if x is None else len(x)), counted(sample_weights, weights):
-            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            return pyro.sample("x", self._component(loc[z], covariance, z, known), obs=x)
+        return pyro.sample("x", self._component(parameters["loc"][z], parameters["covariance"], z, known), obs=x)
 
     def _component(self, loc: Tensor, covariance: Tensor, z: Tensor, known: Tensor | None = None) -> Any:
         """The normal law of rows from the components `z`, or of their known entries."""
@@ -152,38 +125,9 @@ class GaussianMixture(LatentVariableModel):
         normal = dist.Normal(loc, variance.sqrt())
         return (normal if known is None else normal.mask(known)).to_event(1)
 
-    def check(self, x: Tensor) -> None:
-        """Raise a ValueError unless `x` is a matrix with `data_dim` columns."""
-        check_matrix("GaussianMixture", x, self.data_dim)
-
-    def check_training(self, x: Tensor) -> None:
-        """Raise a ValueError for fewer rows than components, fewer than two rows, or a constant or empty column."""
-        self.check(x)
-        check_learnable("GaussianMixture", x, self.num_components)
-
-    def initialize(self, x: Tensor, sample_weights: Tensor | None = None) -> None:
-        """Start from k-means clusters of the standardised columns; other seeds give other starts.
-
-        Args:
-            x: Rows, shape (n, d), NaN where missing.
-            sample_weights: How often each row counts, shape (n,); rows that do not count give no start.
-
-        Raises:
-            ValueError: Fewer rows than components, fewer than two rows, a constant or empty column, bad weights.
-        """
-        if sample_weights is not None:
-            check_sample_weights("GaussianMixture", x, sample_weights)
-            x = x[sample_weights > 0]
-        self.check_training(x)
-        self.data_dim = x.shape[1]
-        weights, loc, within = cluster_moments(x, self.num_components)
-        self._declare(x, within, loc, weights)
-
-    def _declare(self, x: Tensor, within: Tensor, loc: Tensor | None = None, weights: Tensor | None = None) -> None:
+    def _declare(self, x: Tensor, weights: Tensor, loc: Tensor, within: Tensor) -> None:
         """Create the three parameters at the given start, with the priors that the data's scale suggests."""
-        k, d = len(within), x.shape[1]
-        weights = torch.full((k,), 1 / k).to(within) if weights is None else weights
-        loc = torch.zeros(k, d).to(within) if loc is None else loc
+        k, d = loc.shape
         diagonal = within.diagonal(dim1=-2, dim2=-1)
         start = {
             "full": within,
@@ -202,9 +146,6 @@ class GaussianMixture(LatentVariableModel):
         positive = constraints.positive_definite if matrix else constraints.positive
         self.declare("covariance", start, positive, priors.get("covariance"))
         self.declare("loc", loc, constraints.real, priors.get("loc"))
-
-    def _weights_prior(self) -> Any:
-        return dist.Dirichlet(torch.ones(self.num_components).to(self.prior_spread))
 
     def _covariance_prior(self) -> Any:
         """A prior worth about one row per component, its scale that of the data shared among K components."""
@@ -229,7 +170,7 @@ class GaussianMixture(LatentVariableModel):
         return dist.Normal(self.prior_centre, variance.sqrt()).expand(shape).to_event(2)
 
     default_priors: ClassVar[dict[str, Any]] = {
-        "weights": _weights_prior,
+        "weights": Mixture._weights_prior,
         "covariance": _covariance_prior,
         "loc": _loc_prior,
     }

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from pyro_lvm.distributions import PartialMultivariateNormal
 from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.infer.enumeration import Factor, expect
 from pyro_lvm.ops.threads import fitting_threads
+from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
 
 if TYPE_CHECKING:
@@ -44,39 +46,50 @@ def impute(fit: Fit, arguments: Arguments) -> Tensor:
         posterior); an answer to a categorical column at its most probable value.
 
     Raises:
-        ValueError: The model observes no site of the rows' shape, or its distribution has no mean.
+        ValueError: The model observes no site of the rows' shape and makes no table of several, or a distribution has
+            no mean.
     """
     x = arguments.main
     missing = x.isnan()
     if not bool(missing.any()):
         return x.clone()
     draws = thinned(fit, AVERAGED_DRAWS)
-    total: Tensor | None = None
+    total: dict[str, Tensor] = {}
     with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(x.numel()):
         depth = nesting(fit, arguments)
         for given in draws:
             model = poutine.condition(fit.model, given)
-            factor = _observed(expect(model, depth, arguments.args, arguments.kwargs).factors, x)
-            found = _average(factor, depth)
-            total = found if total is None else total + found
-    if total is None:
-        raise ValueError("impute: expected a fit with draws; got none.")
-    average = total.detach() / len(draws)
-    if average.dim() > x.dim():
-        average = average.argmax(-1)
-    return torch.where(missing, average.to(x.dtype), x)
+            factors = expect(model, depth, arguments.args, arguments.kwargs).factors
+            for factor in _observed(factors, x, several=isinstance(fit.model, LatentVariableModel)):
+                found = _average(factor, depth)
+                total[factor.name] = total[factor.name] + found if factor.name in total else found
+        if not total:
+            raise ValueError("impute: expected a fit with draws; got none.")
+        averages = {
+            name: t.argmax(-1).to(x.dtype) if t.dim() > factors[name].value.dim() else t.detach() / len(draws)
+            for name, t in total.items()
+        }
+        table = averages.popitem()[1] if len(averages) == 1 else _assembled(fit.model, {**draws[0], **averages}, x)
+    return torch.where(missing, table.to(x.dtype), x)
 
 
-def _observed(factors: dict[str, Factor], x: Tensor) -> Factor:
-    """The site that observes the rows."""
-    for factor in factors.values():
-        if factor.site["is_observed"] and factor.value.shape == x.shape:
-            return factor
+def _observed(factors: dict[str, Factor], x: Tensor, several: bool) -> list[Factor]:
+    """The site that observes the rows, or the sites that do so between them."""
+    observed = [factor for factor in factors.values() if factor.site["is_observed"]]
+    whole = [factor for factor in observed if factor.value.shape == x.shape][:1]
+    if whole or (several and len(observed) > 1):
+        return whole or observed
     raise ValueError(
         f"impute: expected a site that observes rows of shape {tuple(x.shape)}; the model has "
-        f"{', '.join(f'{n} {tuple(f.value.shape)}' for n, f in factors.items() if f.site['is_observed']) or 'none'}. "
+        f"{', '.join(f'{f.name} {tuple(f.value.shape)}' for f in observed) or 'none'}. "
         "Observe the rows in one site."
     )
+
+
+def _assembled(model: Callable, values: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The table that a model makes of the values of its sites."""
+    with torch.random.fork_rng():
+        return poutine.condition(model, values)(size=len(x))
 
 
 def _average(factor: Factor, depth: int) -> Tensor:

@@ -62,7 +62,7 @@ def rejects_bad_rows(
     Args:
         make_model: Makes a new model; with `num_components=` if it has components.
         rows: Good rows, shape (n, d).
-        skip: Kinds that are no rubbish to this model.
+        skip: Kinds that are no rubbish to this model (NaN is none to a model that handles missing entries).
         options: Passed on to `lvm.fit`.
 
     Raises:
@@ -74,6 +74,8 @@ def rejects_bad_rows(
     skip = (*skip, "NaN") if getattr(good.model, "handles_missing", False) else skip
     for kind, (spoil, doors, pattern) in BAD_ROWS.items():
         if kind in skip or (doors == "components" and not has_components):
+            continue
+        if kind == "NaN" and getattr(good.model, "handles_missing", False):
             continue
         bad = spoil(rows)
         if doors in ("fit", "both"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -19,16 +20,23 @@ POINTS, REACH = 8001, 20.0
 
 
 def missing_entries_are_marginalised(
-    fit: Fit, rows: Float[Tensor, "n d"], *, support: Float[Tensor, " m"] | None = None, num_rows: int = 4
+    fit: Fit,
+    rows: Float[Tensor, "n d"],
+    *,
+    support: Sequence[tuple[Float[Tensor, " m"], float]] | None = None,
+    num_rows: int = 4,
 ) -> None:
     r"""A row with a gap has density :math:`\int p(x)\,dx_j`, and `fit.impute` fills it with the mean, to 1e-6.
+
+    Answers without an order have no mean: they may be filled with the most probable.
 
     The integral is over a grid for each column in turn. A row of which nothing is known has log-density 0.
 
     Args:
         fit: A fit of a model with `handles_missing`.
         rows: Complete rows, shape (n, d), n > 1, in float64.
-        support: The values to sum over if the columns are discrete.
+        support: For every column the values to sum over and the width of each, as `oracles.grid` gives them; by
+            default all columns are real.
         num_rows: How many of the rows to look at.
 
     Raises:
@@ -41,7 +49,7 @@ def missing_entries_are_marginalised(
             grid = torch.linspace(centre - REACH * spread, centre + REACH * spread, POINTS, dtype=rows.dtype)
             log_step = math.log(float(grid[1] - grid[0]))
         else:
-            grid, log_step = support.to(rows), 0.0
+            grid, log_step = support[column][0].to(rows), math.log(support[column][1])
         every = rows.repeat_interleave(len(grid), 0)
         every[:, column] = grid.repeat(len(rows))
         density = fit.log_likelihood(every).double().reshape(len(rows), -1) + log_step
@@ -54,10 +62,10 @@ def missing_entries_are_marginalised(
         )
         if fit.latent:  # a posterior's imputations average over draws, not over draws weighted by the row's density
             continue
-        mean = (density.softmax(-1) * grid).sum(-1)
+        mean, mode = (density.softmax(-1) * grid).sum(-1), grid[density.argmax(-1)]
         filled = fit.impute(gaps)
         scale = float(grid.std())
-        off = float((filled[:, column] - mean).abs().max()) / scale
+        off = min(float((filled[:, column] - best).abs().max()) for best in (mean, mode)) / scale
         require(
             off <= 1e-6,
             f"missing_entries_are_marginalised: column {column} is filled in {off:.3g} of its spread off the mean.",

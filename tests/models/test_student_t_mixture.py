@@ -210,11 +210,11 @@ def test_a_component_without_rows_stays_where_it_was(local):
 
 def test_errors(faithful):
     for options, message in (
-        ({"num_components": 0}, "num_components >= 1; got 0"),
+        ({"num_components": 0}, "num_components to be a whole number >= 1; got 0"),
         ({"covariance": "tied"}, "covariance to be one of full, diag; got 'tied'"),
         ({"degrees_of_freedom": 0}, "degrees_of_freedom > 0"),
         ({"degrees_of_freedom": float("nan")}, "Pass None to learn them"),
-        ({"data_dim": 0}, "data_dim >= 1"),
+        ({"data_dim": 0}, "data_dim to be a whole number >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
             lvm.models.StudentTMixture(**{"num_components": 2, **options})
