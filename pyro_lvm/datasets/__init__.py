@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["NAMES", "Data", "load"]
 
-LABELS = {"faithful": None, "iris": "species"}
+LABELS = {"faithful": None, "iris": "species", "wine": "cultivar"}
 NAMES = tuple(LABELS)
 
 

@@ -42,7 +42,7 @@ def draw_responsibilities(
     with fit.scope(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
         for given in draws:
-            model = poutine.condition(fit.model, given)
+            model = poutine.condition(fit.program, given)
             marginals = expect(model, depth, arguments.args, arguments.kwargs).marginals()
             if not marginals:
                 raise ValueError("predict: the model has no discrete latent site.")
@@ -76,7 +76,7 @@ def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
 def _discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperature: int) -> dict[str, Tensor]:
     with fit.scope(), _pyro.validation(False), torch.no_grad():
         depth = nesting(fit, arguments)
-        model = config_enumerate(poutine.condition(fit.model, given))
+        model = config_enumerate(poutine.condition(fit.program, given))
         decoded = infer_discrete(model, first_available_dim=-1 - depth, temperature=temperature)
         trace = poutine.trace(decoded).get_trace(*arguments.args, **arguments.kwargs)
     return {

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from pyro_lvm.protocols import LatentVariableModel
 
-__all__ = ["Arguments", "as_arguments"]
+__all__ = ["Arguments", "as_arguments", "as_labels"]
 
 
 @dataclass
@@ -227,3 +227,8 @@ def _convert(arguments: Arguments, model: Any, device: torch.device | None) -> A
         return tensor.to(device) if device is not None else tensor
 
     return arguments.map(one)
+
+
+def as_labels(value: Any, name: str) -> Tensor:
+    """Convert known values of a site; unlike data, they may have NaN for unknown ones."""
+    return _tensor(value, name)

@@ -14,10 +14,20 @@ from pyro_lvm import _pyro
 from pyro_lvm.infer.mcmc import MCMC
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.threads import fitting_threads
-from pyro_lvm.protocols import Inference, Sampler
+from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
 from pyro_lvm.training.callbacks import Callback, Checkpoint, EarlyStopping, Progress
 from pyro_lvm.training.choices import choose_guide, choose_inference, restart_loss
-from pyro_lvm.training.data import Arguments, as_arguments
+from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.labels import (
+    Labelled,
+    Unlabelled,
+    as_labelled,
+    check_labels,
+    labels_of,
+    name_states,
+    unclamp,
+    without_labels,
+)
 from pyro_lvm.training.loop import Run
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.scope import Scope
@@ -55,7 +65,9 @@ def fit(
     Args:
         model: Any Pyro program: a model of this package, a `PyroModule`, or a plain function.
         data: Array, tensor or DataFrame (the model's first argument); a dict of arguments; a
-            `torch.utils.data.Dataset`; or a list of sequences of unequal length.
+            `torch.utils.data.Dataset`; or a list of sequences of unequal length. An entry of a dict that is not an
+            argument of the model but one of its sites holds that site's known values, row by row, and -1 (in whole
+            numbers) or NaN (in others) where it is unknown: `lvm.fit(model, {"x": x, "z": labels})`.
         guide: "map", "normal" or "multivariate-normal"; a guide or a class made from the model; by default "normal"
             if the model has continuous latent sites, else none.
         inference: "em", "svi" or "mcmc", or an object such as `lvm.infer.EM()`; by default EM for a model without
@@ -87,8 +99,9 @@ def fit(
     """
     _check_options(model, restarts, max_epochs, batch_size, tol, patience)
     where = _device(device, data, model)
-    arguments = as_arguments(data, model, where)
-    held_out = None if validation is None else as_arguments(validation, model, where)
+    arguments = as_labelled(data, model, where)
+    model, arguments = unclamp(model, arguments)
+    held_out = None if validation is None else as_labelled(validation, model, where)
     seed = int(torch.randint(2**31, (1,)).item()) if seed is None else int(seed)
     results: list[Fit] = []
     for restart in range(restarts):
@@ -135,6 +148,7 @@ def _start(
     restarts: int,
 ) -> Fit:
     """A fit before its first step: templates copied, model initialised, guide and inference chosen."""
+    unlabelled = without_labels(model, arguments)
     try:
         model, guide, inference = _pyro.copy_programs(model, guide, inference)
     except RuntimeError as error:
@@ -150,9 +164,12 @@ def _start(
                 model.to(device)
             initialize = getattr(model, "initialize", None)
             if initialize is not None:
-                initialize(*arguments.args, **arguments.kwargs)
+                initialize(*unlabelled.args, **unlabelled.kwargs)
+            check_labels(model, arguments)
+            if isinstance(model, LatentVariableModel):
+                name_states(model, arguments)
             with _pyro.validation(True):
-                trace = structure(model, arguments.args, arguments.kwargs)
+                trace = structure(Labelled(model), arguments.args, arguments.kwargs)
             chosen = choose_inference(inference, model, trace)
             if isinstance(chosen, Sampler) and restarts > 1:
                 raise ValueError(
@@ -166,7 +183,7 @@ def _start(
         chosen.guide,
         chosen,
         scope,
-        shapes=arguments.shapes(),
+        shapes=unlabelled.shapes(),
         columns=arguments.names,
         plate=_row_plate(trace),
         seed=seed,
@@ -190,6 +207,8 @@ def train(
     """Train a fit in place, from its own random state."""
     result.remember(arguments)
     inference = result.inference
+    if any(labels_of(result.model, a.kwargs) for a in (arguments, validation) if a is not None):
+        inference.model, inference.guide = result.program, result.guide and Unlabelled(result.guide, result.model)
     rows = arguments.num_rows
     with torch.random.fork_rng(), result.scope(), fitting_threads(arguments.main.numel()):
         torch.set_rng_state(result.rng_state)
