@@ -18,6 +18,11 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.rings import LogRing
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.mask_messenger import MaskMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK
+from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
@@ -29,9 +34,11 @@ __all__ = [
     "contract",
     "copy_programs",
     "dims_of",
+    "enclosing",
     "enumerated_trace",
     "localise",
     "module_local_store",
+    "own_enumeration",
     "pack",
     "pack_scale",
     "plain_trace",
@@ -129,6 +136,23 @@ def module_local_store(state: dict[str, Any]) -> Iterator[None]:
     settings = pyro.settings.context(module_local_params=True, validate_poutine=False)
     with settings, pyro.get_param_store().scope(state):
         yield
+
+
+@contextmanager
+def own_enumeration() -> Iterator[None]:
+    """Let a program be enumerated inside of one that is being enumerated, whose dimensions are given back after."""
+    outer = dict(vars(_ENUM_ALLOCATOR))
+    try:
+        yield
+    finally:
+        vars(_ENUM_ALLOCATOR).clear()
+        vars(_ENUM_ALLOCATOR).update(outer)
+
+
+def enclosing(handler: Messenger) -> list[Messenger]:
+    """The plates, scales and masks that a program has entered inside of `handler`, outermost first; enter them anew."""
+    inside = _PYRO_STACK[_PYRO_STACK.index(handler) + 1 :]
+    return [frame for frame in inside if isinstance(frame, (IndepMessenger, MaskMessenger, ScaleMessenger))]
 
 
 @contextmanager
