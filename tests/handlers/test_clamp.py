@@ -380,3 +380,17 @@ def test_a_plain_function_takes_labels_too():
 def test_labels_that_do_not_fit(data, message):
     with pytest.raises(ValueError, match=message):
         lvm.fit(two, data, progress=False)
+
+
+def test_labels_tell_the_states_of_a_posterior_apart(wine):
+    """Under NUTS both chains keep the labels' names; without labels they may swap."""
+    x, labels = wine[0][:, [0, 6]].contiguous(), wine[1]
+    data = {"x": x, "z": torch.where(labelled(labels, 0), labels, -1)}
+    model = lvm.models.GaussianMixture(3, priors=True)
+    sampler = lvm.infer.MCMC(num_samples=15, warmup_steps=20, num_chains=2)
+    fit = lvm.fit(model, data, inference=sampler, seed=0, progress=False)
+    means = torch.stack([x[labels == k].mean(0) for k in range(3)])
+    for chain in fit.draws["loc"].mean(1):
+        assert torch.equal(torch.cdist(chain, means).argmin(1), torch.arange(3))
+    guided = lvm.fit(model, data, "normal", max_epochs=3, seed=0, progress=False)
+    assert guided.to_arviz(data).posterior["loc"].shape[-2:] == (3, 2)
