@@ -16,6 +16,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer.autoguide.guides import AutoGuide
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.einsum import torch_log
 from pyro.ops.rings import LogRing
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
@@ -27,6 +28,8 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
+from pyro_lvm.ops import log_einsum
+
 __all__ = [
     "EnumMessenger",
     "ExpandedDistribution",
@@ -36,6 +39,7 @@ __all__ = [
     "dims_of",
     "enclosing",
     "enumerated_trace",
+    "exact_log_sums",
     "localise",
     "module_local_store",
     "own_enumeration",
@@ -93,7 +97,19 @@ def pack_scale(tensor: Tensor, scale: Any = 1.0, mask: Any = None) -> Tensor:
 
 def contract(tree: PackedTree, sum_dims: set[str]) -> PackedTree:
     """Log-sum-exp over `sum_dims` by tensor variable elimination; plates are multiplied out only where needed."""
-    return contract_tensor_tree(tree, sum_dims, ring=LogRing())
+    with exact_log_sums():
+        return contract_tensor_tree(tree, sum_dims, ring=LogRing())
+
+
+@contextmanager
+def exact_log_sums() -> Iterator[None]:
+    """Let Pyro sum out discrete sites by `pyro_lvm.ops.log_einsum`, here and in its own objectives and samplers."""
+    backend, kernel = LogRing._backend, torch_log.einsum
+    LogRing._backend, torch_log.einsum = log_einsum.__name__, log_einsum.einsum
+    try:
+        yield
+    finally:
+        LogRing._backend, torch_log.einsum = backend, kernel
 
 
 def copy_programs(*programs: Any) -> tuple[Any, ...]:

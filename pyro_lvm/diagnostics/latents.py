@@ -74,7 +74,7 @@ def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
 
 
 def _discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperature: int) -> dict[str, Tensor]:
-    with fit.scope(), _pyro.validation(False), torch.no_grad():
+    with fit.scope(), _pyro.validation(False), _pyro.exact_log_sums(), torch.no_grad():
         depth = nesting(fit, arguments)
         model = config_enumerate(poutine.condition(fit.program, given))
         decoded = infer_discrete(model, first_available_dim=-1 - depth, temperature=temperature)

@@ -33,6 +33,8 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
     once, at the site `"<name>_clamped"`, and the latent entry that is not used stays a draw from the prior, so that
     evidence and gradients are those of the known rows. Without a mask the site is simply observed.
 
+    A known value that the rest of a row makes impossible shows as a log-likelihood near -1e30.
+
     As a context, enter it around a run of the model, not of a guide.
 
     Args:
@@ -145,18 +147,19 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
 def _rule_out(site: Any, given: Tensor, known: Tensor) -> None:
     """Of an enumerated site's states, leave only the given one."""
     value, event_dim = site["value"], site["fn"].event_dim
-    other = value != given.to(value.dtype)
+    other = value != given.to(value)
     other = other.flatten(-event_dim).any(-1) if event_dim else other
     with torch.no_grad():  # for its type: the states themselves are whole numbers
         zero = site["fn"].log_prob(value).new_zeros(())
-    pyro.factor(f"{site['name']}_clamped", torch.where(known & other, zero + LOG_ZERO, zero))
+    pyro.factor(f"{site['name']}_clamped", torch.where(known.to(value.device) & other, zero + LOG_ZERO, zero))
 
 
 def _substitute(site: Any, given: Tensor, known: Tensor) -> None:
     """Show the program the given value where there is one, and count its density there."""
     fn, value = site["fn"], site["value"]
+    known = known.to(value.device)
     events = known.reshape(known.shape + (1,) * fn.event_dim)
-    site["value"] = torch.where(events, given.to(value.dtype), value)
+    site["value"] = torch.where(events, given.to(value), value)
     with poutine.mask(mask=known):
         pyro.sample(f"{site['name']}_clamped", fn, obs=site["value"])
 

@@ -112,6 +112,12 @@ class normalized:  # noqa: N801 - handlers are verbs, as in Pyro
         with poutine.block(), _pyro.own_enumeration():
             free = _Free(trace, self.sites)
             summed, factors = trace_factors(free(self.model), nesting, args, kwargs, differentiable=True)
+            outside = [f.name for f in frames if f.name not in summed.plate_to_symbol]
+            if outside:
+                raise ValueError(
+                    f"normalized: expected plates that the program opens itself; got '{outside[0]}' around it. "
+                    "Run particles one by one (vectorize_particles=False), or wrap the whole program."
+                )
             symbols = {str(summed.plate_to_symbol[f.name]): f for f in frames}
             total = torch.zeros(())
             for plates, term in _contract(summed, [f for n, f in factors.items() if n not in free.given], scaled=False):

@@ -132,7 +132,7 @@ class SVI:
     def _one(self, args: tuple, kwargs: dict[str, Any], updates: _Updates, local: bool) -> float:
         """A step on the local parameters or on the others; the loss before it."""
         objective, model, guide = self._prepare(args, kwargs)
-        with _Read() as parameters:
+        with _Read() as parameters, _pyro.exact_log_sums():
             loss = float(objective.loss_and_grads(model, guide, *args, **kwargs))
         found = {n: p.unconstrained for n, p in parameters.found.items() if p.unconstrained.requires_grad}
         if not math.isfinite(loss):
@@ -149,7 +149,7 @@ class SVI:
     def loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss in nats, without a step."""
         objective, model, guide = self._prepare(args, kwargs)
-        with torch.no_grad():
+        with torch.no_grad(), _pyro.exact_log_sums():
             return float(objective.loss(model, guide, *args, **kwargs))
 
     def state_dict(self) -> dict[str, Any]:

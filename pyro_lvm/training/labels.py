@@ -119,7 +119,7 @@ def as_labelled(data: Any, model: Callable, device: torch.device | None = None) 
     if not labels:
         return as_arguments(data, model, device)
     arguments = as_arguments({k: v for k, v in data.items() if k not in labels}, model, device)
-    return _join(arguments, {name: as_labels(value, name) for name, value in labels.items()})
+    return _join(arguments, {name: as_labels(value, name) for name, value in labels.items() if value is not None})
 
 
 def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
@@ -149,7 +149,7 @@ def unclamp(model: Callable, arguments: Arguments) -> tuple[Callable, Arguments]
     labels = {}
     for name, value in values.items():
         value = value.long() if value.dtype == torch.bool else value
-        known = handler.masks.get(name, torch.ones((), dtype=torch.bool))
+        known = handler.masks.get(name, torch.ones((), dtype=torch.bool)).to(value.device)
         known = known.reshape(known.shape + (1,) * (value.dim() - known.dim() if known.dim() else 0))
         labels[name] = torch.where(known, value, torch.nan if value.is_floating_point() else -1)
     return inner, _join(arguments, labels)

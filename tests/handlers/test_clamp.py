@@ -363,7 +363,8 @@ def test_labels_follow_their_rows_into_batches(wine):
 
 
 def test_a_plain_function_takes_labels_too():
-    fit = lvm.fit(two, {"x": X, "y": torch.where(KNOWN["y"], Y, -1)}, seed=0, progress=False)
+    fit = lvm.fit(two, {"x": X, "y": torch.where(KNOWN["y"], Y, -1).tolist()}, seed=0, progress=False)
+    assert torch.equal(fit.predict({"x": X, "y": None})["y"], fit.predict(X)["y"])
     assert torch.equal(fit.predict({"x": X, "y": Y})["y"], Y)
 
 

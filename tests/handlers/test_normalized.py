@@ -266,3 +266,6 @@ def test_mistakes_are_one_sentence(local):
         lvm.handlers.normalized(field, ())
     with pytest.raises(TypeError, match="expected a Pyro program; got int"):
         lvm.handlers.normalized(3)
+    elbo = TraceEnum_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+    with pytest.raises(ValueError, match=r"plates that the program opens itself; got 'num_particles_vectorized'"):
+        elbo.loss(config_enumerate(lvm.handlers.normalized(field)), lambda x, y: None, x, y)
