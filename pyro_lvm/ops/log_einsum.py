@@ -57,6 +57,7 @@ def _underflows(result: Tensor, names: list[str], output: str, operands: tuple[T
         peak = operand.detach().amax(summed, keepdim=True) if summed else operand.detach()
         kept = "".join(dim for dim in name if dim in output)
         bound = bound + _aligned(peak.reshape([operand.shape[name.index(d)] for d in kept]), kept, output)
+    # the shifted kernel's gradient is cut off below eps; the square root leaves a margin for chained sums
     floor = 0.5 * torch.finfo(result.dtype).eps ** 0.5
     lost = (result.detach() - bound).exp() < floor
     return bool((lost & (bound > -torch.inf)).any())
