@@ -11,7 +11,15 @@ from torch import Tensor
 
 __all__ = ["NAMES", "Data", "load"]
 
-LABELS = {"faithful": None, "iris": "species", "digits234": "digit", "visits": None, "opinions": None, "voters": None}
+LABELS = {
+    "faithful": None,
+    "iris": "species",
+    "wine": "cultivar",
+    "digits234": "digit",
+    "visits": None,
+    "opinions": None,
+    "voters": None,
+}
 NAMES = tuple(LABELS)
 
 

@@ -45,7 +45,7 @@ def draw_responsibilities(
     with fit.scope(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
         for given in draws:
-            model = poutine.condition(fit.model, given)
+            model = poutine.condition(fit.program, given)
             with _possible_rows(fit, arguments):
                 marginals = expect(model, depth, arguments.args, arguments.kwargs).marginals()
             if not marginals:
@@ -99,9 +99,9 @@ def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
 
 def _discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperature: int) -> dict[str, Tensor]:
     arguments = arguments.unweighted()
-    with fit.scope(), _pyro.validation(False), torch.no_grad(), _possible_rows(fit, arguments):
+    with fit.scope(), _pyro.validation(False), _pyro.exact_log_sums(), torch.no_grad(), _possible_rows(fit, arguments):
         depth = nesting(fit, arguments)
-        model = config_enumerate(poutine.condition(fit.model, given))
+        model = config_enumerate(poutine.condition(fit.program, given))
         decoded = infer_discrete(model, first_available_dim=-1 - depth, temperature=temperature)
         trace = poutine.trace(decoded).get_trace(*arguments.args, **arguments.kwargs)
     return {

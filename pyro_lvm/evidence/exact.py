@@ -10,7 +10,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -94,7 +94,7 @@ def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
         Nats, shape (chains, draws, n).
     """
     draws = fit.draws if fit.latent else {}
-    model: Callable = fit.model
+    model = fit.program
     with fit.scope(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
         shape = next(iter(draws.values())).shape[:2] if draws else (1, 1)
@@ -115,7 +115,7 @@ def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
 
 def nesting(fit: Fit, arguments: Arguments) -> int:
     """Batch dimensions that the model's plates use."""
-    return plate_nesting(fit.model, arguments.args, arguments.kwargs)
+    return plate_nesting(fit.program, arguments.args, arguments.kwargs)
 
 
 def log_likelihood(fit: Fit, arguments: Arguments) -> Evidence:

@@ -122,7 +122,7 @@ class MCMC:
                 hook_fn=hook,
             )
             try:
-                with _pyro.validation(False):
+                with _pyro.validation(False), _pyro.exact_log_sums():
                     sampler.run(*args, **kwargs)
             except KeyboardInterrupt:
                 if not chains:

@@ -19,7 +19,7 @@ from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.choices import MODELS
 from pyro_lvm.training.tensors import as_tensor
 
-__all__ = ["Arguments", "as_arguments", "unpacked"]
+__all__ = ["Arguments", "as_arguments", "as_labels", "unpacked"]
 
 WEIGHTS = "sample_weights"
 
@@ -282,3 +282,8 @@ def _convert(arguments: Arguments, model: Any, device: torch.device | None) -> A
     if weights is not None and arguments.main.is_floating_point():
         arguments.kwargs[WEIGHTS] = arguments.kwargs[WEIGHTS].to(arguments.main.dtype)
     return arguments
+
+
+def as_labels(value: Any, name: str) -> Tensor:
+    """Convert known values of a site; unlike data, they may have NaN for unknown ones."""
+    return as_tensor(value, name)

@@ -15,11 +15,21 @@ from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.mcmc import MCMC
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.threads import fitting_threads
-from pyro_lvm.protocols import Inference, Sampler
+from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
 from pyro_lvm.training.callbacks import Callback, Checkpoint, EarlyStopping, Progress
 from pyro_lvm.training.choices import choose_guide, choose_inference, discrete_sites, restart_loss
-from pyro_lvm.training.data import Arguments, as_arguments
+from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.fingerprint import remember
+from pyro_lvm.training.labels import (
+    Labelled,
+    Unlabelled,
+    as_labelled,
+    check_labels,
+    labels_of,
+    name_states,
+    unclamp,
+    without_labels,
+)
 from pyro_lvm.training.loop import Run
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
 from pyro_lvm.training.result import Fit
@@ -63,7 +73,9 @@ def fit(
             `torch.utils.data.Dataset`, which is read whole; a list of sequences of unequal length; or a stream of
             batches (a `DataLoader`, an `IterableDataset`, anything that can be iterated over once an epoch), of which
             one is in memory at a time. NaN in `x` means missing to models that handle it. An entry `sample_weights`
-            of the dict, for models that take it, says how many equal rows each row stands for.
+            of the dict, for models that take it, says how many equal rows each row stands for. An entry that is not
+            an argument of the model but one of its sites holds that site's known values, row by row, and -1 (in whole
+            numbers) or NaN (in others) where it is unknown: `lvm.fit(model, {"x": x, "z": labels})`.
         guide: "map", "normal" or "multivariate-normal"; a guide or a class made from the model; by default "normal"
             if the model has continuous latent sites, else none.
         inference: "em", "svi" or "mcmc", or an object such as `lvm.infer.EM()`; by default EM for a model without
@@ -101,8 +113,9 @@ def fit(
     stream = as_stream(data, batch_size, num_rows)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        arguments = as_arguments(data, model, where) if stream is None else as_arguments(stream.first(), model, where)
-    held_out = None if validation is None else as_arguments(validation, model, where)
+        arguments = as_labelled(data if stream is None else stream.first(), model, where)
+        model, arguments = unclamp(model, arguments)
+    held_out = None if validation is None else as_labelled(validation, model, where)
     results: list[Fit] = []
     for restart in range(restarts):
         label = f"restart {restart + 1}/{restarts}" if restarts > 1 else "fit"
@@ -149,6 +162,7 @@ def _start(
     restarts: int,
 ) -> Fit:
     """A fit before its first step: templates copied, model initialised, guide and inference chosen."""
+    unlabelled = without_labels(model, arguments)
     try:
         model, guide, inference = _pyro.copy_programs(model, guide, inference)
     except RuntimeError as error:
@@ -164,11 +178,14 @@ def _start(
                 model.to(device)
             initialize = getattr(model, "initialize", None)
             if initialize is not None:
-                initialize(*arguments.args, **_accepted(initialize, arguments.kwargs))
+                initialize(*unlabelled.args, **_accepted(initialize, unlabelled.kwargs))
+            check_labels(model, arguments)
+            if isinstance(model, LatentVariableModel):
+                name_states(model, arguments)
             with _pyro.validation(True):
-                trace = structure(model, arguments.args, arguments.kwargs)
+                trace = structure(Labelled(model), arguments.args, arguments.kwargs)
             chosen = choose_inference(inference, model, trace)
-            check_sites(model, arguments, trace, exact=isinstance(chosen, EM) or bool(discrete_sites(trace)))
+            check_sites(Labelled(model), arguments, trace, exact=isinstance(chosen, EM) or bool(discrete_sites(trace)))
             if isinstance(chosen, Sampler) and restarts > 1:
                 raise ValueError(
                     f"fit: expected restarts=1 with {type(chosen).__name__}; got {restarts}. Raise num_chains."
@@ -176,14 +193,14 @@ def _start(
             chosen.model = model
             chosen.guide = choose_guide(guide, model, trace, chosen)
             if restart and initialize is None and hasattr(chosen, "seed"):  # else all would start at the same point
-                chosen.seed(*arguments.args, **arguments.kwargs)
+                chosen.seed(*unlabelled.args, **unlabelled.kwargs)
         rng = torch.get_rng_state()
     return Fit(
         model,
         chosen.guide,
         chosen,
         scope,
-        shapes=arguments.shapes(),
+        shapes=unlabelled.shapes(),
         columns=arguments.names,
         plate=row_plate(trace),
         seed=seed,
@@ -215,6 +232,10 @@ def train(
     """Train a fit in place, from its own random state; a stream's batches are converted by the fit."""
     inference = result.inference
     data = data.through(result.arguments) if isinstance(data, Stream) else data
+    with torch.random.fork_rng():
+        known = [data.first()] if isinstance(data, Stream) else [data]
+    if any(labels_of(result.model, a.kwargs) for a in (*known, validation) if isinstance(a, Arguments)):
+        inference.model, inference.guide = result.program, result.guide and Unlabelled(result.guide, result.model)
     numel = result.prototype().main.numel() if isinstance(data, Stream) else data.main.numel()
     with torch.random.fork_rng(), result.scope(), fitting_threads(numel):
         torch.set_rng_state(result.rng_state)

@@ -16,7 +16,8 @@ from pyro_lvm.infer.parameters import Parameter, Parameters
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
-from pyro_lvm.training.data import Arguments, as_arguments
+from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.labels import Labelled, as_labelled
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.stream import as_stream
@@ -290,9 +291,14 @@ class Fit:
 
     # Parts for those verbs
 
+    @property
+    def program(self) -> Callable:
+        """The model, taking known values of its sites by name besides its own arguments."""
+        return Labelled(self.model)
+
     def arguments(self, x: Any) -> Arguments:
         """Rows, checked and converted for this fit's model."""
-        arguments = as_arguments(x, self.model, self.device)
+        arguments = as_labelled(x, self.model, self.device)
         if isinstance(self.model, LatentVariableModel):
             self.model.check(arguments.main)
             mine = next(iter(self.tensors().values()), arguments.main)
@@ -305,7 +311,7 @@ class Fit:
     def observed(self, arguments: Arguments) -> dict[str, Tensor]:
         """The values that the model observes in the rows, by site."""
         with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
-            trace = _pyro.plain_trace(self.model, arguments.args, arguments.kwargs)
+            trace = _pyro.plain_trace(self.program, arguments.args, arguments.kwargs)
         return {name: trace.nodes[name]["value"] for name in trace.observation_nodes}
 
     @property

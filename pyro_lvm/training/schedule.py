@@ -44,7 +44,7 @@ def choose_batch_size(result: Fit, data: Arguments | Stream, batch_size: int | N
         batch_size = BATCH_SIZE
     if batch_size is None or batch_size >= rows:
         return None
-    if not has_fixed_plate(result.model, data.rows(slice(0, batch_size)), result.plate, rows):
+    if not has_fixed_plate(result.program, data.rows(slice(0, batch_size)), result.plate, rows):
         return batch_size
     if asked is None:
         return None

@@ -221,9 +221,7 @@ def test_gaussian_mixture(rows, covariance):
         assert math.isfinite(fit.score(x))
         assert all(bool(value.isfinite().all()) for value in fit.params.values())
 
-
-# Numbers
-
+    # Numbers
 
     x = torch.tensor([0.0, 1.0, 0.5, 1e200, 2.0], dtype=torch.float64)
     with pytest.raises(lvm.infer.NonFiniteLoss, match=r"'x'|row 3"):
