@@ -98,6 +98,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_end_with_status_2_and_one_line(tmp_path, fitted, mistake):
     (tmp_path / "bad.csv").write_text("a,b\n1,x\n2,y\n")
+    (tmp_path / "gap.csv").write_text("a,b\n1,2\n2,\n3,4\n5,4\n")
     (tmp_path / "header.csv").write_text("a,b\n")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "bad.npy").write_text("hello")
