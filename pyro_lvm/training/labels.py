@@ -115,10 +115,15 @@ def as_labelled(data: Any, model: Callable, device: torch.device | None = None) 
     Raises:
         ValueError: There are no data besides labels, or another number of labels than rows.
     """
-    labels = labels_of(model, data) if isinstance(data, Mapping) else {}
-    if not labels:
+    named = data.kwargs if isinstance(data, Arguments) else data
+    labels = labels_of(model, named) if isinstance(named, Mapping) else {}
+    if isinstance(data, Arguments):
+        own: Any = without_labels(model, data)
+    else:
+        own = {k: v for k, v in data.items() if k not in labels} if labels else data
+    if not labels or not (own.values if isinstance(own, Arguments) else own):
         return as_arguments(data, model, device)
-    arguments = as_arguments({k: v for k, v in data.items() if k not in labels}, model, device)
+    arguments = as_arguments(own, model, device)
     return _join(arguments, {name: as_labels(value, name) for name, value in labels.items() if value is not None})
 
 

@@ -159,7 +159,11 @@ MISTAKES = [
         r"shape \(n, 2\); got \(22, 1\)",
     ),
     (lambda x: Batches(x, 50, lambda rows: rows / (len(rows) - 22)), {}, "expected x to be finite"),
-    (lambda x: Batches(x, 50, lambda rows: {"y": rows}), {}, "expected the arguments of GaussianMixture, x; got y"),
+    (
+        lambda x: Batches(x, 50, lambda rows: {"y": rows}),
+        {},
+        "expected the arguments of GaussianMixture, x, sample_weights; got y",
+    ),
 ]
 
 
