@@ -2,6 +2,7 @@
 
 from pyro_lvm.models.bernoulli_mixture import BernoulliMixture
 from pyro_lvm.models.categorical_mixture import CategoricalMixture
+from pyro_lvm.models.dirichlet_process_mixture import DirichletProcessMixture
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.heterogeneous_mixture import HeterogeneousMixture
 from pyro_lvm.models.poisson_mixture import PoissonMixture
@@ -10,6 +11,7 @@ from pyro_lvm.models.student_t_mixture import StudentTMixture
 __all__ = [
     "BernoulliMixture",
     "CategoricalMixture",
+    "DirichletProcessMixture",
     "GaussianMixture",
     "HeterogeneousMixture",
     "PoissonMixture",

@@ -85,12 +85,12 @@ class GaussianMixture(RealMixture):
         super().__init__(num_components, data_dim, priors)
         if covariance not in COVARIANCES:
             raise ValueError(
-                f"GaussianMixture: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
+                f"{self._name}: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
             )
         unknown = set(priors) - set(self.dims) if isinstance(priors, dict) else set()
         if unknown:
             raise ValueError(
-                f"GaussianMixture: expected priors for {', '.join(self.dims)}; got {', '.join(sorted(unknown))}."
+                f"{self._name}: expected priors for {', '.join(self.dims)}; got {', '.join(sorted(unknown))}."
             )
         self.covariance_type = covariance
         self._declare_unseen()
@@ -142,10 +142,13 @@ class GaussianMixture(RealMixture):
         mean, variance = column_moments(x) if len(x) > 1 else (x[0], torch.ones(d).to(within))
         self.register_buffer("prior_centre", mean)
         self.register_buffer("prior_spread", variance / k ** (2 / d))
-        self.declare("weights", weights, constraints.simplex, priors.get("weights"))
+        self._declare_mixing(weights, priors)
         positive = constraints.positive_definite if matrix else constraints.positive
         self.declare("covariance", start, positive, priors.get("covariance"))
         self.declare("loc", loc, constraints.real, priors.get("loc"))
+
+    def _declare_mixing(self, weights: Tensor, priors: Priors) -> None:
+        self.declare("weights", weights, constraints.simplex, priors.get("weights"))
 
     def _covariance_prior(self) -> Any:
         """A prior worth about one row per component, its scale that of the data shared among K components."""

@@ -91,10 +91,14 @@ class Mixture(LatentVariableModel):
         """
         if x is None and size is None:
             raise ValueError(f"{self._name}: expected rows x or a size to generate; got neither.")
-        weights, parameters = self.weights, self._parameters_of_components()
-        with pyro.plate("data", size if x is None else len(x)), self._counted(sample_weights, weights):
-            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            return self._observe(parameters, z, x).to(weights.dtype)
+        mixing, parameters = self._mixing(), self._parameters_of_components()
+        with pyro.plate("data", size if x is None else len(x)), self._counted(sample_weights, mixing.logits):
+            z = pyro.sample("z", mixing, infer={"enumerate": "parallel"})
+            return self._observe(parameters, z, x).to(mixing.logits.dtype)
+
+    def _mixing(self) -> Any:
+        """The law of components."""
+        return dist.Categorical(self.weights)
 
     def _checked_columns(self, data_dim: int | None) -> int | None:
         """A number of columns, None while it is left to the data."""

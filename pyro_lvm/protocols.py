@@ -36,7 +36,10 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Inference(Protocol):
-    """What `lvm.fit` trains by. `model` and `guide` may be None until `fit` fills them in."""
+    """What `lvm.fit` trains by. `model` and `guide` may be None until `fit` fills them in.
+
+    An attribute `guides`, if there is one, names the guides that it takes, the default first.
+    """
 
     model: Model | None
     guide: Guide | None

@@ -59,6 +59,7 @@ class CoordinateAscent:
     """
 
     full_batch = True
+    guides = ("conjugate",)
 
     def __init__(
         self, model: Callable | None = None, guide: Any = None, *, max_plate_nesting: int | None = None

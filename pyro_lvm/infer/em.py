@@ -84,6 +84,8 @@ class EM:
         True
     """
 
+    guides = ("map",)
+
     def __init__(
         self,
         model: Callable | None = None,

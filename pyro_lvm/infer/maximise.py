@@ -219,7 +219,7 @@ def _feasible(entry: ParameterPlan, sums: tuple[Tensor, ...]) -> tuple[Tensor, .
         entry.on_boundary = True
         warnings.warn(
             f"EM: the prior of '{entry.name}' ({entry.priors[0].kind}, concentration below one) puts its mode on the "
-            "boundary of the support, where it is kept. Use concentrations of at least one for a mode inside.",
+            "boundary of the support; it is kept just inside. Use concentrations of at least one.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -41,6 +41,8 @@ class MCMC:
         >>> sampler = lvm.infer.MCMC(num_samples=100, warmup_steps=100)
     """
 
+    guides = ()
+
     def __init__(
         self,
         model: Callable | None = None,

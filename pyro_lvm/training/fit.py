@@ -13,7 +13,7 @@ import torch
 from pyro_lvm import _pyro
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.mcmc import MCMC
-from pyro_lvm.infer.structure import structure
+from pyro_lvm.infer.structure import row_plate, structure
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
 from pyro_lvm.training.callbacks import Callback, Checkpoint, EarlyStopping, Progress
@@ -35,7 +35,7 @@ from pyro_lvm.training.options import SEEDS, check_options, choose_device, choos
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.schedule import PATIENCE_STEPS, choose_batch_size, steps_of_epoch
 from pyro_lvm.training.scope import Scope
-from pyro_lvm.training.sites import check_sites, row_plate
+from pyro_lvm.training.sites import check_sites
 from pyro_lvm.training.stream import Stream, as_stream
 
 __all__ = ["fit", "train"]

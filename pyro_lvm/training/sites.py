@@ -16,20 +16,7 @@ from pyro_lvm.training.data import Arguments
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["check_plate", "check_sites", "has_fixed_plate", "row_plate"]
-
-
-def row_plate(trace: poutine.Trace) -> str:
-    """The plate of the rows: "data", or the largest of the outermost ones."""
-    frames = {
-        frame.name: frame.size
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and site["is_observed"]
-        for frame in [f for f in site["cond_indep_stack"] if f.vectorized][:1]
-    }
-    if "data" in frames or not frames:
-        return "data"
-    return max(frames, key=lambda name: frames[name])
+__all__ = ["check_plate", "check_sites", "has_fixed_plate"]
 
 
 def check_sites(model: Callable, arguments: Arguments, trace: poutine.Trace, *, exact: bool) -> None:

@@ -123,7 +123,7 @@ PLAIN = [
     Program("bernoulli_mixture", lambda: bernoulli_mixture, bits, oracles.broad_bits, shipped=False),
     Program("poisson_mixture", lambda: poisson_mixture, counts, oracles.broad_counts, shipped=False),
 ]
-POINT = [program for _, program in _catalog_programs()] + PLAIN
+POINT = [program for entry, program in _catalog_programs() if "em" in entry.inferences] + PLAIN
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ class Case:
         inference = {
             "em": lvm.infer.EM(),
             "svi": lvm.infer.SVI(learning_rate=0.02),
+            "coordinate-ascent": lvm.infer.CoordinateAscent(),
             "mcmc": lvm.infer.MCMC(num_samples=5, warmup_steps=5, num_chains=2, max_tree_depth=3),
         }[self.inference]
         return {"inference": inference, "guide": self.guide}
@@ -152,6 +153,10 @@ def _cases():
         yield Case(program, "em")
         yield Case(program, "svi")
     for entry, program in _catalog_programs(priors=True):
+        if "coordinate-ascent" in entry.inferences:
+            yield Case(program, "coordinate-ascent")
+        if "em" in entry.inferences and entry.guides:
+            yield Case(program, "em", "map")
         if "svi" in entry.inferences:
             yield from (Case(program, "svi", guide) for guide in entry.guides)
         if "mcmc" in entry.inferences:
@@ -302,7 +307,10 @@ def test_every_public_model_is_in_the_catalog():
 
 def test_every_public_guide_is_registered():
     assert set(choices.GUIDES.values()) == set(_public_classes(lvm.guides))
-    assert {guide for entry in lvm.CATALOG.values() for guide in entry.guides} == set(choices.GUIDES)
+    by_svi = {guide for entry in lvm.CATALOG.values() for guide in entry.guides}
+    assert by_svi | {guide for kind in choices.INFERENCES.values() for guide in getattr(kind, "guides", ())} == set(
+        choices.GUIDES
+    )
 
 
 def test_every_inference_of_the_catalog_is_registered():

@@ -184,7 +184,6 @@ def test_learning_where_no_row_is_complete(iris, covariance):
     assert max(agreement, 1 - agreement) > 0.95
 
 
-@pytest.mark.xfail(reason="plan.refresh does not look whether a site's family is that of the plan", strict=False)
 def test_gaps_only_after_the_rows_that_plans_are_made_from(iris):
     """The plan comes from the first rows, which are complete; the statistics must not take fillers for data."""
     x = iris.x.double()[torch.randperm(150)]
@@ -246,15 +245,7 @@ def _conditional(row, weights, loc, covariance):
     return torch.stack(log_joint).softmax(0) @ torch.stack(means)
 
 
-@pytest.mark.parametrize(
-    "covariance",
-    [
-        pytest.param(kind, marks=pytest.mark.xfail(reason="plan.refresh unwraps a mask with no weights", strict=False))
-        if kind in ("diag", "spherical")
-        else kind
-        for kind in COVARIANCES
-    ],
-)
+@pytest.mark.parametrize("covariance", COVARIANCES)
 def test_one_column_one_component_float32(faithful, covariance):
     rows = faithful[:, :1].float()
     rows[::5] = torch.nan

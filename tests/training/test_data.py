@@ -114,13 +114,14 @@ def test_arguments_are_those_of_the_model(faithful, counting):
     names = "expected the arguments of Counting, x, sample_weights, z; got "
     for data, got in (
         ({"y": faithful}, "y. Pass a dict with those names"),
-        ({"x": faithful, "y": faithful}, "x, y"),
         ({"sample_weights": faithful[:, 0]}, "sample_weights"),
         ([faithful, faithful[:9]], "x, lengths. It takes no list of sequences of unequal length: pass one table"),
     ):
         for door in (lambda data: lvm.fit(counting(), data, progress=False), fit.score):
             with pytest.raises(ValueError, match=names + got):
                 door(data)
+    with pytest.raises(ValueError, match=r"the model's arguments \(.*\) or its latent sites \(z\); got 'y'"):
+        lvm.fit(counting(), {"x": faithful, "y": faithful}, progress=False)
     with pytest.raises(ValueError, match="expected the arguments of regression, x, y; got x"):
         lvm.fit(regression, faithful[:, 0], progress=False)
     data = {"x": faithful[:, 0].float(), "y": faithful[:, 1].float()}

@@ -162,7 +162,7 @@ MISTAKES = [
     (
         lambda x: Batches(x, 50, lambda rows: {"y": rows}),
         {},
-        "expected the arguments of GaussianMixture, x, sample_weights; got y",
+        "of GaussianMixture, x, sample_weights; got y",
     ),
 ]
 

@@ -14,6 +14,9 @@ from pyro_lvm.ops.cells import compact
 
 __all__: list[str] = []
 
+# Pseudo-rows that a boundary is away: small against one row, large against rounding.
+ALMOST_ZERO = 1e-6
+
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """A mean from a sum and a total."""
@@ -42,14 +45,13 @@ def logits_of(fn: Any) -> Tensor:
 def within_total(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Successes between none and all."""
     successes, total = sums
-    failures = (total - successes).clamp_min(0)
-    successes = successes.clamp_min(0)
+    successes, failures = not_negative((successes, total - successes))
     return successes, successes + failures
 
 
 def not_negative(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Counts of at least zero."""
-    return tuple(s.clamp_min(0) for s in sums)
+    """Counts below zero become almost zero: at zero itself, the density of such a prior is infinite."""
+    return tuple(torch.where(s < 0, torch.full_like(s, ALMOST_ZERO), s) for s in sums)
 
 
 def beta_counts(prior: Any) -> tuple[Tensor, ...]:
