@@ -2,5 +2,6 @@
 
 from pyro_lvm.handlers.hide_enumerated import hide_enumerated
 from pyro_lvm.handlers.minibatch import minibatch
+from pyro_lvm.handlers.open_mixtures import open_mixtures
 
-__all__ = ["hide_enumerated", "minibatch"]
+__all__ = ["hide_enumerated", "minibatch", "open_mixtures"]

@@ -5,8 +5,8 @@ r"""Closed form of the Laplace family: weighted median and mean absolute deviati
     \mu = \arg\min_m \sum_n w_n |x_n - m|, \qquad b = \frac{\sum_n w_n |x_n - \mu|}{\sum_n w_n}
 
 Neither is a function of sums of fixed length: the statistic is the weight of every distinct value of the site, sorted
-(cells times distinct values numbers). Sites cannot add such lists up, so a parameter that several of them share is
-learned by gradient.
+(cells times distinct values numbers). Sites cannot add such lists up, so where the location is learned, a
+parameter that several of them share is left to the gradient.
 
 References:
     R. Norton (1984), The double exponential distribution: using calculus to find a maximum likelihood estimator, The
@@ -21,7 +21,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.families.rows import Rows
+from pyro_lvm.infer.families.rows import Rows, learned
 from pyro_lvm.infer.m_step import Argument, ClosedForm, Statistics, View, closed_form
 from pyro_lvm.ops.cells import compact
 
@@ -45,12 +45,6 @@ def _median(weights: Tensor, values: Tensor, cells: Tensor) -> Tensor:
 def _deviation(s: Statistics, now: dict[str, Tensor]) -> tuple[Tensor, ...]:
     distance = (s["values"] - now["loc"].double().unsqueeze(-1)).abs()
     return (s["histogram"] * distance).sum(-1), s["total"], s["floor"] * s["total"]
-
-
-@closed_form.register(torch.distributions.Laplace)
-def _(fn: Any) -> ClosedForm:
-    """A form of its own for every site."""
-    return _Laplace()
 
 
 class _Laplace(ClosedForm):
@@ -88,3 +82,12 @@ class _Laplace(ClosedForm):
             values=values.expand(*([1] * len(rows.cells)), -1),
             floor=floor.clamp_min(torch.finfo(fn.scale.dtype).tiny).sqrt().expand(rows.cells),
         )
+
+
+_KNOWN_LOC = _Laplace()
+
+
+@closed_form.register(torch.distributions.Laplace)
+def _(fn: Any) -> ClosedForm:
+    """A form of its own for every site whose location is learned; deviations from a known one do add up."""
+    return _Laplace() if learned(fn.loc) else _KNOWN_LOC
