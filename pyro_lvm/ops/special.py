@@ -7,7 +7,8 @@ References:
     T. Minka (2000), Estimating a Dirichlet distribution; and (2002), Estimating a gamma distribution, equations 9, 10.
     D. Best, N. Fisher (1981), The bias of the maximum likelihood estimators of the von Mises-Fisher concentration
     parameters, Communications in Statistics B 10(5).
-    M. Abramowitz, I. Stegun (1964), Handbook of Mathematical Functions, 6.3.18 and 9.7.1.
+    M. Abramowitz, I. Stegun (1964), Handbook of Mathematical Functions, 6.1.41, 6.3.18 and
+    9.7.1.
 """
 
 from __future__ import annotations
@@ -26,19 +27,23 @@ __all__ = [
     "gamma_concentration",
     "inverse_bessel_ratio",
     "inverse_digamma",
+    "log_gamma_remainder",
     "log_minus_digamma",
 ]
 
 # Values that agree to four digits have a concentration of about 1e8; beyond, log-densities lose more than 1e-8 nats.
 LARGEST_CONCENTRATION = 1e8
 
+# log Gamma(x) - x log x + x - log(2 pi / x) / 2 in odd powers of 1 / x: Abramowitz and Stegun 6.1.41
+_STIRLING_SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
+
 # log x - digamma(x) - 1 / (2 x) = sum of B_2k / (2k x^2k): Abramowitz and Stegun 6.3.18
 _DIGAMMA_SERIES = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760)
-_DIGAMMA_SERIES_FROM = 16.0
+_SERIES_FROM = 16.0
 
 # 1 - I1(x) / I0(x) in powers of 1 / x, from Abramowitz and Stegun 9.7.1
 _BESSEL_SERIES = (1 / 2, 1 / 8, 1 / 8, 25 / 128, 13 / 32, 1073 / 1024)
-_BESSEL_SERIES_FROM = 500.0
+_BESSEL_FROM = 500.0
 
 
 def _trigamma(x: Tensor) -> Tensor:
@@ -67,7 +72,23 @@ def log_minus_digamma(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         1.0
     """
     series = 0.5 / x + _polynomial(_DIGAMMA_SERIES, x.square().reciprocal())
-    return torch.where(x < _DIGAMMA_SERIES_FROM, x.log() - torch.digamma(x), series)
+    return torch.where(x < _SERIES_FROM, x.log() - torch.digamma(x), series)
+
+
+def log_gamma_remainder(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    r""":math:`\log\Gamma(x) - x \log x + x` without cancellation where x is large.
+
+    Args:
+        x: Positive.
+
+    Example:
+        >>> remainder = log_gamma_remainder(torch.tensor(1e8, dtype=torch.float64))
+        >>> round(float(remainder) - 0.5 * math.log(2e-8 * math.pi), 8)
+        0.0
+    """
+    inverse = x.reciprocal()
+    series = 0.5 * (2 * math.pi * inverse).log() + x * _polynomial(_STIRLING_SERIES, inverse.square())
+    return torch.where(x < _SERIES_FROM, torch.lgamma(x) - torch.xlogy(x, x) + x, series)
 
 
 def inverse_digamma(y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -108,7 +129,7 @@ def gamma_concentration(gap: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     for _ in range(4):
         value = log_minus_digamma(a)
         far = -(0.5 + 1 / (6 * a)) / a
-        elasticity = torch.where(a < _DIGAMMA_SERIES_FROM, 1 - a * _trigamma(a), far) / value
+        elasticity = torch.where(a < _SERIES_FROM, 1 - a * _trigamma(a), far) / value
         a = a * (-(value / s).log() / elasticity).exp()
     return a.clamp_max(LARGEST_CONCENTRATION)
 
@@ -131,15 +152,15 @@ def inverse_bessel_ratio(ratio: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     r = ratio.double().clamp_min(0.0)
     rest = (1 - r).clamp_min(0.5 / LARGEST_CONCENTRATION)
     near = r * (2 - r.square()) / (1 - r.square()).clamp_min(torch.finfo(r.dtype).tiny)
-    kappa = torch.where(rest < 0.5 / _BESSEL_SERIES_FROM, 0.5 / rest + 0.25, near)
+    kappa = torch.where(rest < 0.5 / _BESSEL_FROM, 0.5 / rest + 0.25, near)
     for _ in range(6):
-        small = kappa.clamp(torch.finfo(r.dtype).tiny, _BESSEL_SERIES_FROM)
+        small = kappa.clamp(torch.finfo(r.dtype).tiny, _BESSEL_FROM)
         found = torch.special.i1e(small) / torch.special.i0e(small)
         slope = torch.where(small > 1e-4, 1 - found / small - found.square(), torch.full_like(small, 0.5))
-        far = kappa.clamp_min(_BESSEL_SERIES_FROM)
+        far = kappa.clamp_min(_BESSEL_FROM)
         gap = rest - _polynomial(_BESSEL_SERIES, far.reciprocal())
         far_slope = (0.5 + (0.25 + 0.375 / far) / far) / far.square()
-        series = kappa >= _BESSEL_SERIES_FROM
+        series = kappa >= _BESSEL_FROM
         kappa = kappa - torch.where(series, gap / far_slope, (found - r) / slope)
     return kappa.clamp(0.0, LARGEST_CONCENTRATION)
 

@@ -3,8 +3,9 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import mpmath
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -18,7 +19,7 @@ from torch.distributions import constraints
 
 import pyro_lvm as lvm
 from pyro_lvm.infer.enumeration import expect, trace_factors
-from pyro_lvm.infer.m_step import ExponentialFamily, closed_form, unwrap
+from pyro_lvm.infer.m_step import ExponentialFamily, closed_form, closed_form_of, unwrap
 from pyro_lvm.infer.natural import Kernel
 
 pytestmark = pytest.mark.usefixtures("local")
@@ -251,6 +252,18 @@ def test_no_gradient_can_better_a_closed_form(family):
     assert max(found.values()) < case.slope, found
 
 
+def test_a_planted_mistake_is_found():
+    class Shifted(dist.Poisson):
+        pass
+
+    form = closed_form(dist.Poisson(1.0))
+    (rate,) = form.arguments
+    wrong = type("Wrong", (type(form),), {"arguments": (replace(rate, solve=lambda s, w: 1.0001 * s / w),)})
+    closed_form_of(Shifted)(wrong)
+    case = Case(lambda p: Shifted(p), RATE, counts)
+    assert slopes(mixture(case), case.draw(300))["p"] > 1e-5
+
+
 @pytest.mark.parametrize("family", FLAT)
 def test_with_parameters_tied_over_components(family):
     case = CASES[family]
@@ -380,6 +393,22 @@ def test_von_mises_is_scipys_maximum_in_one_step():
     found = learned(lambda loc, kappa: dist.VonMises(loc, kappa), starts, x)
     kappa, loc, _ = scipy.stats.vonmises.fit(x.numpy(), fscale=1)
     np.testing.assert_allclose([found["kappa"], found["loc"]], [kappa, loc], rtol=1e-6)
+
+
+def test_the_density_of_a_narrow_gamma_law_keeps_ten_digits():
+    """Its terms are of the order of a log(a) = 1e8 nats; torch's own density keeps eight."""
+    a, x = torch.tensor([[1e7], [4e7]]).double(), 100 + 0.03 * torch.randn(20).double()
+    b = a / torch.tensor([[100.0], [100.02]]).double()
+    table = Kernel.of(dist.Gamma(a, b), x).table()
+    with mpmath.workdps(50):
+        exact = [
+            [
+                float((A - 1) * mpmath.log(v) - B * v + A * mpmath.log(B) - mpmath.loggamma(A))
+                for v in map(mpmath.mpf, x.tolist())
+            ]
+            for A, B in ((mpmath.mpf(float(p)), mpmath.mpf(float(q))) for p, q in zip(a, b, strict=True))
+        ]
+    np.testing.assert_allclose(table.numpy(), exact, rtol=1e-10, atol=1e-9)
 
 
 def test_the_normaliser_of_von_mises_is_exact():

@@ -1,5 +1,6 @@
 """Inverses of special functions against scipy, over many orders of magnitude."""
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.special
@@ -23,6 +24,12 @@ def test_log_minus_digamma_and_its_inverse():
     series = 0.5 / far + 1 / (12 * far**2) - 1 / (120 * far**4)
     np.testing.assert_allclose(special.log_minus_digamma(far), series, rtol=1e-12)
     np.testing.assert_allclose(special.gamma_concentration(special.log_minus_digamma(WIDE)), WIDE, rtol=1e-12)
+
+
+def test_log_gamma_remainder():
+    with mpmath.workdps(50):
+        exact = [float(mpmath.loggamma(v) - v * mpmath.log(v) + v) for v in map(mpmath.mpf, WIDE.tolist())]
+    np.testing.assert_allclose(special.log_gamma_remainder(WIDE), exact, rtol=1e-12, atol=2e-14)
 
 
 def test_inverse_bessel_ratio():

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pyro_lvm.infer.families.counts import RATE_VIEWS, sum_and_total
 from pyro_lvm.infer.families.normal import LOC, VARIANCE, moments, spread
+from pyro_lvm.infer.families.rows import beside
 from pyro_lvm.infer.m_step import (
     Argument,
     ExponentialFamily,
@@ -108,8 +109,7 @@ class _LogNormal(ExponentialFamily):
     def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
         log = value.clamp_min(torch.finfo(value.dtype).tiny).log()
         if isinstance(reference, _LogReference):
-            centre = reference.logs.centre
-            log = log - centre.reshape(*centre.shape, *([1] * (log.dim() - centre.dim()))).to(log.dtype)
+            log = log - beside(reference.logs.centre, log).to(log.dtype)
         return log, log.square()
 
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -1,4 +1,4 @@
-"""Weighted sums over rows on the cells of arguments, for densities that are not linear in statistics of the value."""
+"""What families share: references beside rows, and weighted sums where a density is not linear in statistics."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from torch import Tensor
 
 from pyro_lvm.ops.cells import sum_to
 
-__all__ = ["Rows", "learned"]
+__all__ = ["Rows", "beside", "learned"]
 
 
 def learned(*tensors: Any) -> bool:
     """Whether any of these depends on a parameter."""
     return any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+
+
+def beside(reference: Tensor, value: Tensor) -> Tensor:
+    """What is known of one row, broadcastable to values that may have their rows last."""
+    return reference.reshape(*reference.shape, *([1] * (value.dim() - reference.dim())))
 
 
 @dataclass(frozen=True)
