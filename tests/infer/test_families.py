@@ -550,7 +550,18 @@ def test_a_category_without_counts():
 
 
 @pytest.mark.parametrize(
-    "family", ["gamma", "inverse gamma", "dirichlet", "log normal", "half normal", "von mises", "laplace", "binomial"]
+    "family",
+    [
+        "gamma",
+        "inverse gamma",
+        "dirichlet",
+        "log normal",
+        "half normal",
+        "von mises",
+        "laplace",
+        "binomial",
+        "low rank",
+    ],
 )
 def test_a_component_without_weight_keeps_its_parameters(family):
     case, x = CASES[family], CASES[family].draw(30)
