@@ -154,6 +154,8 @@ CASES = {
     "dirichlet log": Case(
         lambda p: dist.Dirichlet(p.exp()), {"p": ([[0.0, 0.5, 1.0], [1.0, 0.1, 0.0]], real)}, compositions
     ),
+    "weibull scale": Case(lambda p: dist.Weibull(p, torch.tensor(1.7).double()), SPREAD, positives),
+    "weibull log scale": Case(lambda p: dist.Weibull(p.exp(), torch.tensor(1.7).double()), LOG, positives),
     "half normal": Case(lambda p: dist.HalfNormal(p), SPREAD, positives),
     "log normal": Case(lambda loc, p: dist.LogNormal(loc, p), {**LOC, **SPREAD}, positives),
     "log normal log scale": Case(lambda loc, p: dist.LogNormal(loc, p.exp()), {**LOC, **LOG}, positives),

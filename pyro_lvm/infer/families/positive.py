@@ -1,14 +1,15 @@
-r"""Closed forms of families on the positive numbers: Exponential, HalfNormal, LogNormal.
+r"""Closed forms of families on the positive numbers: Exponential, HalfNormal, LogNormal, the scale of Weibull.
 
 .. math::
 
     \text{Exponential:} \quad \lambda = \frac{\sum w}{\sum w x} \qquad
-    \text{HalfNormal:} \quad \sigma^2 = \frac{\sum w x^2}{\sum w}
+    \text{HalfNormal:} \quad \sigma^2 = \frac{\sum w x^2}{\sum w} \qquad
+    \text{Weibull, given k:} \quad \lambda^k = \frac{\sum w x^k}{\sum w}
 
 A log-normal value is one whose logarithm is normal: its mean and variance are learned as those of a Normal.
 
 References:
-    N. Johnson, S. Kotz, N. Balakrishnan (1994), Continuous Univariate Distributions 1, chapters 13, 14 and 19.
+    N. Johnson, S. Kotz, N. Balakrishnan (1994), Continuous Univariate Distributions 1, chapters 13, 14, 19 and 21.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from torch import Tensor
 
 from pyro_lvm.infer.families.counts import RATE_VIEWS, sum_and_total
 from pyro_lvm.infer.families.normal import LOC, VARIANCE, moments, spread
-from pyro_lvm.infer.families.rows import beside
+from pyro_lvm.infer.families.rows import beside, learned
 from pyro_lvm.infer.m_step import (
     Argument,
     ExponentialFamily,
     Reference,
     Statistics,
     View,
+    closed_form,
     closed_form_of,
 )
 from pyro_lvm.ops.cells import compact
@@ -128,3 +130,47 @@ class _LogNormal(ExponentialFamily):
         if not isinstance(reference, _LogReference):
             raise ValueError("LogNormal: expected the reference that the statistics were gathered about.")
         return moments(fn, reference.logs, total, sums, variance_floor)
+
+
+class _Weibull(ExponentialFamily):
+    """With one known concentration k for all cells and rows."""
+
+    arguments = (
+        Argument(
+            "scale",
+            lambda fn: compact(fn.scale),
+            lambda s, now: (s["sum_0"], s["total"], s["power"]),
+            lambda sum_of_powers, total, power: (sum_of_powers / total) ** (total / power),
+            (View("scale"), View("log scale", torch.log, torch.exp)),
+        ),
+    )
+
+    def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
+        return ((),)
+
+    def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
+        return (value.double() ** _power(fn),)
+
+    def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        scale, power = compact(fn.scale).double(), _power(fn)
+        return (-(scale**-power),), power * scale.log() - power.log()
+
+    def base(self, value: Tensor, fn: Any) -> Tensor | None:
+        return torch.xlogy(_power(fn) - 1, value.double())
+
+    def collect(
+        self, fn: Any, reference: Reference | None, total: Tensor, sums: tuple[Tensor, ...], variance_floor: float
+    ) -> Statistics:
+        return Statistics(total.shape, total=total, sum_0=sums[0], power=total * _power(fn))
+
+
+def _power(fn: Any) -> Tensor:
+    return compact(fn.concentration).reshape(()).double()
+
+
+_WEIBULL = _Weibull()
+
+
+@closed_form.register(torch.distributions.Weibull)
+def _(fn: Any) -> ExponentialFamily | None:
+    return None if learned(fn.concentration) or compact(fn.concentration).numel() > 1 else _WEIBULL
