@@ -500,6 +500,25 @@ def test_no_other_location_betters_that_of_laplace(tied, columns):
             loc.view(-1)[i] -= step
 
 
+@pytest.mark.parametrize("family", ["gamma", "log normal", "von mises", "binomial", "dirichlet", "laplace scale"])
+def test_parameters_shared_along_a_markov_chain(family):
+    case = CASES[family]
+
+    def chain(x):
+        transition = pyro.param("transition", torch.tensor([[0.7, 0.3], [0.2, 0.8]]).double(), constraint=simplex)
+        chosen = {
+            name: pyro.param(name, torch.as_tensor(start).double(), constraint=constraint)
+            for name, (start, constraint) in case.starts.items()
+        }
+        with pyro.plate("sequences", len(x)):
+            z = 0
+            for t in pyro.markov(range(x.shape[1])):
+                z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]), infer={"enumerate": "parallel"})
+                pyro.sample(f"x_{t}", case.law(**{name: p[z] for name, p in chosen.items()}), obs=x[:, t])
+
+    never_falls(chain, case.draw(20, 4), steps=5)
+
+
 def test_a_laplace_location_that_sites_share_is_left_to_the_gradient():
     x = normals(30, 2)
 
