@@ -4,7 +4,12 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-CHECKED = ["pyro_lvm.models", "pyro_lvm.ops.kmeans", "pyro_lvm.diagnostics.labels"]  # whatever states shapes
+CHECKED = [  # whatever states shapes
+    "pyro_lvm.models",
+    "pyro_lvm.ops.kmeans",
+    "pyro_lvm.ops.special",
+    "pyro_lvm.diagnostics.labels",
+]
 
 with install_import_hook(CHECKED, "beartype.beartype"):
     import pyro_lvm as lvm

@@ -279,6 +279,9 @@ class EM:
             self._plan = self._plan_from_few_rows(expectation, args, kwargs) or make_plan(expectation)
             for name, reason in self._demoted.items():
                 self._plan.demote(name, reason)
+            for entry in self._plan.closed if self._averages is not None else []:
+                if not all(use.form.additive for use in entry.uses):
+                    self._plan.demote(entry.name, "its statistics cannot be averaged over batches")
         return self._plan
 
     def _plan_from_few_rows(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan | None:

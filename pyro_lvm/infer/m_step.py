@@ -171,11 +171,13 @@ class ClosedForm(ABC):
         arguments: In order of maximisation.
         joint: A joint maximum of several of them, if there is one that maximising in turn does not reach at once.
         sweeps: How often to go through the arguments in turn, statistics fixed.
+        additive: Whether statistics of different rows add up, entry by entry, so that batches can be averaged.
     """
 
     arguments: ClassVar[tuple[Argument, ...]]
     joint: ClassVar[Joint | None] = None
     sweeps: ClassVar[int] = 1
+    additive: ClassVar[bool] = True
 
     @abstractmethod
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:

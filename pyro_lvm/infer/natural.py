@@ -127,7 +127,7 @@ class Kernel:
         constant = constant.double()
         dtype = torch.float64
         largest = float(offset.detach().abs().max()) if offset.numel() else 0.0
-        if not exact and cells.rows.dtype != torch.float64 and largest < SINGLE_LIMIT:
+        if not exact and dtype_of(base, cells.rows) == torch.float32 and largest < SINGLE_LIMIT:
             dtype = torch.float32
         accurate = not largest > DOUBLE_LIMIT
         return cls(base, family, cells, inner, reference, row_mask, coefficients, constant, dtype, accurate)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pyro_lvm.infer.families  # noqa: F401 - registers the closed forms
-from pyro_lvm.infer.blocks import Blocks, find_blocks, unify
+from pyro_lvm.infer.blocks import Blocks, find_blocks, fixed_noise, unify
 from pyro_lvm.infer.enumeration import Expectation, Factor
 from pyro_lvm.infer.m_step import Argument, ClosedForm, Conjugate, View, closed_form, innermost
 from pyro_lvm.infer.parameters import Parameter
@@ -293,8 +293,9 @@ def _depends(tensor: Tensor, parameter: Parameter) -> bool:
     if tensor is parameter.value:
         return True
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(tensor.sum(), parameter.value, retain_graph=True, allow_unused=True)
-    return gradient is not None
+        probe = (tensor * fixed_noise(tensor)).sum()  # a plain sum does not see what is normalised
+        (gradient,) = torch.autograd.grad(probe, parameter.value, retain_graph=True, allow_unused=True)
+    return gradient is not None and bool((gradient != 0).any())
 
 
 def _tensors_of(fn: object) -> list[Tensor]:

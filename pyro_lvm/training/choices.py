@@ -57,8 +57,8 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
         fn = trace.nodes[local[0]]["fn"]
         kind = type(getattr(fn, "base_dist", fn)).__name__
         raise ValueError(
-            f"fit: {type(inference).__name__} needs the latent sites of every row to be discrete with a finite support; "
-            f"site '{local[0]}' ({kind}) is not. Use inference='svi' or 'mcmc'."
+            f"fit: {type(inference).__name__} needs the latent sites of every row to be discrete with a finite "
+            f"support; site '{local[0]}' ({kind}) is not. Use inference='svi' or 'mcmc'."
         )
     if isinstance(inference, CoordinateAscent) and not continuous:
         raise ValueError(

@@ -3,10 +3,31 @@
 from pyro_lvm.infer.families import (
     categorical,
     counts,
+    delta,
+    dirichlet,
+    gamma,
+    laplace,
+    low_rank,
     multivariate_normal,
+    negative_binomial,
     normal,
     positive,
     stick_breaking,
+    von_mises,
 )
 
-__all__ = ["categorical", "counts", "multivariate_normal", "normal", "positive", "stick_breaking"]
+__all__ = [
+    "categorical",
+    "counts",
+    "delta",
+    "dirichlet",
+    "gamma",
+    "laplace",
+    "low_rank",
+    "multivariate_normal",
+    "negative_binomial",
+    "normal",
+    "positive",
+    "stick_breaking",
+    "von_mises",
+]
