@@ -23,7 +23,8 @@ from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, thinned
 from pyro_lvm.distributions import PartialMultivariateNormal
 from pyro_lvm.evidence.exact import nesting
-from pyro_lvm.infer.enumeration import Factor, expect
+from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.infer.factors import Factor
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import draw_responsibilities
 from pyro_lvm.evidence.exact import nesting
-from pyro_lvm.infer.enumeration import trace_factors
+from pyro_lvm.infer.factors import trace_factors
 from pyro_lvm.infer.structure import REFUSALS, first_rows
 from pyro_lvm.training.data import Arguments
 

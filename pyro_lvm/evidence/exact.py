@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.infer.enumeration import row_log_likelihood
+from pyro_lvm.infer.by_row import row_log_likelihood
 from pyro_lvm.infer.structure import plate_nesting
 from pyro_lvm.ops.threads import fitting_threads
 

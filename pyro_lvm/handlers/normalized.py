@@ -103,7 +103,7 @@ class normalized:  # noqa: N801 - handlers are verbs, as in Pyro
 
     def _log_normalizer(self, trace: Trace, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """Log of the sum of exp(score) over the sites and all discrete latent ones, by cell of their plates."""
-        from pyro_lvm.infer.enumeration import _contract, trace_factors
+        from pyro_lvm.infer.factors import contract, trace_factors
 
         frames = [f for f in trace.nodes[self.sites[0]]["cond_indep_stack"] if f.vectorized]
         nesting = max(
@@ -120,7 +120,7 @@ class normalized:  # noqa: N801 - handlers are verbs, as in Pyro
                 )
             symbols = {str(summed.plate_to_symbol[f.name]): f for f in frames}
             total = torch.zeros(())
-            for plates, term in _contract(summed, [f for n, f in factors.items() if n not in free.given], scaled=False):
+            for plates, term in contract(summed, [f for n, f in factors.items() if n not in free.given], scaled=False):
                 if not symbols.keys() <= plates:
                     raise ValueError(
                         f"normalized: expected the whole score inside the plates of site '{self.sites[0]}' "

@@ -23,7 +23,9 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm.handlers.starting_values import StartingValues
-from pyro_lvm.infer.enumeration import Expectation, Factor, expect
+from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.m_step import innermost
 from pyro_lvm.infer.maximise import Sites, groups, sums_of
 from pyro_lvm.infer.parameters import Parameter

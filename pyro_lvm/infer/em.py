@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyro_lvm.infer.at_guide import at_guide
 from pyro_lvm.infer.averaging import Averages
-from pyro_lvm.infer.enumeration import Expectation, expect
+from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
 from pyro_lvm.infer.guard import Step
 from pyro_lvm.infer.maximise import maximise, own_m_step

@@ -251,7 +251,7 @@ class ExponentialFamily(ClosedForm):
 
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
         """By matrix products where the parameters have few cells and the value many rows."""
-        from pyro_lvm.infer.natural import gather
+        from pyro_lvm.infer.gather import gather
 
         return gather(fn, value, weights, variance_floor)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.averaging import Averages
-from pyro_lvm.infer.enumeration import Expectation, Factor
+from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, innermost
 from pyro_lvm.infer.plan import ParameterPlan, Plan, PriorUse, Use
 from pyro_lvm.infer.row_pass import Memory

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import pyro_lvm.infer.families  # noqa: F401 - registers the closed forms
 from pyro_lvm.infer.blocks import Blocks, find_blocks, fixed_noise, unify
-from pyro_lvm.infer.enumeration import Expectation, Factor
+from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.m_step import Argument, ClosedForm, Conjugate, View, closed_form, innermost
 from pyro_lvm.infer.parameters import Parameter
 from pyro_lvm.ops.cells import compact

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_lvm.infer.factors import Factor, same_scale
 from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form
 from pyro_lvm.infer.natural import Kernel, dtype_of, rows_of_a_block
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 
-if TYPE_CHECKING:
-    from pyro_lvm.infer.enumeration import Factor
-
-__all__ = ["Memory", "RowPass", "same_scale"]
+__all__ = ["Memory", "RowPass"]
 
 # A log-density below this stands for probability zero: natural parameters are kept finite.
 IMPOSSIBLE = -1e25
@@ -326,12 +324,3 @@ def _scaled(factor: Factor) -> Tensor:
     if factor.site["mask"] is not None:
         density = torch.where(torch.as_tensor(factor.site["mask"]), density, 0.0)
     return (density * factor.site["scale"]).sum(dtype=torch.float64)
-
-
-def same_scale(a: Any, b: Any) -> bool:
-    """Whether two scales, numbers or tensors, are equal."""
-    if a is b:
-        return True
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and bool((a == b).all())
-    return bool(a == b)

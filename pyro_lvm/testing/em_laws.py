@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pyro_lvm import training
 from pyro_lvm.infer import EM
-from pyro_lvm.infer.enumeration import expect, row_log_likelihood, trace_factors
+from pyro_lvm.infer.by_row import row_log_likelihood
+from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.infer.factors import trace_factors
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.structure import plate_nesting
 from pyro_lvm.infer.student_t import AugmentedForm

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, infer_discrete
 
 import pyro_lvm as lvm
-from pyro_lvm.infer.enumeration import row_log_likelihood
+from pyro_lvm.infer.by_row import row_log_likelihood
 
 ROWS = 12
 X = torch.randn(ROWS, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 + 2

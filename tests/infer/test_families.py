@@ -18,7 +18,8 @@ from sklearn.decomposition import FactorAnalysis
 from torch.distributions import constraints
 
 import pyro_lvm as lvm
-from pyro_lvm.infer.enumeration import expect, trace_factors
+from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.infer.factors import trace_factors
 from pyro_lvm.infer.m_step import ExponentialFamily, closed_form, closed_form_of, unwrap
 from pyro_lvm.infer.natural import Kernel
 

@@ -160,7 +160,7 @@ def test_em_with_a_wrong_closed_form(wrong_form):
 
 
 def test_em_without_its_guard(wrong_form, monkeypatch):
-    monkeypatch.setattr("pyro_lvm.infer.em._Step.fell", lambda self, expectation: False)
+    monkeypatch.setattr("pyro_lvm.infer.em.Step.fell", lambda self, expectation: False)
     breaks("em_never_falls", wrong_form, COUNTS, match="the loss rose")
 
 
