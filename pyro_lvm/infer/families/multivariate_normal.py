@@ -156,6 +156,10 @@ def _write_pairs(value: Tensor, out: Tensor) -> None:
     position, d = 0, len(value)
     for start, stop in _groups(d):
         size = (stop - start) * (d - start)
+        if stop - start == 1:
+            torch.mul(value[start:], value[start], out=out[position : position + size])
+            position += size
+            continue
         block = out[position : position + size].view(stop - start, d - start, *value.shape[1:])
         torch.mul(value[start:stop].unsqueeze(1), value[start:].unsqueeze(0), out=block)
         position += size
