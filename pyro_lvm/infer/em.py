@@ -116,6 +116,7 @@ class EM:
         self.variance_floor = variance_floor
         self.gradient_steps = gradient_steps
         self.optimizer = optimizer
+        self.own = () if optimizer is None else ("optimizer",)
         self.decay = decay
         self.acceleration = acceleration
         self.annealing = tuple(annealing)

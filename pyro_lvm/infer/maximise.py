@@ -216,7 +216,7 @@ def _feasible(entry: ParameterPlan, sums: tuple[Tensor, ...]) -> tuple[Tensor, .
     if feasible is None or not entry.priors:
         return sums
     moved = feasible(sums)
-    if not entry.on_boundary and any(bool((a < b).any()) for a, b in zip(sums, moved, strict=True)):
+    if not entry.on_boundary and any(bool((b - a > 1e-9 * b).any()) for a, b in zip(sums, moved, strict=True)):
         entry.on_boundary = True
         warnings.warn(
             f"EM: the prior of '{entry.name}' ({entry.priors[0].kind}, concentration below one) puts its mode on the "

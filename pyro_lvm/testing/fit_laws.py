@@ -79,7 +79,9 @@ def resume_is_exact(
     half = training.fit(make_model(), data, max_epochs=epochs, **endless, **options)
     half.save(folder)
     ours = type(half.model).__module__.startswith("pyro_lvm.models")
-    resumed = training.load(folder, model=None if ours else make_model())
+    inference = options.get("inference")
+    own = inference if getattr(inference, "own", ()) else None
+    resumed = training.load(folder, model=None if ours else make_model(), inference=own)
     resumed.resume(data, max_epochs=epochs, progress=False, batch_size=options.get("batch_size"), **endless)
     same("resume_is_exact", "parameters", whole.params, resumed.params)
     require(

@@ -43,6 +43,7 @@ class Fit:
         restarts: Seed, loss, epochs and convergence of every restart.
         seed: The seed that reproduces this fit.
         columns: Column names of the training data, if it had any.
+        missing: Parts of the inference that a file could not hold.
         guide_log_density: Log-density of each draw of the guide, nats; there once `draws` has been read.
     """
 
@@ -77,6 +78,7 @@ class Fit:
         self.guide_log_density = torch.empty(0)
         self._draws: dict[str, Tensor] | None = None
         self.sampled = False
+        self.missing: list[str] = []
 
     # What was learned
 
@@ -270,6 +272,11 @@ class Fit:
         check_options(self.model, 1, max_epochs, batch_size, tol, patience, None)
         if isinstance(self.inference, MCMC):
             raise ValueError("resume: a sampler cannot be resumed. Fit again with more num_samples.")
+        if self.missing:
+            raise ValueError(
+                f"resume: this fit was trained with a {self.missing[0]} of your own, which files do not hold. "
+                "Load it with lvm.load(folder, inference=...) as you passed it to lvm.fit."
+            )
         held_out = None if validation is None else self.arguments(validation)
         rows = as_stream(data, batch_size, num_rows) or self.arguments(data)
         if isinstance(self.model, LatentVariableModel) and isinstance(rows, Arguments):
