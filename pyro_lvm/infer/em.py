@@ -268,7 +268,9 @@ class EM:
     def _current_plan(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""
         if self._plan is None or not refresh(self._plan, expectation):
-            self._plan = self._plan_from_few_rows(expectation, args, kwargs) or make_plan(expectation)
+            self._plan = self._plan_from_few_rows(expectation, args, kwargs) or make_plan(expectation, True)
+            for regression in self._plan.regressions if self._averages is not None else ():
+                self._plan.demote(regression.names[0], "least squares needs all rows at once (decay=None)")
             for name, reason in self._demoted.items():
                 self._plan.demote(name, reason)
         return self._plan
@@ -279,7 +281,7 @@ class EM:
         if few is None:
             return None
         try:
-            plan = make_plan(expect(self._program, self.max_plate_nesting or 0, *few))
+            plan = make_plan(expect(self._program, self.max_plate_nesting or 0, *few), True)
         except REFUSALS:
             return None
         return plan if refresh(plan, expectation) else None

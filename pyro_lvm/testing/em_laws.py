@@ -154,7 +154,8 @@ def closed_form_is_stationary(model: Callable, *args: Any, **kwargs: Any) -> Non
             targets[name].data.copy_(value)
         for entry in entries:
             target = targets[entry.name]
-            target.data.copy_(new[entry.name])
+            for name in entry.regression.names if entry.regression else (entry.name,):
+                targets[name].data.copy_(new[name])
             expected = _expected_log_joint(program, nesting, args, kwargs, weights)
             (gradient,) = gradients(expected, [target])
             total = float(sum(weights[site].sum() for site in entry.sites))
