@@ -39,6 +39,7 @@ class Entry:
         reference: Where it comes from.
         example: Makes a small instance for the laws and the command line.
         variants: Keyword arguments that together exercise all of its code.
+        covariates: How many leading columns of the data set are covariates.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Entry:
     reference: str
     example: Callable[..., Any]
     variants: tuple[dict[str, Any], ...]
+    covariates: int = 0
 
     def rows(self) -> Tensor:
         """The example data."""
@@ -69,6 +71,18 @@ CATALOG: dict[str, Entry] = {
             reference="Bishop (2006), Pattern Recognition and Machine Learning, chapters 9 and 10",
             example=lambda **kwargs: models.GaussianMixture(**{"num_components": 2, **kwargs}),
             variants=tuple({"covariance": kind} for kind in ("full", "diag", "tied", "spherical")),
+        ),
+        Entry(
+            name="MixtureOfExperts",
+            model=models.MixtureOfExperts,
+            summary="rows explained by covariates: K linear regressions under a gate, linear or a network",
+            inferences=("em", "svi"),
+            guides=(),
+            data="faithful",
+            reference="Jordan, Jacobs (1994), Hierarchical mixtures of experts and the EM algorithm",
+            example=lambda **kwargs: models.MixtureOfExperts(**{"num_components": 2, **kwargs}),
+            variants=({},),
+            covariates=1,
         ),
     )
 }

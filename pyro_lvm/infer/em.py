@@ -78,6 +78,21 @@ class EM:
         ...     losses = [em.step(x) for _ in range(5)]
         >>> losses[-1] < losses[0]
         True
+
+        A mixture of regressions is weighted least squares:
+
+        >>> def lines(x, t):
+        ...     slope = pyro.param("slope", torch.tensor([-1.0, 1.0]))
+        ...     intercept = pyro.param("intercept", torch.zeros(2))
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        ...         pyro.sample("x", dist.Normal(slope[z] * t + intercept[z], 0.5), obs=x)
+        >>> with pyro.get_param_store().scope():
+        ...     print(lvm.infer.EM(lines).plan(torch.tensor([1.0, -2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0])))
+        E-step: exact enumeration of z (2 states), one backward pass
+        parameter  shape  M-step       because
+        slope      (2,)   closed form  it is a coefficient of x.loc (least squares)
+        intercept  (2,)   closed form  it is a coefficient of x.loc (least squares)
     """
 
     def __init__(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.averaging import Averages
+from pyro_lvm.infer.design import Moved
 from pyro_lvm.infer.enumeration import Expectation, Factor
 from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, unwrap
 from pyro_lvm.infer.plan import ParameterPlan, Plan, PriorUse, Use
-from pyro_lvm.infer.regression import Moved
 from pyro_lvm.infer.row_pass import Memory
 
 __all__ = ["Sites", "groups", "maximise", "sums_of"]

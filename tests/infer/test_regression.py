@@ -149,6 +149,16 @@ def linear_module(x, t):
 with torch.random.fork_rng():
     NETWORK = torch.nn.Linear(3, 2).double()
 
+
+def two_factors(x, t):
+    """Effects of two discrete sites add up, which determines them up to a constant."""
+    first, second, slope = param("first", 2), param("second", 3), param("slope")
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Categorical(HALF), infer={"enumerate": "parallel"})
+        b = pyro.sample("b", dist.Categorical(torch.ones(3).double()), infer={"enumerate": "parallel"})
+        normal(first[a] + second[b] + slope * t[:, 0], 0.5, x)
+
+
 PROGRAMS = (
     lines,
     shared_slope,
@@ -162,6 +172,7 @@ PROGRAMS = (
     autoregression,
     no_latent,
     linear_module,
+    two_factors,
 )
 
 
@@ -481,6 +492,18 @@ def test_a_wrong_step_is_undone_for_all_coefficients(data, monkeypatch):
         losses.append(em.step(*data))
     assert losses[1] <= losses[0]
     assert {"beta", "intercept"} <= {p.name for p in em.plan(*data).gradient}
+
+
+def test_the_law_of_stationarity_sees_a_wrong_slope(data, monkeypatch):
+    honest = regression.Regression.solve
+
+    def wrong(self, expectation):
+        new, moved = honest(self, expectation)
+        return {**new, "beta": 1.001 * new["beta"]}, moved
+
+    monkeypatch.setattr(regression.Regression, "solve", wrong)
+    with pytest.raises(AssertionError, match="'beta' has slope"):
+        laws.closed_form_is_stationary(lines, *data)
 
 
 @pytest.mark.parametrize("program", [lines, outputs, two_sites], ids=lambda p: p.__name__)
