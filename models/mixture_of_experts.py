@@ -235,8 +235,9 @@ class MixtureOfExperts(LatentVariableModel):
         spread = torch.where(spread > 0, spread, 1.0)
         design = torch.nn.functional.pad((covariates - centre) / spread, (0, 1), value=1.0)
         # a cluster of few rows borrows as many of the regression through all rows as that has columns
-        shared = torch.linalg.lstsq(design, x, driver="gelsd" if x.device.type == "cpu" else None).solution
-        gram = torch.einsum("nk,ni,nj->kij", members, design, design) + torch.eye(q + 1).to(x)
+        identity = torch.eye(q + 1).to(x)
+        shared = torch.linalg.solve(design.mT @ design + 1e-6 * n * identity, design.mT @ x)
+        gram = torch.einsum("nk,ni,nj->kij", members, design, design) + identity
         moment = torch.einsum("nk,ni,nd->kid", members, design, x) + shared
         solution = torch.linalg.solve(gram, moment)
         residual = x.unsqueeze(1) - torch.einsum("ni,kid->nkd", design, solution)

@@ -115,7 +115,8 @@ class Sites:
             statistics = self[name].statistics
             self[name].now["loc"] = moved.loc
             # residuals know no spread of the values, which the floor is relative to
-            statistics["floor"] = (self.variance_floor * moved.spread).expand_as(statistics["floor"])
+            floor = (self.variance_floor * moved.spread).clamp_min(torch.finfo(moved.loc.dtype).tiny)
+            statistics["floor"] = floor.expand_as(statistics["floor"])
 
 
 def groups(plan: Plan) -> list[list[ParameterPlan]]:

@@ -357,6 +357,16 @@ def test_a_variance_cannot_collapse_on_the_few_rows_that_a_line_meets():
     assert pyro.param("scale").min().item() == pytest.approx((1e-4 * x.var(correction=0)).sqrt().item(), rel=1e-9)
 
 
+def test_a_line_through_all_rows_leaves_a_scale_above_zero():
+    t = torch.linspace(0, 1, 9).double().unsqueeze(-1)
+    for x in (3 * t[:, 0] + 1, torch.ones(9).double()):
+        with pyro.get_param_store().scope():
+            em = lvm.infer.EM(no_latent)
+            losses = [em.step(x, t) for _ in range(3)]
+            assert np.isfinite(losses).all()
+            assert pyro.param("scale").item() > 0
+
+
 def test_a_normal_prior_makes_it_ridge_regression(data):
     x, t = data
 
