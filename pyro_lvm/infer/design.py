@@ -45,19 +45,21 @@ class Moved:
 class Design:
     """The mean of a Normal site minus its value, as a function of coefficients, its entries laid out as (cells, rows).
 
-    Rows are the indices of plates, cells those of everything else: states, and outputs of one row.
+    Rows are the indices of the given plates, cells those of everything else: states, and outputs of one row.
     """
 
-    def __init__(self, factor: Factor, coefficients: list[Tensor]) -> None:
+    def __init__(self, factor: Factor, coefficients: list[Tensor], plates: frozenset[str]) -> None:
         self.factor = factor
+        self.plates = plates
         self.coefficients = coefficients
         self.fn, _ = unwrap(factor.fn, torch.ones(()))
         value = factor.value
         self.shape = torch.broadcast_shapes(self.fn.batch_shape, value.shape)
         inside, ndim = len(self.fn.batch_shape) - len(factor.fn.batch_shape), len(self.shape)
-        plates = {ndim + f.dim - inside for f in factor.site["cond_indep_stack"] if f.vectorized}
-        self.row_dims = [d for d in range(ndim) if d in plates]
-        self.cell_dims = [d for d in range(ndim) if d not in plates]
+        frames = [frame for frame in factor.site["cond_indep_stack"] if frame.vectorized and frame.name in plates]
+        rows = {ndim + frame.dim - inside for frame in frames}
+        self.row_dims = [d for d in range(ndim) if d in rows]
+        self.cell_dims = [d for d in range(ndim) if d not in rows]
         self.cells = math.prod(self.shape[d] for d in self.cell_dims)
         self.moves_value = isinstance(value, Tensor) and value.requires_grad
         with torch.enable_grad():

@@ -19,10 +19,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from pyro_lvm.infer.design import Design, Moved
-from pyro_lvm.infer.enumeration import Expectation
+from pyro_lvm.infer.enumeration import Expectation, Factor
 from pyro_lvm.infer.m_step import unwrap
 from pyro_lvm.infer.parameters import Parameter
 
@@ -30,6 +32,8 @@ __all__ = ["Regression", "find_regressions"]
 
 # The normal equations are dense, and their eigenvectors take the cube of this number of operations.
 MOST_COEFFICIENTS = 2000
+# Telling coefficients apart takes a backward pass for each cell.
+MOST_CELLS = 2000
 
 Roles = Mapping[str, Collection[tuple[str, str]]]
 
@@ -43,12 +47,14 @@ class Regression:
         sites: The Normal sites that depend on them.
         priors: Those among the sites whose value they are.
         colours: Per site, the coefficient that each cell meets in each colour, shape (cells, colours).
+        rows: Per site, the plates whose indices are rows.
     """
 
     names: tuple[str, ...]
     sites: tuple[str, ...]
     priors: tuple[str, ...] = ()
     colours: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, names: tuple[str, ...], sites: tuple[str, ...], expectation: Expectation) -> Regression | str:
@@ -57,12 +63,17 @@ class Regression:
         count = sum(c.numel() for c in coefficients)
         if count > MOST_COEFFICIENTS:
             return f"it takes up to {MOST_COEFFICIENTS} coefficients, here are {count}"
-        designs = {site: Design(expectation.factors[site], coefficients) for site in sites}
-        for site, design in designs.items():
-            if not design.linear:
+        found = cls(names, sites)
+        for site in sites:
+            factor = expectation.factors[site]
+            designs = [Design(factor, coefficients, plates) for plates in _row_plates(factor)]
+            if not designs[0].linear:
                 return f"{site}.loc is not linear in {'it' if len(names) == 1 else ', '.join(names)}"
-        priors = tuple(site for site, design in designs.items() if design.moves_value)
-        return cls(names, sites, priors, {site: design.colour() for site, design in designs.items()})
+            coloured = [(d.colour(), d) for d in designs if d is designs[0] or d.cells <= MOST_CELLS]
+            found.colours[site], best = min(coloured, key=lambda pair: pair[0].shape[1])
+            found.rows[site] = best.plates
+            found.priors += (site,) if best.moves_value else ()
+        return found
 
     def describe(self) -> str:
         """E.g. `a coefficient of x.loc (least squares)`."""
@@ -78,7 +89,7 @@ class Regression:
         they must.
         """
         coefficients = _values(self.names, expectation)
-        designs = {site: Design(expectation.factors[site], coefficients) for site in self.sites}
+        designs = {site: Design(expectation.factors[site], coefficients, self.rows[site]) for site in self.sites}
         count = sum(c.numel() for c in coefficients)
         # one coefficient more stands for "none"
         normal = torch.zeros(count + 1, count + 1, dtype=torch.float64, device=coefficients[0].device)
@@ -151,18 +162,38 @@ def _refusal(expectation: Expectation, parameter: Parameter, roles: Collection[t
     return ""
 
 
+def _row_plates(factor: Factor) -> list[frozenset[str]]:
+    """Plates to try as rows: all of them, or one where coefficients go along with the others (a plate of outputs)."""
+    names = [frame.name for frame in factor.site["cond_indep_stack"] if frame.vectorized]
+    return [frozenset(names), *(frozenset([name]) for name in names if len(names) > 1)]
+
+
 def _values(names: tuple[str, ...], expectation: Expectation) -> list[Tensor]:
     return [expectation.parameters[name].value for name in names]
 
 
 def _least_squares(normal: Tensor, moment: Tensor, precision: float) -> Tensor:
     """The shortest solution of normal equations, every coefficient in units of its own column."""
-    if not bool(torch.isfinite(normal).all() & torch.isfinite(moment).all()):
-        return torch.zeros_like(moment)
+    step = torch.zeros_like(moment)
+    if not bool(torch.isfinite(normal.sum() + moment.sum())):
+        return step
     diagonal = normal.diagonal()
     unit = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
-    values, vectors = torch.linalg.eigh(normal * unit * unit.unsqueeze(-1))
-    # squares of singular values: columns are known to `precision`, their products to that of float64
-    least = len(moment) * max(1e-14, (10 * precision) ** 2)
-    inverse = torch.where(values > least, values.reciprocal(), 0.0)
-    return unit * (vectors @ (inverse * (vectors.mT @ (unit * moment))))
+    for block in _blocks(normal):
+        own = normal[block.unsqueeze(-1), block.unsqueeze(-2)] * unit[block].unsqueeze(-1) * unit[block].unsqueeze(-2)
+        values, vectors = torch.linalg.eigh(own)
+        # squares of singular values: columns are known to `precision`, their products to that of float64
+        least = block.shape[-1] * max(1e-14, (10 * precision) ** 2)
+        inverse = torch.where(values > least, values.reciprocal(), 0.0).unsqueeze(-1)
+        right = (unit * moment)[block].unsqueeze(-1)
+        step[block] = unit[block] * (vectors @ (inverse * (vectors.mT @ right))).squeeze(-1)
+    return step
+
+
+def _blocks(normal: Tensor) -> list[Tensor]:
+    """Coefficients that no equation connects, those of two states for example, as (blocks, size) for every size."""
+    _, labels = connected_components(csr_matrix((normal != 0).cpu().numpy()), directed=False)
+    label = torch.from_numpy(labels).to(normal.device).long()
+    size = torch.bincount(label)
+    order = label.argsort(stable=True)
+    return [order[size[label[order]] == width].reshape(-1, width) for width in size.unique().tolist()]

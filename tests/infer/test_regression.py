@@ -159,6 +159,14 @@ def two_factors(x, t):
         normal(first[a] + second[b] + slope * t[:, 0], 0.5, x)
 
 
+def plate_of_outputs(x, t):
+    """Outputs are a plate: each has coefficients of its own, so it is none of rows."""
+    both = torch.stack([x, x + t[:, 0] ** 2], -1)
+    weight, scale = param("weight", 2, 3), param("scale", 2, start=1.5, constraint=positive)
+    with pyro.plate("outputs", 2, dim=-1), pyro.plate("data", len(x), dim=-2):
+        normal(t @ weight.T, scale, both)
+
+
 PROGRAMS = (
     lines,
     shared_slope,
@@ -173,6 +181,7 @@ PROGRAMS = (
     no_latent,
     linear_module,
     two_factors,
+    plate_of_outputs,
 )
 
 
@@ -463,6 +472,14 @@ def test_what_is_not_linear_gets_gradients_and_a_reason(program, data):
     assert f"and not by least squares: {REFUSED[program]}" in str(plan), str(plan)
     losses = [em.step(*data) for _ in range(5)]
     assert all(b <= a + 1e-9 * abs(a) for a, b in itertools.pairwise(losses))
+
+
+def test_colours_are_as_few_as_can_be(data):
+    expected = {lines: 4, shared_slope: 4, by_group: 3, outputs: 4, plate_of_outputs: 3, two_factors: 3}
+    for program, colours in expected.items():
+        with pyro.get_param_store().scope():
+            (found,) = lvm.infer.EM(program).plan(*data).regressions
+            assert [table.shape[1] for table in found.colours.values()] == [colours], program.__name__
 
 
 def test_too_many_coefficients_get_gradients(data, monkeypatch):
