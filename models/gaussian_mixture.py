@@ -13,21 +13,20 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_lvm.distributions import InverseWishart
-from pyro_lvm.ops.kmeans import kmeans
-from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.distributions import InverseWishart, PartialMultivariateNormal
+from pyro_lvm.models.mixture import Mixture, Priors
+from pyro_lvm.models.real_mixture import RealMixture
+from pyro_lvm.ops.missing import column_moments, fill
 
 __all__ = ["GaussianMixture"]
 
 COVARIANCES = ("full", "diag", "tied", "spherical")
-Priors = dict[str, Any]
 
 
-class GaussianMixture(LatentVariableModel):
+class GaussianMixture(RealMixture):
     r"""Mixture of K multivariate normal distributions.
 
     ==================  ===================  =========================================  ============
@@ -44,6 +43,9 @@ class GaussianMixture(LatentVariableModel):
     :math:`\Sigma_k \sim` inverse-Wishart (full, tied) or inverse-gamma (diag, spherical). The default priors are weak
     and scaled by the data, as in scikit-learn.
 
+    NaN in the rows means missing at random: a row's density is the exact marginal of its known entries, and
+    `fit.impute(x)` fills in the rest.
+
     Args:
         num_components: K >= 1.
         data_dim: Number of columns d; taken from the data by `initialize` if None.
@@ -56,6 +58,7 @@ class GaussianMixture(LatentVariableModel):
 
     References:
         C. Bishop (2006), Pattern Recognition and Machine Learning, equations 9.7 to 9.28 and 10.38 to 10.41.
+        Z. Ghahramani, M. Jordan (1994), Supervised learning from incomplete data via an EM approach, NIPS 6.
 
     Example:
         >>> import pyro_lvm as lvm
@@ -65,6 +68,7 @@ class GaussianMixture(LatentVariableModel):
         -1130.264
     """
 
+    handles_missing: ClassVar[bool] = True
     dims: ClassVar[dict[str, list[str]]] = {
         "weights": ["component"],
         "loc": ["component", "dimension"],
@@ -78,26 +82,18 @@ class GaussianMixture(LatentVariableModel):
         covariance: str = "full",
         priors: bool | Priors | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_components, data_dim, priors)
         if covariance not in COVARIANCES:
             raise ValueError(
-                f"GaussianMixture: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
+                f"{self._name}: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
             )
-        if num_components < 1 or int(num_components) != num_components:
-            raise ValueError(f"GaussianMixture: expected num_components >= 1; got {num_components}.")
-        if data_dim is not None and data_dim < 1:
-            raise ValueError(f"GaussianMixture: expected data_dim >= 1; got {data_dim}.")
         unknown = set(priors) - set(self.dims) if isinstance(priors, dict) else set()
         if unknown:
             raise ValueError(
-                f"GaussianMixture: expected priors for {', '.join(self.dims)}; got {', '.join(sorted(unknown))}."
+                f"{self._name}: expected priors for {', '.join(self.dims)}; got {', '.join(sorted(unknown))}."
             )
-        self.num_components = int(num_components)
-        self.data_dim = data_dim
         self.covariance_type = covariance
-        self.priors = priors
-        if data_dim is not None:
-            self._declare(torch.zeros(1, data_dim), torch.eye(data_dim).expand(self.num_components, -1, -1))
+        self._declare_unseen()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -109,94 +105,29 @@ class GaussianMixture(LatentVariableModel):
             "priors": self.priors,
         }
 
-    def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
-        """Run the program.
+    def _parameters_of_components(self) -> dict[str, Tensor]:
+        return {"covariance": self.covariance, "loc": self.loc}
 
-        Args:
-            x: Observed rows, shape (n, d); None to generate.
-            size: Number of rows to generate.
+    def _observe(self, parameters: dict[str, Tensor], z: Tensor, x: Tensor | None) -> Tensor:
+        x, known = (None, None) if x is None else fill(x)
+        return pyro.sample("x", self._component(parameters["loc"][z], parameters["covariance"], z, known), obs=x)
 
-        Returns:
-            Rows, shape (n, d).
-        """
-        if x is None and size is None:
-            raise ValueError("GaussianMixture: expected rows x or a size to generate; got neither.")
-        weights, covariance, loc = self.weights, self.covariance, self.loc
-        with pyro.plate("data", size if x is None else len(x)):
-            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            return pyro.sample("x", self._component(loc[z], covariance, z), obs=x)
-
-    def _component(self, loc: Tensor, covariance: Tensor, z: Tensor) -> Any:
-        if self.covariance_type == "full":
-            return dist.MultivariateNormal(loc, covariance_matrix=covariance[z])
-        if self.covariance_type == "tied":
-            return dist.MultivariateNormal(loc, covariance_matrix=covariance)
+    def _component(self, loc: Tensor, covariance: Tensor, z: Tensor, known: Tensor | None = None) -> Any:
+        """The normal law of rows from the components `z`, or of their known entries."""
+        if self.covariance_type in ("full", "tied"):
+            covariance = covariance[z] if self.covariance_type == "full" else covariance
+            if known is None:
+                return dist.MultivariateNormal(loc, covariance_matrix=covariance)
+            return PartialMultivariateNormal(loc, covariance, known)
         variance = covariance[z]
         if self.covariance_type == "spherical":
             variance = variance.unsqueeze(-1)
-        return dist.Normal(loc, variance.sqrt()).to_event(1)
+        normal = dist.Normal(loc, variance.sqrt())
+        return (normal if known is None else normal.mask(known)).to_event(1)
 
-    def check(self, x: Tensor) -> None:
-        """Raise a ValueError unless `x` is a matrix with `data_dim` columns."""
-        d = self.data_dim
-        if x.dim() != 2 or (d is not None and x.shape[1] != d):
-            shape = tuple(x.shape)
-            hint = "Reshape it to a matrix, one row per observation."
-            if x.dim() == 2:
-                hint = f"Pass data_dim={shape[1]}, or give {d} columns."
-            elif x.dim() == 1:
-                hint = "Pass x.reshape(-1, 1) for a single column."
-            raise ValueError(f"GaussianMixture: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
-
-    def check_training(self, x: Tensor) -> None:
-        """Raise a ValueError for fewer rows than components, fewer than two rows, or a constant column."""
-        self.check(x)
-        n = len(x)
-        if n < self.num_components:
-            raise ValueError(
-                f"GaussianMixture: expected at least as many rows as components ({self.num_components}); got {n}. "
-                "Lower num_components or add rows."
-            )
-        if n < 2:
-            raise ValueError(
-                "GaussianMixture: expected at least 2 rows, since one row has no covariance; got 1. Add rows."
-            )
-        constant = (x == x[0]).all(0).nonzero().flatten().tolist()
-        if constant:
-            raise ValueError(
-                f"GaussianMixture: expected columns that vary; got constant column {constant[0]} "
-                f"(always {x[0, constant[0]].item():g}), whose likelihood is unbounded. Drop it."
-            )
-
-    def initialize(self, x: Tensor) -> None:
-        """Start from k-means clusters of the standardised columns; other seeds give other starts.
-
-        Args:
-            x: Rows, shape (n, d).
-
-        Raises:
-            ValueError: Fewer rows than components, fewer than two rows, or a constant column.
-        """
-        self.check_training(x)
-        n, d = x.shape
-        self.data_dim = d
-        assignment = kmeans(x, self.num_components)
-        members = torch.nn.functional.one_hot(assignment, self.num_components).to(x)
-        count = members.sum(0)
-        loc = (members.T @ x) / count.clamp_min(1).unsqueeze(-1)
-        overall = torch.cov(x.T, correction=0).reshape(d, d)
-        centred = x - loc[assignment]
-        within = torch.einsum("nk,ni,nj->kij", members, centred, centred)
-        # a cluster of few rows has no covariance of its own: add d rows' worth of a shrunken overall one
-        share = overall.diagonal().diag_embed() / self.num_components ** (2 / d)
-        within = (within + d * share) / (count + d)[:, None, None]
-        self._declare(x, within, loc, (count + 1) / (n + self.num_components))
-
-    def _declare(self, x: Tensor, within: Tensor, loc: Tensor | None = None, weights: Tensor | None = None) -> None:
+    def _declare(self, x: Tensor, weights: Tensor, loc: Tensor, within: Tensor) -> None:
         """Create the three parameters at the given start, with the priors that the data's scale suggests."""
-        k, d = len(within), x.shape[1]
-        weights = torch.full((k,), 1 / k).to(within) if weights is None else weights
-        loc = torch.zeros(k, d).to(within) if loc is None else loc
+        k, d = loc.shape
         diagonal = within.diagonal(dim1=-2, dim2=-1)
         start = {
             "full": within,
@@ -208,16 +139,16 @@ class GaussianMixture(LatentVariableModel):
         given = self.priors if isinstance(self.priors, dict) else {}
         default = type(self).default_priors if self.priors else {}
         priors = {**default, **given}
-        variance = x.var(0, correction=0) if len(x) > 1 else torch.ones(d).to(within)
-        self.register_buffer("prior_centre", x.mean(0))
+        mean, variance = column_moments(x) if len(x) > 1 else (x[0], torch.ones(d).to(within))
+        self.register_buffer("prior_centre", mean)
         self.register_buffer("prior_spread", variance / k ** (2 / d))
-        self.declare("weights", weights, constraints.simplex, priors.get("weights"))
+        self._declare_mixing(weights, priors)
         positive = constraints.positive_definite if matrix else constraints.positive
         self.declare("covariance", start, positive, priors.get("covariance"))
         self.declare("loc", loc, constraints.real, priors.get("loc"))
 
-    def _weights_prior(self) -> Any:
-        return dist.Dirichlet(torch.ones(self.num_components).to(self.prior_spread))
+    def _declare_mixing(self, weights: Tensor, priors: Priors) -> None:
+        self.declare("weights", weights, constraints.simplex, priors.get("weights"))
 
     def _covariance_prior(self) -> Any:
         """A prior worth about one row per component, its scale that of the data shared among K components."""
@@ -242,7 +173,7 @@ class GaussianMixture(LatentVariableModel):
         return dist.Normal(self.prior_centre, variance.sqrt()).expand(shape).to_event(2)
 
     default_priors: ClassVar[dict[str, Any]] = {
-        "weights": _weights_prior,
+        "weights": Mixture._weights_prior,
         "covariance": _covariance_prior,
         "loc": _loc_prior,
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import pyro
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.ops.kmeans import kmeans
+from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
 __all__ = ["MixtureOfExperts"]
@@ -84,23 +86,19 @@ class MixtureOfExperts(LatentVariableModel):
         covariate_dim: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"num_components": num_components, "data_dim": data_dim, "covariate_dim": covariate_dim}
-        for name, size in sizes.items():
-            if size is not None and (int(size) != size or size < 1):
-                raise ValueError(f"MixtureOfExperts: expected {name} >= 1; got {size}.")
         if gate != "linear" and not isinstance(gate, torch.nn.Module):
             raise ValueError(f"MixtureOfExperts: expected gate to be 'linear' or a torch module; got {gate!r}.")
-        self.num_components = int(num_components)
-        self.data_dim = data_dim
-        self.covariate_dim = covariate_dim
+        checked = partial(whole_number, "MixtureOfExperts")
+        self.num_components = checked("num_components", num_components)
+        self.data_dim = None if data_dim is None else checked("data_dim", data_dim)
+        self.covariate_dim = None if covariate_dim is None else checked("covariate_dim", covariate_dim)
         if isinstance(gate, torch.nn.Module):
             gate = copy.deepcopy(gate)
             to_pyro_module_(gate)  # its weights then are parameters of the program
         self.gate = gate
-        if data_dim is not None and covariate_dim is not None:
-            self._declare(
-                torch.zeros(num_components, data_dim, covariate_dim + 1), torch.ones(num_components, data_dim)
-            )
+        if self.data_dim is not None and self.covariate_dim is not None:
+            shape = (self.num_components, self.data_dim)
+            self._declare(torch.zeros(*shape, self.covariate_dim + 1), torch.ones(shape))
 
     def forward(
         self,

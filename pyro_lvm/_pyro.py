@@ -16,11 +16,19 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer.autoguide.guides import AutoGuide
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.einsum import torch_log
 from pyro.ops.rings import LogRing
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.mask_messenger import MaskMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK
+from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
+
+from pyro_lvm.ops import log_einsum
 
 __all__ = [
     "EnumMessenger",
@@ -30,10 +38,14 @@ __all__ = [
     "contract",
     "copy_programs",
     "dims_of",
+    "enclosing",
     "enumerated_trace",
+    "exact_log_sums",
     "localise",
     "module_local_store",
+    "own_enumeration",
     "pack",
+    "pack_mask",
     "pack_scale",
     "plain_trace",
     "plate_symbols",
@@ -80,14 +92,36 @@ def dims_of(tensor: Tensor) -> str:
     return tensor._pyro_dims  # type: ignore[attr-defined]
 
 
-def pack_scale(tensor: Tensor, scale: Any = 1.0, mask: Any = None) -> Tensor:
-    """Scale and mask a packed tensor."""
-    return packed.scale_and_mask(tensor, scale=scale, mask=mask)
+def pack_mask(tensor: Tensor, mask: Any) -> Tensor:
+    """Mask a packed tensor."""
+    return packed.scale_and_mask(tensor, scale=1.0, mask=mask)
+
+
+def pack_scale(tensor: Tensor, scale: Any) -> Tensor:
+    """Multiply a packed tensor by a number or a packed tensor."""
+    if not isinstance(scale, Tensor):
+        return packed.scale_and_mask(tensor, scale=scale)
+    first, second = packed.broadcast_all(tensor, scale)
+    product = first * second
+    product._pyro_dims = first._pyro_dims
+    return product
 
 
 def contract(tree: PackedTree, sum_dims: set[str]) -> PackedTree:
     """Log-sum-exp over `sum_dims` by tensor variable elimination; plates are multiplied out only where needed."""
-    return contract_tensor_tree(tree, sum_dims, ring=LogRing())
+    with exact_log_sums():
+        return contract_tensor_tree(tree, sum_dims, ring=LogRing())
+
+
+@contextmanager
+def exact_log_sums() -> Iterator[None]:
+    """Let Pyro sum out discrete sites by `pyro_lvm.ops.log_einsum`, here and in its own objectives and samplers."""
+    backend, kernel = LogRing._backend, torch_log.einsum
+    LogRing._backend, torch_log.einsum = log_einsum.__name__, log_einsum.einsum
+    try:
+        yield
+    finally:
+        LogRing._backend, torch_log.einsum = backend, kernel
 
 
 def copy_programs(*programs: Any) -> tuple[Any, ...]:
@@ -136,6 +170,23 @@ def module_local_store(state: dict[str, Any]) -> Iterator[None]:
     settings = pyro.settings.context(module_local_params=True, validate_poutine=False)
     with settings, pyro.get_param_store().scope(state):
         yield
+
+
+@contextmanager
+def own_enumeration() -> Iterator[None]:
+    """Let a program be enumerated inside of one that is being enumerated, whose dimensions are given back after."""
+    outer = dict(vars(_ENUM_ALLOCATOR))
+    try:
+        yield
+    finally:
+        vars(_ENUM_ALLOCATOR).clear()
+        vars(_ENUM_ALLOCATOR).update(outer)
+
+
+def enclosing(handler: Messenger) -> list[Messenger]:
+    """The plates, scales and masks that a program has entered inside of `handler`, outermost first; enter them anew."""
+    inside = _PYRO_STACK[_PYRO_STACK.index(handler) + 1 :]
+    return [frame for frame in inside if isinstance(frame, (IndepMessenger, MaskMessenger, ScaleMessenger))]
 
 
 @contextmanager

@@ -23,6 +23,12 @@ app = typer.Typer(
 
 DataOption = Annotated[str, typer.Option("--data", help="A .csv, .npy, .npz or .parquet file, or e.g. 'faithful'.")]
 Folder = Annotated[Path, typer.Argument(help="A folder written by `pyro-lvm fit`.")]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", metavar="COLUMN", help="The column that says how often each row counts.")
+]
+DropOption = Annotated[
+    list[str] | None, typer.Option("--drop", metavar="COLUMN", help="A column to leave out; repeatable.")
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write a .csv here instead of printing.")]
 
 
@@ -86,6 +92,12 @@ def fit(
     model: Annotated[str, typer.Argument(help="A name that `pyro-lvm list` prints.")],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for the fit.")],
+    weights: WeightsOption = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The column of known components, from 0; -1 or empty where unknown."),
+    ] = None,
+    drop: DropOption = None,
     inference: Annotated[str | None, typer.Option(help="em, svi or mcmc; by default the model's own.")] = None,
     guide: Annotated[str | None, typer.Option(help="For svi: normal, multivariate-normal or map.")] = None,
     settings: Annotated[
@@ -95,11 +107,13 @@ def fit(
     seed: Annotated[int, typer.Option(help="Makes the run reproducible.")] = 0,
     restarts: Annotated[int, typer.Option(help="Independent starts, of which the best is kept.")] = 1,
     max_epochs: Annotated[int | None, typer.Option(help="Most passes over the data.")] = None,
+    progress: Annotated[bool, typer.Option(help="Show a progress bar if someone is watching.")] = True,
 ) -> None:
     """Fit a model to a table and save the fit."""
     import pyro_lvm as lvm
 
-    table = _table(data)
+    known = _rows(data, drop, sample_weights=weights, z=labels)
+    rows = {name: values for name, values in known.items() if name != "z"}
     entry = _entry(model)
     options = (
         {"priors": True}
@@ -109,44 +123,54 @@ def fit(
     options.update(_settings(entry.model, settings or []))
     result = lvm.fit(
         entry.model(**options),
-        table,
+        known,
         guide=guide,
         inference=inference,
         seed=seed,
         restarts=restarts,
         max_epochs=max_epochs,
+        progress=progress,
     )
     result.save(out)
-    total = result.score(table) * len(table)
+    evidence = result.evidence(rows)
     typer.echo(f"{result}")
-    typer.echo(f"log-likelihood {total:.4f} nats over {len(table)} rows; saved to {out}")
+    typer.echo(f"log-likelihood {evidence.total:.4f} nats over {evidence.num_rows:g} rows; saved to {out}")
 
 
 @app.command()
 @_one_line
-def score(folder: Folder, data: DataOption) -> None:
+def score(folder: Folder, data: DataOption, weights: WeightsOption = None, drop: DropOption = None) -> None:
     """Print the mean log-likelihood of rows, in nats."""
-    table = _table(data)
-    evidence = _load(folder).evidence(table)
-    values = evidence.values.double()
-    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
-    typer.echo(f"mean {float(values.mean()):.6f} nats a row (standard error over rows {error:.6f})")
-    typer.echo(f"total {float(values.sum()):.4f} nats over {len(values)} rows; {evidence.estimator}")
+    evidence = _load(folder).evidence(_rows(data, drop, sample_weights=weights))
+    rows = evidence.num_rows
+    error = evidence.error_of_total / rows if len(evidence.values) > 1 else float("nan")
+    typer.echo(f"mean {evidence.total / rows:.6f} nats a row (standard error over rows {error:.6f})")
+    typer.echo(f"total {evidence.total:.4f} nats over {rows:g} rows; {evidence.estimator}")
 
 
 @app.command()
 @_one_line
-def predict(folder: Folder, data: DataOption, out: OutOption = None) -> None:
+def predict(folder: Folder, data: DataOption, drop: DropOption = None, out: OutOption = None) -> None:
     """Print the most probable component of each row and the probability of every component."""
-    table = _table(data)
     result = _load(folder)
-    probabilities = result.predict_proba(table)
+    probabilities = result.predict_proba(_rows(data, drop))
     states = probabilities if isinstance(probabilities, dict) else {"component": probabilities}
     columns: dict[str, Any] = {}
     for name, values in states.items():
         columns[name] = values.argmax(-1).numpy()
         columns.update({f"probability_{name}_{k}": values[..., k].numpy() for k in range(values.shape[-1])})
     _write(pd.DataFrame(columns), out)
+
+
+@app.command()
+@_one_line
+def impute(folder: Folder, data: DataOption, out: OutOption = None) -> None:
+    """Fill in empty cells with their posterior means, and print the table."""
+    table = _table(data)
+    filled = _load(folder).impute(table).numpy()
+    missing = table.isna().to_numpy()
+    typer.echo(f"{missing.sum()} of {missing.size} cells filled in", err=True)
+    _write(table.astype(float).mask(missing, filled), out)
 
 
 @app.command()
@@ -172,12 +196,14 @@ def sample(
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders written by `pyro-lvm fit`.")],
     data: DataOption,
+    weights: WeightsOption = None,
+    drop: DropOption = None,
 ) -> None:
     """Rank fits by expected log predictive density on rows, best first."""
     import pyro_lvm as lvm
 
-    table = _table(data)
-    ranked = lvm.compare({str(folder): _load(folder) for folder in folders}, table)
+    rows = _rows(data, drop, sample_weights=weights)
+    ranked = lvm.compare({str(folder): _load(folder) for folder in folders}, rows)
     typer.echo(ranked.to_string(float_format=lambda v: f"{v:.3f}"))
 
 
@@ -191,6 +217,21 @@ def _table(source: str) -> pd.DataFrame:
     from pyro_lvm.datasets.tables import read_table
 
     return read_table(source)
+
+
+def _rows(source: str, drop: list[str] | None = None, **columns: str | None) -> dict[str, Any]:
+    """A model's arguments: the table as `x`, and columns taken out of it."""
+    table = _table(source)
+    taken: dict[str, Any] = {}
+    for argument, column in [*columns.items(), *((None, column) for column in drop or [])]:
+        if column is None:
+            continue
+        if column not in table.columns:
+            raise ValueError(f"data: expected a column out of {', '.join(map(str, table.columns))}; got '{column}'.")
+        values = table.pop(column)
+        if argument is not None:
+            taken[argument] = values
+    return {"x": table, **taken}
 
 
 def _entry(name: str) -> Any:

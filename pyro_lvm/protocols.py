@@ -36,7 +36,10 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Inference(Protocol):
-    """What `lvm.fit` trains by. `model` and `guide` may be None until `fit` fills them in."""
+    """What `lvm.fit` trains by. `model` and `guide` may be None until `fit` fills them in.
+
+    An attribute `guides`, if there is one, names the guides that it takes, the default first.
+    """
 
     model: Model | None
     guide: Guide | None
@@ -73,10 +76,12 @@ class LatentVariableModel(PyroModule):
 
     Attributes:
         dims: Names of the axes of each parameter, for labelled output.
+        handles_missing: Whether NaN in `x` means missing and is summed out; else the front door turns it away.
         initial_values: Where inference starts the sites with priors.
     """
 
     dims: ClassVar[dict[str, list[str]]] = {}
+    handles_missing: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

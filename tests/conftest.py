@@ -4,7 +4,12 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-CHECKED = ["pyro_lvm.models", "pyro_lvm.ops.kmeans", "pyro_lvm.diagnostics.labels"]  # whatever states shapes
+CHECKED = [  # whatever states shapes
+    "pyro_lvm.models",
+    "pyro_lvm.ops.kmeans",
+    "pyro_lvm.ops.special",
+    "pyro_lvm.diagnostics.labels",
+]
 
 with install_import_hook(CHECKED, "beartype.beartype"):
     import pyro_lvm as lvm
@@ -32,3 +37,45 @@ def local():
 
     with pyro.settings.context(module_local_params=True), pyro.get_param_store().scope():
         yield
+
+
+@pytest.fixture
+def counting():
+    """A class of models that take sample weights, missing values, and known components, to test what is general."""
+    import pyro
+    import pyro.distributions as dist
+    from pyro import poutine
+    from torch.distributions import constraints
+
+    class Counting(lvm.protocols.LatentVariableModel):
+        handles_missing = True
+
+        def __init__(self, num_components=2, data_dim=None):
+            super().__init__()
+            self.num_components, self.data_dim = num_components, data_dim
+            if data_dim is not None:
+                self.initialize(torch.zeros(1, data_dim))
+
+        def forward(self, x=None, *, size=None, sample_weights=None, z=None):
+            weights, loc, scale = self.weights, self.loc, self.scale
+            count = 1.0 if sample_weights is None else sample_weights
+            with pyro.plate("data", size if x is None else len(x)), poutine.scale(scale=count):
+                state = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+                fn = dist.Normal(loc[state], scale[state])
+                if x is None:
+                    return pyro.sample("x", fn.to_event(1))
+                return pyro.sample("x", fn.mask(~x.isnan()).to_event(1), obs=x.nan_to_num(0.0))
+
+        def check(self, x):
+            if x.dim() != 2:
+                raise ValueError(f"Counting: expected x of shape (n, d); got {tuple(x.shape)}. Reshape it.")
+
+        def initialize(self, x):
+            self.check(x)
+            k, self.data_dim = self.num_components, x.shape[1]
+            start = x.nanmean(0) + torch.linspace(-1, 1, k).to(x).unsqueeze(-1)
+            self.declare("weights", torch.full((k,), 1 / k).to(x), constraints.simplex)
+            self.declare("loc", start, constraints.real)
+            self.declare("scale", torch.ones_like(start), constraints.positive)
+
+    return Counting

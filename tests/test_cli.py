@@ -1,5 +1,9 @@
 """The command line: what it prints, and one line with status 2 for every mistake."""
 
+import dataclasses
+import io
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +11,7 @@ from typer.testing import CliRunner
 
 import pyro_lvm as lvm
 from pyro_lvm.cli import app
+from pyro_lvm.cli import fit as fit_table
 
 
 def run(*arguments):
@@ -64,7 +69,14 @@ MISTAKES = {
     "empty file": ("fit GaussianMixture --data {t}/empty.csv --set num_components=2 --out {t}/o", "empty"),
     "wrong ending": ("fit GaussianMixture --data {t}/x.docx --set num_components=2 --out {t}/o", "ending in"),
     "not an array": ("fit GaussianMixture --data {t}/bad.npy --set num_components=2 --out {t}/o", "not a table"),
-    "gap": ("fit GaussianMixture --data {t}/gap.csv --set num_components=2 --out {t}/o", "missing value"),
+    "header": ("fit GaussianMixture --data {t}/header.csv --set num_components=2 --out {t}/o", "only a header"),
+    "weights": (
+        "fit GaussianMixture --data faithful --weights n --set num_components=2 --out {t}/o",
+        "expected a column out of eruptions, waiting; got 'n'",
+    ),
+    "a weight of text": ("score {fit} --data {t}/bad.csv --weights b", "holds text"),
+    "no column left": ("score {fit} --data faithful --drop eruptions --drop waiting", "at least one row; got shape"),
+    "seed": ("fit GaussianMixture --data faithful --set num_components=2 --seed -1 --out {t}/o", "expected seed"),
     "model": ("fit Nope --data faithful --out {t}/o", "expected a model out of"),
     "setting": ("fit GaussianMixture --data faithful --set colour=red --out {t}/o", "--set: expected NAME=VALUE"),
     "type": ("fit GaussianMixture --data faithful --set num_components=many --out {t}/o", "num_components"),
@@ -79,7 +91,7 @@ MISTAKES = {
     ),
     "no fit": ("score {t}/nothing --data faithful", "no fit in"),
     "columns": ("score {fit} --data iris", "expected x of shape (n, 2)"),
-    "n": ("sample {fit} -n 0", "expected n >= 1"),
+    "n": ("sample {fit} -n 0", "expected n to be a whole number >= 1"),
 }
 
 
@@ -87,6 +99,7 @@ MISTAKES = {
 def test_mistakes_end_with_status_2_and_one_line(tmp_path, fitted, mistake):
     (tmp_path / "bad.csv").write_text("a,b\n1,x\n2,y\n")
     (tmp_path / "gap.csv").write_text("a,b\n1,2\n2,\n3,4\n5,4\n")
+    (tmp_path / "header.csv").write_text("a,b\n")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "bad.npy").write_text("hello")
     (tmp_path / "x.docx").write_text("hello")
@@ -96,3 +109,67 @@ def test_mistakes_end_with_status_2_and_one_line(tmp_path, fitted, mistake):
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, result.stderr
     assert message in lines[0]
+
+
+@pytest.fixture
+def entry(counting, monkeypatch):
+    """A model of the command line's catalog that takes sample weights, missing values and labels."""
+    monkeypatch.setitem(lvm.training.choices.MODELS, "Counting", counting)
+    given = {"name": "Counting", "model": counting, "example": counting, "variants": ({},), "inferences": ("em",)}
+    monkeypatch.setitem(lvm.CATALOG, "Counting", dataclasses.replace(lvm.CATALOG["GaussianMixture"], **given))
+
+
+def test_weights_labels_and_columns_that_are_no_data(tmp_path, faithful, entry, monkeypatch):
+    calls = []
+    monkeypatch.setattr(lvm, "fit", lambda model, data, **options: calls.append(data) or fit)
+    table = pd.DataFrame(faithful.numpy(), columns=["a", "b"])
+    table.assign(n=np.arange(272) % 3, group=-1, id=np.arange(272)).to_csv(tmp_path / "t.csv", index=False)
+    fit = lvm.training.fit(lvm.CATALOG["Counting"].model(), table, max_epochs=5, progress=False)
+    counted = ("--data", tmp_path / "t.csv", "--weights", "n", "--drop", "id")
+    done = run("fit", "Counting", *counted, "--labels", "group", "--out", tmp_path / "fit")
+    assert done.exit_code == 0, done.output
+    assert "over 271 rows" in done.output
+    (data,) = calls
+    assert list(data["x"].columns) == ["a", "b"]
+    assert data["sample_weights"].tolist() == [n % 3 for n in range(272)]
+    assert set(data["z"]) == {-1}
+    repeated = table.loc[table.index.repeat(np.arange(272) % 3)]
+    scored = run("score", tmp_path / "fit", *counted, "--drop", "group").output
+    assert f"mean {fit.score(repeated):.6f} nats a row" in scored
+    assert "over 271 rows" in scored
+    ranked = run("compare", tmp_path / "fit", *counted, "--drop", "group").output
+    assert f"{fit.score(repeated) * 271:.3f}" in ranked
+    predicted = run("predict", tmp_path / "fit", *counted[:2], *("--drop", "n", "--drop", "id", "--drop", "group"))
+    assert len(predicted.output.splitlines()) == 273
+
+
+def test_empty_cells_are_missing_values(tmp_path, faithful, entry, monkeypatch):
+    rows = pd.DataFrame(faithful.numpy(), columns=["a", "b"])
+    rows.iloc[3, 1] = np.nan
+    rows.to_csv(tmp_path / "gap.csv", index=False)
+    options = ("--data", tmp_path / "gap.csv", "--out", tmp_path / "fit", "--max-epochs", "5")
+    done = run("fit", "Counting", *options)
+    assert done.exit_code == 0, done.output
+    assert run("score", tmp_path / "fit", "--data", tmp_path / "gap.csv").exit_code == 0
+    monkeypatch.setattr(lvm.models.GaussianMixture, "handles_missing", False)
+    refused = run("fit", "GaussianMixture", "--set", "num_components=2", *options)
+    assert refused.exit_code == 2
+    assert "1 missing value (NaN), the first at row 3, column 1" in refused.stderr
+    assert "use a model that takes missing values: " in refused.stderr
+
+
+def test_the_bar_is_for_those_who_watch(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    shown = {}
+    for flag in ("--progress", "--no-progress"):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        fit_table(
+            "GaussianMixture", "faithful", tmp_path / "fit", settings=["num_components=2"], progress="no" not in flag
+        )
+        shown[flag] = terminal.getvalue()
+    assert "fit:" in shown["--progress"]
+    assert shown["--no-progress"] == ""

@@ -67,3 +67,37 @@ def test_the_store_knows_the_constraints_of_modules_in_it():
             with Parameters() as parameters:
                 model(size=3)
             assert parameters.found["weights"].constraint is dist.constraints.simplex
+
+
+def test_a_program_may_be_enumerated_inside_of_another():
+    def inner():
+        return pyro.sample("inner", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+
+    def model():
+        first = pyro.sample("first", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        with pyro.poutine.block(), _pyro.own_enumeration():
+            _pyro.enumerated_trace(inner, 0, (), {})
+        second = pyro.sample("second", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+        return first, second
+
+    first, second = _pyro.enumerated_trace(model, 0, (), {}).nodes["_RETURN"]["value"]
+    assert (first.shape, second.shape) == ((2,), (3, 1))
+
+
+def test_the_plates_and_scales_inside_of_a_handler_can_be_entered_anew():
+    class Where(pyro.poutine.messenger.Messenger):
+        def _pyro_sample(self, msg):
+            self.found = _pyro.enclosing(self)
+
+    def model():
+        with pyro.plate("data", 3), pyro.poutine.scale(scale=2.0):
+            pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    with pyro.poutine.trace() as trace, pyro.plate("outside", 2, dim=-2):
+        with Where() as where:
+            model()
+        with where.found[0], where.found[1]:
+            pyro.sample("again", dist.Normal(0.0, 1.0))
+    assert len(where.found) == 2
+    for key in ("scale", "cond_indep_stack"):
+        assert trace.trace.nodes["x"][key] == trace.trace.nodes["again"][key]

@@ -11,7 +11,15 @@ from torch import Tensor
 
 __all__ = ["NAMES", "Data", "load"]
 
-LABELS = {"faithful": None, "iris": "species"}
+LABELS = {
+    "faithful": None,
+    "iris": "species",
+    "wine": "cultivar",
+    "digits234": "digit",
+    "visits": None,
+    "opinions": None,
+    "voters": None,
+}
 NAMES = tuple(LABELS)
 
 
@@ -50,7 +58,7 @@ def load(name: str) -> Data:
         raise ValueError(f"datasets.load: expected one of {', '.join(NAMES)}; got {name!r}.")
     with resources.files(__name__).joinpath(f"{name}.csv").open() as file:
         columns = file.readline().strip().split(",")
-        table = torch.from_numpy(np.loadtxt(file, delimiter=","))
+        table = torch.from_numpy(np.loadtxt(file, delimiter=",", ndmin=2))
     label = LABELS[name]
     if label is None:
         return Data(name, table, tuple(columns))

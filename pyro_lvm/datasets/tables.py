@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pyro_lvm.datasets import NAMES, load
 
 __all__ = ["read_table"]
 
+MISSING = ("", "na", "n/a", "#n/a", "<na>", "null", "none")
+UNREADABLE = (csv.Error, zipfile.BadZipFile, zlib.error, pd.errors.ParserError)
+
 
 def read_table(source: str) -> pd.DataFrame:
-    """Read a table of numbers.
+    """Read a table of numbers; empty cells are NaN.
 
     Args:
         source: A file's path, or the name of an embedded data set.
@@ -37,46 +43,72 @@ def read_table(source: str) -> pd.DataFrame:
     if reader is None:
         raise ValueError(f"data: expected a file ending in {', '.join(readers)}; got '{path.name}'.")
     try:
-        return reader(path)
-    except (ValueError, OSError, KeyError, EOFError, pd.errors.ParserError, ImportError) as error:
+        table = reader(path)
+        _check(table)
+    except ImportError as error:
+        raise ValueError(
+            "data: expected pyarrow, which reads .parquet files; it is not installed. "
+            "Run pip install pyarrow, or save the table as .csv."
+        ) from error
+    except (*UNREADABLE, ValueError, OSError, KeyError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"data: '{source}' is not a table of numbers that can be read ({reason}).") from error
+    return table
+
+
+def _check(table: pd.DataFrame) -> None:
+    if not table.shape[1]:
+        raise ValueError("it has no columns")
+    if not len(table):
+        raise ValueError("it has no rows" + ("" if isinstance(table.columns, pd.RangeIndex) else ", only a header"))
+    for i, name in enumerate(table.columns):
+        kind = table.dtypes.iloc[i]
+        if not pd.api.types.is_numeric_dtype(kind):
+            held = f"values of type {kind}" if isinstance(kind, np.dtype) and kind.kind in "mM" else "text"
+            raise ValueError(f"column '{name}' holds {held}; drop or encode it")
 
 
 def _csv(path: Path) -> pd.DataFrame:
-    with path.open(newline="", encoding="utf-8") as file:
-        first = next(csv.reader(file), [])
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        first = next((cells for cells in csv.reader(file) if cells), [])
     if not first:
         raise ValueError("the file is empty")
     header = 0 if any(not _is_number(cell) for cell in first) else None
-    table = pd.read_csv(path, header=header)
+    table = pd.read_csv(path, header=header, encoding="utf-8-sig")
     if header is None:
         table.columns = [f"column {i}" for i in table.columns]
-    text = [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    if text:
-        raise ValueError(f"column '{text[0]}' holds text; drop or encode it")
     return table
 
 
 def _is_number(cell: str) -> bool:
+    """Whether a cell holds a number, or nothing: a row of those is no header."""
     try:
         float(cell)
     except ValueError:
-        return cell.strip() == ""
+        return cell.strip().lower() in MISSING
     return True
 
 
 def _numpy(path: Path) -> pd.DataFrame:
-    loaded: Any = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        array = loaded
-    else:
+    with path.open("rb") as file:  # numpy leaves a damaged file open
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _rows(loaded)
         names = list(loaded)
         name = "x" if "x" in names else names[0] if len(names) == 1 else None
         if name is None:
-            raise ValueError(f"it holds {', '.join(names)}; name the array to use 'x'")
-        array = loaded[name]
-    array = array.reshape(len(array), -1) if array.ndim == 1 else array
+            held = ", ".join(names) or "no array"
+            raise ValueError(f"it holds {held}; name the array to use 'x'")
+        member = loaded[name]
+        if not isinstance(member, np.ndarray):
+            raise ValueError(f"{name} is no array")
+        return _rows(member)
+
+
+def _rows(array: NDArray[Any]) -> pd.DataFrame:
+    if array.dtype.names:
+        return pd.DataFrame.from_records(array)
+    array = array.reshape(-1, 1) if array.ndim == 1 else array
     if array.ndim != 2:
         raise ValueError(f"expected rows and columns, got shape {array.shape}")
     return pd.DataFrame(array, columns=[f"column {i}" for i in range(array.shape[1])])

@@ -42,7 +42,7 @@ class Groups:
         sample_stats: Shape (chain, draw).
         coords: Coordinate values by dimension.
         dims: Names of the dimensions of each variable beyond chain and draw.
-        attrs: Facts about the fit, kept with the posterior.
+        attrs: Facts about the fit, kept with the posterior, or with the whole if there is none.
     """
 
     posterior: Arrays
@@ -68,10 +68,10 @@ class Groups:
             warnings.filterwarnings("ignore", message="More chains")  # a point is one draw of one chain
             if int(arviz.__version__.split(".")[0]) >= 1:
                 data = arviz.from_dict(groups, coords=self.coords, dims=self.dims)
-                data["posterior"].attrs.update(self.attrs)
+                (data["posterior"] if self.posterior else data).attrs.update(self.attrs)
             else:
                 data = arviz.from_dict(**groups, coords=self.coords, dims=self.dims)
-                data.posterior.attrs.update(self.attrs)
+                (data.posterior if self.posterior else data).attrs.update(self.attrs)
         return data
 
 
@@ -95,7 +95,7 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
         _name_dims(groups, fit)
         return groups
     likelihood = pointwise(fit, arguments)
-    observed = fit.observed(arguments)
+    observed = {name: _with_gaps(value, arguments.main) for name, value in fit.observed(arguments).items()}
     groups = Groups(
         {name: _numpy(v) for name, v in align(fit, arguments, draws).items()},
         log_likelihood={next(iter(observed), "x"): _numpy(likelihood)},
@@ -103,7 +103,7 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
         attrs=attrs,
     )
     if fit.guide is not None and likelihood.shape[1] > 1:
-        ratios = _importance_ratios(fit, arguments, likelihood)
+        ratios = _importance_ratios(fit, arguments, likelihood * arguments.weights)
         groups.sample_stats = {"log_importance_ratio": ratios[None]}
         groups.attrs["pareto_k"] = pareto_k(ratios)
     if fit.sampled:
@@ -116,13 +116,18 @@ def _numpy(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().numpy()
 
 
+def _with_gaps(value: Tensor, x: Tensor) -> Tensor:
+    """A site's value with NaN back where the model put something in place of a missing entry of the rows."""
+    return torch.where(x.isnan(), x, value) if value.shape == x.shape and x.is_floating_point() else value
+
+
 def _importance_ratios(fit: Fit, arguments: Arguments, likelihood: Tensor) -> NDArray[np.float64]:
     """Log p(x, theta) - log q(theta) of the guide's draws, all in the model's space."""
     priors = []
     with fit.scope(), torch.no_grad(), torch.random.fork_rng(), _pyro.validation(False), fitting_threads(0):
         for s in range(likelihood.shape[1]):
             given = {name: values[0, s] for name, values in fit.draws.items()}
-            trace = structure(poutine.condition(fit.model, given), arguments.args, arguments.kwargs, fresh=False)
+            trace = structure(poutine.condition(fit.program, given), arguments.args, arguments.kwargs, fresh=False)
             priors.append(torch.as_tensor(trace.log_prob_sum(lambda name, _: name in fit.draws)))
     log_joint = likelihood[0].double().sum(-1) + torch.stack(priors).double()
     return _numpy(log_joint - fit.guide_log_density.double())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyro_lvm.training.fingerprint import row_hashes
+from pyro_lvm.evidence import Evidence
+from pyro_lvm.training.fingerprint import row_hashes, share_seen
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
@@ -29,7 +29,7 @@ def compare(fits: Mapping[str, Fit], x: Any) -> pd.DataFrame:
 
     Args:
         fits: Fits by name, of any models, guides and inferences.
-        x: Rows, converted as in `lvm.fit`; the same for all.
+        x: Rows, converted as in `lvm.fit`; the same for all. With `sample_weights` a row counts as so many.
 
     Returns:
         Best first. `elpd` is the summed log predictive density of the rows in nats and `se` its standard error over
@@ -37,6 +37,7 @@ def compare(fits: Mapping[str, Fit], x: Any) -> pd.DataFrame:
         `rows_seen` is the share of rows that the fit was trained on; `estimator` says what was computed.
 
     Raises:
+        TypeError: Something is not a fit, or the fits have no names.
         ValueError: There is nothing to compare.
 
     References:
@@ -49,35 +50,41 @@ def compare(fits: Mapping[str, Fit], x: Any) -> pd.DataFrame:
         >>> lvm.compare({"one": one, "two": two}, x[1::2]).index[0]
         'two'
     """
+    from pyro_lvm.training.result import Fit
+
+    if not isinstance(fits, Mapping):
+        raise TypeError(f'compare: expected a dict of fits, {{"name": fit, ...}}; got {type(fits).__name__}.')
     if not fits:
         raise ValueError("compare: expected at least one fit; got none.")
+    for name, fit in fits.items():
+        if not isinstance(fit, Fit):
+            raise TypeError(
+                f"compare: expected '{name}' to be a fit, from lvm.fit or lvm.load; got {type(fit).__name__}."
+            )
     rows: list[dict[str, Any]] = []
-    columns: dict[str, Any] = {}
+    evidence: dict[str, Evidence] = {}
     provenance: set[str] = set()
     trained: list[str] = []
     for name, fit in fits.items():
         arguments = fit.arguments(x)
-        evidence = fit.evidence(arguments)
-        values = evidence.values.double().cpu().numpy()
-        columns[name] = values
+        own = evidence[name] = fit.evidence(arguments)
         seen, whose = _provenance(fit, row_hashes(arguments.main))
         provenance.add(whose)
         if whose == IN_SAMPLE:
-            trained.append(name)
-        rows.append({"name": name, "elpd": values.sum(), "rows_seen": seen, "estimator": evidence.estimator})
-    lengths = {len(v) for v in columns.values()}
+            trained.append(str(name))
+        rows.append({"name": name, "elpd": own.total, "rows_seen": seen, "estimator": own.estimator})
+    lengths = {len(own.values) for own in evidence.values()}
     if len(lengths) > 1:
         raise ValueError(f"compare: expected all fits to score the same rows; got {sorted(lengths)} rows.")
-    n = lengths.pop()
     best = max(rows, key=lambda row: row["elpd"])["name"]
     worst = max(provenance, key=[HELD_OUT, RECURRING, IN_SAMPLE].index)
     for row in rows:
-        values = columns[row["name"]]
-        difference = values - columns[best]
-        row["se"] = math.sqrt(n * values.var())
-        row["elpd_diff"] = difference.sum()
-        row["dse"] = math.sqrt(n * difference.var())
-        row["per_row"] = values.mean()
+        own = evidence[row["name"]]
+        difference = own.minus(evidence[best])
+        row["se"] = own.error_of_total
+        row["elpd_diff"] = difference.total
+        row["dse"] = difference.error_of_total
+        row["per_row"] = own.total / own.num_rows
         row["estimator"] += f", {worst}"
     if trained:
         warnings.warn(
@@ -98,7 +105,7 @@ def _provenance(fit: Fit, hashes: Tensor) -> tuple[float, str]:
     """
     if not len(fit.seen):
         return 0.0, HELD_OUT
-    seen = float(torch.isin(hashes, fit.seen).double().mean())
+    seen = share_seen(fit.seen, hashes)
     distinct = len(torch.unique(hashes)) / len(hashes)
     if int(hashes.sum()) in fit.trained_on or (seen > 0.5 and distinct > 0.5):
         return seen, IN_SAMPLE

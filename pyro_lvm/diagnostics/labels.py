@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import draw_responsibilities
 from pyro_lvm.evidence.exact import nesting
-from pyro_lvm.infer.enumeration import trace_factors
+from pyro_lvm.infer.factors import trace_factors
 from pyro_lvm.infer.structure import REFUSALS, first_rows
 from pyro_lvm.training.data import Arguments
 
@@ -104,7 +104,7 @@ def component_axes(fit: Fit, arguments: Arguments, values: dict[str, Tensor]) ->
     with fit.scope(), torch.enable_grad(), _pyro.validation(False):
         leaves = {name: v.detach().clone().requires_grad_() for name, v in values.items() if v.is_floating_point()}
         model: Callable = (
-            poutine.substitute(fit.model, leaves) if not fit.latent else poutine.condition(fit.model, leaves)
+            poutine.substitute(fit.program, leaves) if not fit.latent else poutine.condition(fit.program, leaves)
         )
         depth = nesting(fit, arguments)
         try:

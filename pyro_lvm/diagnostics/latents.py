@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +12,9 @@ from pyro.infer import config_enumerate, infer_discrete
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.evidence.exact import nesting
+from pyro_lvm.evidence.exact import log_likelihood, nesting
 from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
@@ -39,14 +41,36 @@ def draw_responsibilities(
     fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]
 ) -> Iterator[dict[str, Tensor]]:
     """Posterior of the discrete sites, one dict per draw of the continuous ones."""
+    arguments = arguments.unweighted()  # what a row is does not depend on how often it counts
     with fit.scope(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
         for given in draws:
-            model = poutine.condition(fit.model, given)
-            marginals = expect(model, depth, arguments.args, arguments.kwargs).marginals()
+            model = poutine.condition(fit.program, given)
+            with _possible_rows(fit, arguments):
+                marginals = expect(model, depth, arguments.args, arguments.kwargs).marginals()
             if not marginals:
                 raise ValueError("predict: the model has no discrete latent site.")
             yield marginals
+
+
+@contextmanager
+def _possible_rows(fit: Fit, arguments: Arguments) -> Iterator[None]:
+    """Where a posterior fails, name the rows that have none, if there are such rows."""
+    try:
+        yield
+    except (NonFiniteLoss, RuntimeError) as error:
+        try:
+            values = log_likelihood(fit, arguments).values
+        except ValueError:
+            raise error from None
+        rows = (~torch.isfinite(values)).nonzero().flatten().tolist()
+        if not rows:
+            raise
+        which = f"row {rows[0]}" if len(rows) == 1 else f"rows {rows[0]}, {rows[1]}{', ...' if len(rows) > 2 else ''}"
+        raise ValueError(
+            f"Fit: expected rows that are possible under the model; got {len(rows)} of probability zero ({which}), "
+            "whose latent sites have no posterior. Drop them, or check their values."
+        ) from error
 
 
 def responsibilities(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
@@ -74,9 +98,10 @@ def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
 
 
 def _discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperature: int) -> dict[str, Tensor]:
-    with fit.scope(), _pyro.validation(False), torch.no_grad():
+    arguments = arguments.unweighted()
+    with fit.scope(), _pyro.validation(False), _pyro.exact_log_sums(), torch.no_grad(), _possible_rows(fit, arguments):
         depth = nesting(fit, arguments)
-        model = config_enumerate(poutine.condition(fit.model, given))
+        model = config_enumerate(poutine.condition(fit.program, given))
         decoded = infer_discrete(model, first_available_dim=-1 - depth, temperature=temperature)
         trace = poutine.trace(decoded).get_trace(*arguments.args, **arguments.kwargs)
     return {

@@ -17,7 +17,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.labels import component_axes
 from pyro_lvm.diagnostics.latents import thinned
 from pyro_lvm.evidence.exact import nesting
-from pyro_lvm.infer.enumeration import row_log_likelihood
+from pyro_lvm.infer.by_row import row_log_likelihood
 from pyro_lvm.training.data import Arguments
 
 if TYPE_CHECKING:

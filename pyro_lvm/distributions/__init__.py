@@ -1,5 +1,7 @@
-"""Structured distributions."""
+"""Distributions that Pyro lacks."""
 
 from pyro_lvm.distributions.inverse_wishart import InverseWishart
+from pyro_lvm.distributions.partial_multivariate_normal import PartialMultivariateNormal
+from pyro_lvm.distributions.stick_breaking import StickBreaking
 
-__all__ = ["InverseWishart"]
+__all__ = ["InverseWishart", "PartialMultivariateNormal", "StickBreaking"]

@@ -10,15 +10,15 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.infer.enumeration import row_log_likelihood
+from pyro_lvm.infer.by_row import row_log_likelihood
 from pyro_lvm.infer.structure import plate_nesting
 from pyro_lvm.ops.threads import fitting_threads
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
     from pyro_lvm.training.result import Fit
 
-__all__ = ["Evidence", "log_likelihood", "nesting", "pointwise"]
+__all__ = ["Evidence", "concatenate", "log_likelihood", "nesting", "pointwise"]
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,50 @@ class Evidence:
         values: Nats, shape (n,).
         standard_error: Monte Carlo standard error of each value, nats, shape (n,); zero where exact.
         estimator: What was computed.
+        weights: How many rows each row counts for, shape (n,).
     """
 
     values: Tensor
     standard_error: Tensor
     estimator: str
+    weights: Tensor
+
+    @property
+    def num_rows(self) -> float:
+        """The number of rows, each counted as often as its weight says."""
+        return float(self.weights.double().sum())
+
+    @property
+    def total(self) -> float:
+        """Log-likelihood of all rows, nats."""
+        values, weights = self._counted()
+        return float((values * weights).sum())
+
+    @property
+    def error_of_total(self) -> float:
+        """Standard error of the total over rows, nats: how it would vary with other rows of the same source."""
+        values, weights = self._counted()
+        mean = (values * weights).sum() / weights.sum()
+        return float((weights * (values - mean) ** 2).sum().sqrt())
+
+    def minus(self, other: Evidence) -> Evidence:
+        """The difference from another model's evidence on the same rows."""
+        return replace(self, values=self.values.double() - other.values.double().to(self.values.device))
+
+    def _counted(self) -> tuple[Tensor, Tensor]:
+        """Values and weights of the rows that count: one that does not may be impossible."""
+        counted = self.weights > 0
+        return self.values[counted].double(), self.weights[counted].double()
+
+
+def concatenate(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of all rows from that of batches of them."""
+    return Evidence(
+        torch.cat([part.values for part in parts]),
+        torch.cat([part.standard_error for part in parts]),
+        parts[0].estimator,
+        torch.cat([part.weights for part in parts]),
+    )
 
 
 def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
@@ -55,7 +94,7 @@ def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
         Nats, shape (chains, draws, n).
     """
     draws = fit.draws if fit.latent else {}
-    model: Callable = fit.model
+    model = fit.program
     with fit.scope(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
         shape = next(iter(draws.values())).shape[:2] if draws else (1, 1)
@@ -76,7 +115,7 @@ def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
 
 def nesting(fit: Fit, arguments: Arguments) -> int:
     """Batch dimensions that the model's plates use."""
-    return plate_nesting(fit.model, arguments.args, arguments.kwargs)
+    return plate_nesting(fit.program, arguments.args, arguments.kwargs)
 
 
 def log_likelihood(fit: Fit, arguments: Arguments) -> Evidence:
@@ -92,8 +131,9 @@ def log_likelihood(fit: Fit, arguments: Arguments) -> Evidence:
     table = pointwise(fit, arguments).flatten(0, 1)
     count = len(table)
     if count == 1:
-        return Evidence(table[0], torch.zeros_like(table[0]), "exact log-likelihood at a point")
+        exact = torch.zeros_like(table[0])
+        return Evidence(table[0], exact, "exact log-likelihood at a point", arguments.weights)
     values = table.logsumexp(0) - math.log(count)
     ratio = (table - values).exp()  # relative weights, mean one
     error = ratio.std(0) / math.sqrt(count)
-    return Evidence(values, error, f"log predictive density over {count} draws")
+    return Evidence(values, error, f"log predictive density over {count} draws", arguments.weights)

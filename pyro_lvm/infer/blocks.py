@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "find_blocks", "unify"]
+__all__ = ["Blocks", "find_blocks", "fixed_noise", "unify"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Blocks:
     def read(self, parameter: Tensor) -> Tensor:
         """The argument's entries: shape `batch + event`."""
         blocks = parameter.reshape(-1)[self.elements]
-        copied = blocks[self.block].reshape(*self.batch, *self.elements.shape[1:])
+        copied = blocks[self.block].reshape((*self.batch, *self.elements.shape[1:]))
         if self.factor is None:
             return copied
-        return copied * self.factor.reshape(*self.factor.shape, *([1] * (self.elements.dim() - 1)))
+        return copied * self.factor.reshape((*self.factor.shape, *([1] * (self.elements.dim() - 1))))
 
     def write(self, parameter: Tensor, blocks: Tensor) -> Tensor:
         """A copy of the parameter with new blocks."""
@@ -144,7 +144,7 @@ def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, matrix: 
     eps = torch.finfo(argument.dtype).eps
     count, computed = parameter.numel(), "it is computed from the parameter, not selected from it"
     number = torch.arange(count, device=parameter.device).reshape(parameter.shape)
-    noise = _fixed_noise(parameter)
+    noise = fixed_noise(parameter)
     seen = torch.ones(argument.shape[argument.dim() - event_dim :], dtype=torch.bool, device=argument.device)
     if matrix:
         if parameter.dim() < 2 or parameter.shape[-2:] != argument.shape[-2:]:
@@ -161,7 +161,7 @@ def _find_elements(argument: Tensor, parameter: Tensor, event_dim: int, matrix: 
     batch = argument.shape[: argument.dim() - event_dim]
     event = argument.shape[argument.dim() - event_dim :]
     factor = products[3].reshape(*batch, -1)[..., :1]  # a copy times c moves by c when all entries move by one
-    factor = factor.reshape(*batch, *([1] * event_dim))
+    factor = factor.reshape((*batch, *([1] * event_dim)))
     if not bool(torch.isfinite(factor).all() & (factor != 0).all()):
         return computed
     products = [product / factor for product in products]
@@ -198,7 +198,7 @@ def _find_rows(argument: Tensor, parameter: Tensor, normalised: str) -> Blocks |
     eps = torch.finfo(argument.dtype).eps
     states = argument.shape[-1]
     if parameter.dim() == 0 or parameter.shape[-1] != states:
-        products = _jacobian_product(argument, parameter, [_fixed_noise(parameter)])
+        products = _jacobian_product(argument, parameter, [fixed_noise(parameter)])
         return None if products is None else "it is computed from the parameter, not selected from it"
     rows = parameter.detach().reshape(-1, states)
     batch = argument.shape[:-1]
@@ -235,7 +235,7 @@ def _close(a: Tensor, b: Tensor, eps: float) -> bool:
     return torch.allclose(a.detach(), b.detach().to(a.dtype), rtol=1e4 * eps, atol=1e3 * eps * float(b.abs().max()))
 
 
-def _fixed_noise(parameter: Tensor) -> Tensor:
+def fixed_noise(parameter: Tensor) -> Tensor:
     """A direction without pattern, the same at every call: fractional parts of multiples of the golden ratio."""
     steps = torch.arange(1, parameter.numel() + 1, dtype=torch.float64, device=parameter.device)
     return (steps * 0.6180339887498949).frac().sub(0.5).to(parameter.dtype).reshape(parameter.shape)

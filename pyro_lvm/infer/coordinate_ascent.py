@@ -23,8 +23,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm.handlers.starting_values import StartingValues
-from pyro_lvm.infer.enumeration import Expectation, Factor, expect
-from pyro_lvm.infer.m_step import unwrap
+from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.factors import Factor
+from pyro_lvm.infer.m_step import innermost
 from pyro_lvm.infer.maximise import Sites, groups, sums_of
 from pyro_lvm.infer.parameters import Parameter
 from pyro_lvm.infer.plan import ParameterPlan, Plan, make_plan
@@ -59,6 +61,7 @@ class CoordinateAscent:
     """
 
     full_batch = True
+    guides = ("conjugate",)
 
     def __init__(
         self, model: Callable | None = None, guide: Any = None, *, max_plate_nesting: int | None = None
@@ -187,7 +190,7 @@ class CoordinateAscent:
                 for use in entry.uses:
                     if use.site in guide.sites:
                         continue  # the prior of a child: its expectation is part of the divergence
-                    fn, _ = unwrap(factors[use.site].fn, torch.ones(()))
+                    fn = innermost(factors[use.site].fn)
                     now = {argument.name: argument.read(fn).detach() for argument in use.form.arguments}
                     cells = gap[use.blocks.block].reshape(*use.blocks.batch, *gap.shape[1:])
                     term = use.argument.correct(cells, now)
@@ -197,7 +200,7 @@ class CoordinateAscent:
         expectation = self._expect(values, args, kwargs, corrections)
         divergence = 0.0
         for name in guide.sites:
-            prior, _ = unwrap(expectation.factors[name].fn, torch.ones(()))
+            prior = innermost(expectation.factors[name].fn)
             terms = _divergence(guide.posterior(name, values), prior)
             divergence += float(terms.detach().double().sum())
         return expectation, divergence - expectation.log_likelihood
@@ -274,7 +277,7 @@ def _sites(plan: Plan, expectation: Expectation) -> dict[str, Any]:
     found = {}
     for entry in sorted(plan.closed, key=lambda e: e.name in parents):
         fn = expectation.factors[entry.name].fn
-        prior, _ = unwrap(fn, torch.ones(()))
+        prior = innermost(fn)
         batch = list(prior.batch_shape)
         shapes = {name: list(getattr(prior, name).shape) for name in ARGUMENTS[entry.priors[0].kind]}
         parent = parents.get(entry.name)

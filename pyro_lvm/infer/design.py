@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.enumeration import Factor
-from pyro_lvm.infer.m_step import unwrap
+from pyro_lvm.infer.blocks import fixed_noise
+from pyro_lvm.infer.factors import Factor
+from pyro_lvm.infer.m_step import innermost, unwrap
 from pyro_lvm.ops.cells import compact
 
 __all__ = ["Design", "Moved"]
@@ -52,7 +53,7 @@ class Design:
         self.factor = factor
         self.plates = plates
         self.coefficients = coefficients
-        self.fn, _ = unwrap(factor.fn, torch.ones(()))
+        self.fn = innermost(factor.fn)
         value = factor.value
         self.shape = torch.broadcast_shapes(self.fn.batch_shape, value.shape)
         inside, ndim = len(self.fn.batch_shape) - len(factor.fn.batch_shape), len(self.shape)
@@ -73,7 +74,7 @@ class Design:
     @property
     def linear(self) -> bool:
         """Whether the derivative is the same everywhere: its graph must not come back to the coefficients."""
-        product = self.product(1 + _noise(self._count, self.mean), keep_graph=True)
+        product = self.product(1 + self._noise(self._count), keep_graph=True)
         if not product.requires_grad:
             return True
         found = torch.autograd.grad(product.sum(), self.coefficients, retain_graph=True, allow_unused=True)
@@ -82,6 +83,9 @@ class Design:
     @property
     def _count(self) -> int:
         return sum(c.numel() for c in self.coefficients)
+
+    def _noise(self, count: int) -> Tensor:
+        return fixed_noise(self.mean.new_empty(count))
 
     def product(self, tangent: Tensor, keep_graph: bool = False) -> Tensor:
         """How the mean moves along a direction (coefficients,): the backward pass is linear in its cotangent."""
@@ -110,7 +114,7 @@ class Design:
     def colour(self) -> Tensor:
         """Give coefficients that meet in no cell one colour: (cells, colours), the number of coefficients for none."""
         rows = math.prod(self.shape[d] for d in self.row_dims)
-        noise = 1 + _noise(rows, self.mean)
+        noise = 1 + self._noise(rows)
         meets = torch.zeros(self._count, self.cells, dtype=torch.bool, device=self.mean.device)
         sizes = [self.shape[d] for d in (*self.cell_dims, *self.row_dims)]
         back = torch.tensor([*self.cell_dims, *self.row_dims]).argsort().tolist()
@@ -146,7 +150,7 @@ class Design:
         if len(entries) != self.cells:
             return False
         count = self._count
-        noise = torch.cat([_noise(count, self.mean), self.mean.new_zeros(1)])
+        noise = torch.cat([self._noise(count), self.mean.new_zeros(1)])
         expected = self.mean.new_zeros(self.cells, 1)
         size = torch.zeros_like(expected)
         for column, coefficient in zip(columns, entries.T, strict=True):
@@ -185,9 +189,3 @@ class Design:
         if self.moves_value:
             return Moved(None, (value - change).detach(), spread)
         return Moved((self.mean + change).detach(), None, spread)
-
-
-def _noise(count: int, like: Tensor) -> Tensor:
-    """A direction without pattern, the same at every call: fractional parts of multiples of the golden ratio."""
-    steps = torch.arange(1, count + 1, dtype=torch.float64, device=like.device)
-    return (steps * 0.6180339887498949).frac().sub(0.5).to(like.dtype)

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from pyro_lvm.infer.at_guide import at_guide
 from pyro_lvm.infer.averaging import Averages
-from pyro_lvm.infer.enumeration import Expectation, expect
+from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
 from pyro_lvm.infer.guard import Step
-from pyro_lvm.infer.maximise import maximise
+from pyro_lvm.infer.maximise import maximise, own_m_step
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.plan import Plan, make_plan, refresh
 from pyro_lvm.infer.row_pass import Memory
@@ -38,6 +39,10 @@ class EM:
     Each call of `step` finds the posterior :math:`p(z \mid x, \theta)` and moves :math:`\theta` to a maximum (or, for
     parameters without a closed form, uphill) of :math:`\mathrm{E}[\log p(x, z \mid \theta')]`, so the log-likelihood
     never falls. Should a closed form be wrong for a program, the fall is undone and that parameter gets gradient steps.
+
+    A site may bring its own M-step: `infer={"m_step": f}` with `f(fn, value, weights)` that returns new values of
+    parameters by name, given the site's distribution, its value and the posterior weight of every cell of its
+    log-density; or ask for gradient steps by `infer={"m_step": "gradient"}`.
 
     With a guide of point masses over continuous sites outside of the plate of the rows (`lvm.guides.MAP`), it finds
     their mode (MAP-EM): conjugate priors enter the closed forms as pseudo-counts.
@@ -94,6 +99,8 @@ class EM:
         slope      (2,)   closed form  it is a coefficient of x.loc (least squares)
         intercept  (2,)   closed form  it is a coefficient of x.loc (least squares)
     """
+
+    guides = ("map",)
 
     def __init__(
         self,
@@ -227,6 +234,8 @@ class EM:
         self._last = Step(args, kwargs, expectation)
         self._report_lost(expectation, plan)
         updates = maximise(plan, expectation, self.variance_floor, self._memory, self._averages)
+        for site in plan.own:
+            updates.update(own_m_step(expectation, site))
         for name, value in updates.items():
             expectation.parameters[name].write(value)
         if self._averages is not None:
@@ -288,6 +297,9 @@ class EM:
                 self._plan.demote(regression.names[0], "least squares needs all rows at once (decay=None)")
             for name, reason in self._demoted.items():
                 self._plan.demote(name, reason)
+            for entry in self._plan.closed if self._averages is not None else []:
+                if not all(use.form.additive for use in entry.uses):
+                    self._plan.demote(entry.name, "its statistics cannot be averaged over batches")
         return self._plan
 
     def _plan_from_few_rows(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan | None:
@@ -311,7 +323,7 @@ class EM:
                 if (site, state) not in self._lost:
                     self._lost.add((site, state))
                     warnings.warn(
-                        f"EM: state {state} of '{site}' has lost all rows; it is left out from here on and its other "
+                        f"EM: '{site}' has no rows left in state {state}; that is left out from here on and its other "
                         "parameters stay as they are. Use fewer states, other starts (restarts=) or a prior.",
                         RuntimeWarning,
                         stacklevel=4,

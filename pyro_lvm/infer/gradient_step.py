@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.enumeration import Expectation, trace_factors
+from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.factors import trace_factors
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.plan import Plan
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pyro_lvm.infer.enumeration import Expectation
+from pyro_lvm.infer.expectation import Expectation
 
 __all__ = ["Step"]
 

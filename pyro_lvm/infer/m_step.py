@@ -35,6 +35,7 @@ __all__ = [
     "View",
     "closed_form",
     "closed_form_of",
+    "innermost",
     "unwrap",
 ]
 
@@ -170,11 +171,13 @@ class ClosedForm(ABC):
         arguments: In order of maximisation.
         joint: A joint maximum of several of them, if there is one that maximising in turn does not reach at once.
         sweeps: How often to go through the arguments in turn, statistics fixed.
+        additive: Whether statistics of different rows add up, entry by entry, so that batches can be averaged.
     """
 
     arguments: ClassVar[tuple[Argument, ...]]
     joint: ClassVar[Joint | None] = None
     sweeps: ClassVar[int] = 1
+    additive: ClassVar[bool] = True
 
     @abstractmethod
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
@@ -248,7 +251,7 @@ class ExponentialFamily(ClosedForm):
 
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
         """By matrix products where the parameters have few cells and the value many rows."""
-        from pyro_lvm.infer.natural import gather
+        from pyro_lvm.infer.gather import gather
 
         return gather(fn, value, weights, variance_floor)
 
@@ -269,6 +272,13 @@ def closed_form_of(*kinds: type) -> Callable[[type], type]:
         return form
 
     return register
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution inside `Independent`, `Masked` and `Expanded` wrappers."""
+    while isinstance(fn, (dist.MaskedDistribution, torch.distributions.Independent)):
+        fn = fn.base_dist
+    return fn
 
 
 def unwrap(fn: Any, weights: Tensor) -> tuple[Any, Tensor]:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from pyro_lvm.infer.averaging import Averages
 from pyro_lvm.infer.design import Moved
-from pyro_lvm.infer.enumeration import Expectation, Factor
-from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, unwrap
+from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.factors import Factor
+from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, innermost
 from pyro_lvm.infer.plan import ParameterPlan, Plan, PriorUse, Use
 from pyro_lvm.infer.row_pass import Memory
 
-__all__ = ["Sites", "groups", "maximise", "sums_of"]
+__all__ = ["Sites", "groups", "maximise", "own_m_step", "sums_of"]
 
 
 def maximise(
@@ -63,6 +64,26 @@ def maximise(
         return values
 
 
+def own_m_step(expectation: Expectation, site: str) -> dict[str, Tensor]:
+    """What a site's `infer={"m_step": f}` returns.
+
+    Raises:
+        ValueError: It does not return a dict of finite values for parameters of the program.
+    """
+    factor = expectation.factors[site]
+    with torch.no_grad():
+        updates = factor.site["infer"]["m_step"](factor.fn, factor.value, factor.weights)
+    known = expectation.parameters
+    if not isinstance(updates, dict) or not updates.keys() <= known.keys():
+        got = sorted(updates) if isinstance(updates, dict) else type(updates).__name__
+        raise ValueError(f"EM: expected the m_step of '{site}' to return a dict over {sorted(known)}; got {got}.")
+    for name, value in updates.items():
+        shape = tuple(known[name].value.shape)
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
+            raise ValueError(f"EM: expected the m_step of '{site}' to return finite '{name}' of shape {shape}.")
+    return updates
+
+
 class Sites:
     """Sites as far as the M-step needs them, with all updates so far."""
 
@@ -95,7 +116,7 @@ class Sites:
 
     def prior(self, use: PriorUse) -> Any:
         """The distribution of a prior."""
-        return unwrap(self.expectation.factors[use.site].fn, torch.ones(()))[0]
+        return innermost(self.expectation.factors[use.site].fn)
 
     def update(self, entry: ParameterPlan, new: Tensor) -> Tensor:
         """Let everything that follows see the new value of a parameter."""
@@ -157,7 +178,7 @@ class _Site:
     """Expected sufficient statistics of a site and the current values of its distribution's arguments."""
 
     def __init__(self, factor: Factor, form: ClosedForm, statistics: Statistics) -> None:
-        fn, _ = unwrap(factor.fn, factor.weights)
+        fn = innermost(factor.fn)
         self.statistics = statistics
         self.now = {argument.name: argument.read(fn).detach() for argument in form.arguments}
         self.cells = self.statistics.cells
@@ -194,17 +215,16 @@ def sums_of(
             accumulated = (accumulated[0], torch.zeros_like(accumulated[1]), *accumulated[2:])
         sums.append(tuple(use.blocks.scatter(part, site.cells) for part in accumulated))
     for prior in entry.priors:
-        sums.append(prior_sums(prior, sites.prior(prior), argument.event_dim))
+        sums.append(prior_sums(prior, sites.prior(prior)))
     return tuple(sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
 
 
-def prior_sums(use: PriorUse, prior: Any, event_dim: int) -> tuple[Tensor, ...]:
+def prior_sums(use: PriorUse, prior: Any) -> tuple[Tensor, ...]:
     """What a prior adds to the sums of every block."""
-    batch = use.blocks.batch
     additions = []
     for part in use.conjugate.addition(prior):  # type: ignore[union-attr]
-        trailing = part.shape[len(prior.batch_shape) :]
-        additions.append(use.blocks.scatter(part.double().expand((*batch, *trailing)), batch))
+        shape = torch.Size((*prior.batch_shape, *part.shape[len(prior.batch_shape) :]))
+        additions.append(use.blocks.scatter(part.double().expand(shape), use.blocks.batch))
     return tuple(additions)
 
 
@@ -218,7 +238,7 @@ def _feasible(entry: ParameterPlan, sums: tuple[Tensor, ...]) -> tuple[Tensor, .
         entry.on_boundary = True
         warnings.warn(
             f"EM: the prior of '{entry.name}' ({entry.priors[0].kind}, concentration below one) puts its mode on the "
-            "boundary of the support, where it is kept. Use concentrations of at least one for a mode inside.",
+            "boundary of the support; it is kept just inside. Use concentrations of at least one.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -227,7 +247,13 @@ def _feasible(entry: ParameterPlan, sums: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 def _write(use: Use, solved: Tensor, old: Tensor) -> Tensor:
     """Put solved blocks into a parameter; blocks without weight keep their value."""
+    elements = use.blocks.elements
+    kept = use.view.decode(old.reshape(-1)[elements]).to(solved.dtype)
+    solved = torch.where(_finite(solved), solved, kept)
     blocks = use.view.encode(solved)
-    kept = old.reshape(-1)[use.blocks.elements].to(blocks.dtype)
-    finite = torch.isfinite(blocks).reshape(len(blocks), -1).all(-1).reshape(-1, *([1] * (blocks.dim() - 1)))
-    return use.blocks.write(old, torch.where(finite, blocks, kept))
+    return use.blocks.write(old, torch.where(_finite(blocks), blocks, old.reshape(-1)[elements].to(blocks.dtype)))
+
+
+def _finite(blocks: Tensor) -> Tensor:
+    """Whether all of a block is finite, for every block."""
+    return torch.isfinite(blocks).reshape(len(blocks), -1).all(-1).reshape(-1, *([1] * (blocks.dim() - 1)))

@@ -41,6 +41,8 @@ class MCMC:
         >>> sampler = lvm.infer.MCMC(num_samples=100, warmup_steps=100)
     """
 
+    guides = ()
+
     def __init__(
         self,
         model: Callable | None = None,
@@ -122,7 +124,7 @@ class MCMC:
                 hook_fn=hook,
             )
             try:
-                with _pyro.validation(False):
+                with _pyro.validation(False), _pyro.exact_log_sums():
                     sampler.run(*args, **kwargs)
             except KeyboardInterrupt:
                 if not chains:

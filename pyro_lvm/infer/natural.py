@@ -15,7 +15,6 @@ Products run about the values' centre, in float64 unless the data are float32 an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +22,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form, unwrap
-from pyro_lvm.ops.cells import Cells, sum_to
+from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form
+from pyro_lvm.ops.cells import Cells
 
-__all__ = ["Kernel", "gather", "log_density", "rows_of_a_block"]
+__all__ = ["Kernel", "broadcast_mask", "dtype_of", "peel", "rows_of_a_block"]
 
 # Numbers in one block of features: larger blocks leave the cache, smaller ones starve the products.
 BLOCK_NUMBERS = 1 << 20
-# Numbers for which plain evaluation is as cheap.
-FEW = 4096
 # Nats in the largest term of a log-density: beyond, float32 products lose more than 1e-4 nats, float64's 1e-6.
 SINGLE_LIMIT, DOUBLE_LIMIT = 500.0, 1e9
 
@@ -89,7 +86,7 @@ class Kernel:
             exact: Products in float64, whatever the data's type.
             correction: Added to the log-density of every cell of the unwrapped distribution, nats.
         """
-        base, inner, masks = _peel(fn, mask)
+        base, inner, masks = peel(fn, mask)
         family = closed_form(base)
         if not isinstance(family, ExponentialFamily) or not _has_family_density(base):
             return None
@@ -99,7 +96,7 @@ class Kernel:
         log_normalizer = log_normalizer if correction is None else log_normalizer - correction
         trailing = family.trailing(base)
         widths = [len(inner) + len(t) for t in trailing]
-        joint = _broadcast_mask(masks, fn.batch_shape, inner)
+        joint = broadcast_mask(masks, fn.batch_shape, inner)
         cells = Cells.of(
             torch.broadcast_shapes(fn.batch_shape, () if joint is None else joint.shape[: joint.dim() - len(inner)]),
             value,
@@ -127,7 +124,7 @@ class Kernel:
         constant = constant.double()
         dtype = torch.float64
         largest = float(offset.detach().abs().max()) if offset.numel() else 0.0
-        if not exact and cells.rows.dtype != torch.float64 and largest < SINGLE_LIMIT:
+        if not exact and dtype_of(base, cells.rows) == torch.float32 and largest < SINGLE_LIMIT:
             dtype = torch.float32
         accurate = not largest > DOUBLE_LIMIT
         return cls(base, family, cells, inner, reference, row_mask, coefficients, constant, dtype, accurate)
@@ -204,7 +201,7 @@ class Kernel:
             size = math.prod((*trailing, *self.inner))
             part = sums[:, position : position + size].reshape(count, *trailing, *self.inner)
             order = (0, *range(1 + len(trailing), part.dim()), *range(1, 1 + len(trailing)))
-            parts.append(part.permute(order).reshape(*shape, *trailing))
+            parts.append(part.permute(order).reshape((*shape, *trailing)))
             position += size
         if self.mask is not None:
             total = sums[:, position:]
@@ -214,97 +211,11 @@ class Kernel:
         return self.family.collect(self.base, self.reference, total, tuple(parts), variance_floor)
 
 
-def log_density(fn: Any, value: Tensor, *args: Any, correction: Tensor | None = None, **kwargs: Any) -> Tensor:
-    """`fn.log_prob(value)`, by matrix products where `fn` has few parameter cells and `value` many rows.
-
-    Args:
-        fn: A Pyro distribution.
-        value: Shape broadcastable to `fn.batch_shape + fn.event_shape`.
-        args: Passed on to `fn.log_prob`.
-        correction: Added to the log-density of every cell of the unwrapped distribution, nats.
-        kwargs: Passed on to `fn.log_prob`.
-
-    Returns:
-        Log-density of shape `fn.batch_shape` broadcast with the batch shape of `value`, nats.
-    """
-    plain = bool(args or kwargs) or torch.is_grad_enabled() or (value.numel() < FEW and fn.batch_shape.numel() < FEW)
-    kernel = None if plain and correction is None else Kernel.of(fn, value, correction=correction)
-    if kernel is None or not kernel.accurate or kernel.cells.num_rows < 2:
-        density = torch.as_tensor(fn.log_prob(value, *args, **kwargs))
-        return density if correction is None else density + _sum_inside(fn, correction)
-    fn._validate_sample(value) if fn._validate_args else None
-    return kernel.cells.unflatten(kernel.table().to(kernel.cells.parameters[0].dtype))
-
-
-def _sum_inside(fn: Any, correction: Tensor) -> Tensor:
-    """A correction of the unwrapped distribution, summed over what `Independent` declares to be events."""
-    _, inner, masks = _peel(fn, None)
-    if not inner:
-        return correction
-    mask = _broadcast_mask(masks, fn.batch_shape, inner)
-    correction = correction.expand(torch.broadcast_shapes(correction.shape, inner))
-    return (correction if mask is None else correction * mask).sum(tuple(range(-len(inner), 0)))
-
-
-def gather(
-    fn: Any,
-    value: Tensor,
-    weights: Tensor,
-    variance_floor: float,
-    known: Reference | None = None,
-    remember: Callable[[Reference | None], None] | None = None,
-) -> Statistics:
-    """Expected sufficient statistics of a site under any weights, in float64.
-
-    Args:
-        fn: The site's distribution, of an exponential family, wrapped or not.
-        value: Shape broadcastable to the batch + event.
-        weights: Broadcastable to the batch.
-        variance_floor: Smallest variance allowed, relative to that of the value.
-        known: Where values lie, if known.
-        remember: Is told where values lie.
-    """
-    kernel = Kernel.of(fn, value, None, known)
-    if kernel is not None and torch.broadcast_shapes(weights.shape, kernel.cells.shape) == kernel.cells.shape:
-        if remember is not None:
-            remember(kernel.reference)
-        table = kernel.cells.flatten(weights).double()
-        return kernel.collect(table.sum(-1), kernel.sums(table), variance_floor)
-    return _gather_dense(*unwrap(fn, weights), value, variance_floor, known, remember)
-
-
-def _gather_dense(
-    fn: Any,
-    weights: Tensor,
-    value: Tensor,
-    variance_floor: float,
-    known: Reference | None,
-    remember: Callable[[Reference | None], None] | None,
-) -> Statistics:
-    """The same where the value varies from cell to cell: statistics of all values at once."""
-    family = closed_form(fn)
-    if not isinstance(family, ExponentialFamily):
-        raise TypeError(f"gather: expected an exponential family; got {type(fn).__name__}.")
-    event, trailing = family.event_dim, family.trailing(fn)
-    natural, log_normalizer = family.natural(fn, None)
-    shapes = [eta.shape[: eta.dim() - len(t)] for eta, t in zip(natural, trailing, strict=True)]
-    full = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - event], weights.shape)
-    found = torch.broadcast_shapes(log_normalizer.shape, *shapes)
-    cells = torch.Size((1,) * (len(full) - len(found)) + tuple(found))
-    value = value.reshape((1,) * (len(full) + event - value.dim()) + tuple(value.shape)).double()
-    rows = tuple(d for d, size in enumerate(cells) if size == 1)
-    reference = known or family.reference(fn, value, rows, keepdim=True)
-    if remember is not None:
-        remember(reference)
-    value = value if reference is None else value - reference.centre
-    first = value.permute((*range(len(full), value.dim()), *range(len(full))))
-    sums = []
-    for statistic, shape in zip(family.sufficient(first, fn, reference), trailing, strict=True):
-        last = statistic.permute((*range(len(shape), statistic.dim()), *range(len(shape))))
-        widened = weights.double().reshape(*weights.shape, *([1] * len(shape)))
-        sums.append(sum_to(torch.Size((*cells, *shape)), torch.Size((*full, *shape)), widened, last))
-    total = sum_to(cells, full, weights.double())
-    return family.collect(fn, reference, total, tuple(sums), variance_floor)
+def dtype_of(base: Any, value: Tensor) -> torch.dtype:
+    """The type that `log_prob` would give."""
+    tensors = [value, *(v for v in vars(base).values() if isinstance(v, Tensor))]
+    found = {t.dtype for t in tensors if t.is_floating_point()}
+    return torch.float64 if torch.float64 in found or not found else max(found, key=lambda t: torch.finfo(t).bits)
 
 
 def _has_family_density(fn: Any) -> bool:
@@ -315,7 +226,7 @@ def _has_family_density(fn: Any) -> bool:
     )
 
 
-def _peel(fn: Any, mask: Any) -> tuple[Any, torch.Size, list[tuple[Any, int]]]:
+def peel(fn: Any, mask: Any) -> tuple[Any, torch.Size, list[tuple[Any, int]]]:
     """The distribution inside all wrappers, the shape that they declare events, and masks with the depth of each."""
     depth = 0
     masks = [] if mask is None else [(mask, 0)]
@@ -331,7 +242,7 @@ def _peel(fn: Any, mask: Any) -> tuple[Any, torch.Size, list[tuple[Any, int]]]:
             return fn, inner, [(m, depth - d) for m, d in masks if m is not True]
 
 
-def _broadcast_mask(masks: list[tuple[Any, int]], batch: torch.Size, inner: torch.Size) -> Tensor | None:
+def broadcast_mask(masks: list[tuple[Any, int]], batch: torch.Size, inner: torch.Size) -> Tensor | None:
     """All masks as one, of shape (outer batch, inner)."""
     joint = None
     for mask, missing in masks:
@@ -353,7 +264,7 @@ def _rows_of(mask: Tensor, cells: Cells, inside: int) -> Tensor | None:
     mask = mask.permute((*cell_dims, *row_dims, *range(ndim, ndim + inside)))
     sizes = [cells.shape[d] for d in row_dims]
     tail = mask.shape[ndim:]
-    return mask.expand(*([1] * len(cell_dims)), *sizes, *tail).reshape(cells.num_rows, *tail)
+    return mask.expand((*([1] * len(cell_dims)), *sizes, *tail)).reshape(cells.num_rows, *tail)
 
 
 def _features_first(eta: Tensor, inner: int) -> Tensor:

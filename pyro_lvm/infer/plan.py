@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 import pyro_lvm.infer.families  # noqa: F401 - registers the closed forms
-from pyro_lvm.infer.blocks import Blocks, find_blocks, unify
-from pyro_lvm.infer.enumeration import Expectation, Factor
-from pyro_lvm.infer.m_step import Argument, ClosedForm, Conjugate, View, closed_form, unwrap
+from pyro_lvm.infer.blocks import Blocks, find_blocks, fixed_noise, unify
+from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.factors import Factor
+from pyro_lvm.infer.m_step import Argument, ClosedForm, Conjugate, View, closed_form, innermost
 from pyro_lvm.infer.parameters import Parameter
 from pyro_lvm.infer.regression import Regression, find_regressions
 from pyro_lvm.ops.cells import compact
@@ -57,6 +58,7 @@ class ParameterPlan:
         roles: Those sites, each with the argument in which it is seen ("value" for a prior's value).
         regression: The least squares that give its closed form in place of selections.
         reason: Why there is no closed form; empty if there is one.
+        own: The site whose `infer={"m_step": ...}` updates it; empty if none does.
         on_boundary: Whether a prior was found to put the mode on the boundary of the support.
     """
 
@@ -69,6 +71,7 @@ class ParameterPlan:
     regression: Regression | None = None
     reason: str = ""
     on_boundary: bool = False
+    own: str = ""
 
     def unify(self) -> None:
         """Number the parameter's blocks alike in all its uses; without that there is no closed form."""
@@ -95,7 +98,7 @@ class ParameterPlan:
     @property
     def closed(self) -> bool:
         """Whether the M-step is in closed form."""
-        return bool(self.uses or self.regression) and not self.reason
+        return bool(self.uses or self.regression) and not self.reason and not self.own
 
 
 @dataclass
@@ -132,12 +135,17 @@ class Plan:
     @property
     def gradient(self) -> list[ParameterPlan]:
         """Parameters that a gradient step must update."""
-        return [p for p in self if not p.closed and p.sites]
+        return [p for p in self if not p.closed and p.sites and not p.own]
+
+    @property
+    def own(self) -> list[str]:
+        """Sites that bring an M-step of their own."""
+        return list(dict.fromkeys(p.own for p in self if p.own))
 
     def wants_weights(self, expectation: Expectation) -> bool:
         """Whether the M-step needs posterior weights themselves, not only the statistics that the E-step gathered."""
         gathered = expectation.gathered.keys()
-        return bool(self.gradient or self.regressions) or any(
+        return bool(self.gradient or self.own or self.regressions) or any(
             use.site not in gathered for entry in self.closed for use in entry.uses if use.site not in self.outside
         )
 
@@ -158,6 +166,8 @@ class Plan:
                 shown = ", ".join(uses[:3]) + (f" and {len(uses) - 3} more" if len(uses) > 3 else "")
                 shown += "".join(f", with prior {prior.kind}" for prior in p.priors)
                 rows.append((p.name, str(p.shape), "closed form", f"it is {shown}"))
+            elif p.own:
+                rows.append((p.name, str(p.shape), "your own", f"site '{p.own}' brings its M-step"))
             elif p.sites:
                 rows.append((p.name, str(p.shape), "gradient", p.reason))
             else:
@@ -207,7 +217,10 @@ def refresh(plan: Plan, expectation: Expectation) -> bool:
         uses = list(entry.uses)
         for i, use in enumerate(uses):
             factor = expectation.factors[use.site]
-            tensor = use.argument.read(unwrap(factor.fn, factor.weights)[0])
+            fn = innermost(factor.fn)
+            if closed_form(fn) is not use.form:
+                return False
+            tensor = use.argument.read(fn)
             if use.varies:
                 found = _find_use(factor, use.form, use.argument, tensor, expectation.parameters[entry.name])
                 if isinstance(found, str):
@@ -224,7 +237,7 @@ def refresh(plan: Plan, expectation: Expectation) -> bool:
 
 
 def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expectation) -> None:
-    fn, _ = unwrap(factor.fn, factor.weights)
+    fn = innermost(factor.fn)
     form = closed_form(fn)
     tensors = [argument.read(fn) for argument in form.arguments] if form else []
     inputs = tensors or _tensors_of(fn)
@@ -237,7 +250,11 @@ def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expe
         plan = plans[name]
         plan.sites = (*plan.sites, factor.name)
         plan.roles += [(factor.name, form.arguments[i].name if form else "") for i in hits]
-        if plan.reason:
+        own = factor.site["infer"].get("m_step")
+        plan.own = factor.name if callable(own) else plan.own
+        if own == "gradient":
+            plan.reason = f"site '{factor.name}' asks for gradient steps"
+        if plan.reason or plan.own:
             continue
         if form is None:
             plan.reason = f"site '{factor.name}' ({type(fn).__name__}) has no closed form"
@@ -258,7 +275,7 @@ def _add_priors(plans: dict[str, ParameterPlan], factor: Factor, expectation: Ex
     """Sites whose value is a parameter."""
     if factor.enumerated or not isinstance(factor.value, Tensor) or not factor.value.requires_grad:
         return
-    prior, _ = unwrap(factor.fn, torch.ones(()))
+    prior = innermost(factor.fn)
     for name, plan in plans.items():
         parameter = expectation.parameters[name]
         if not _depends(factor.value, parameter):
@@ -279,7 +296,8 @@ def _add_priors(plans: dict[str, ParameterPlan], factor: Factor, expectation: Ex
 
 def _add_regressions(plans: dict[str, ParameterPlan], expectation: Expectation) -> None:
     """Locations that are computed from parameters, if linearly."""
-    failed = [name for name, plan in plans.items() if plan.reason]
+    asked = {name for name, factor in expectation.factors.items() if "m_step" in factor.site["infer"]}
+    failed = [name for name, plan in plans.items() if plan.reason and asked.isdisjoint(plan.sites)]
     regressions, reasons = find_regressions(expectation, {name: p.roles for name, p in plans.items()}, failed)
     for regression in regressions:
         for name in regression.names:
@@ -292,7 +310,7 @@ def _add_regressions(plans: dict[str, ParameterPlan], expectation: Expectation) 
 def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tensor, parameter: Parameter) -> Use | str:
     """The first view of an argument in which the parameter is a selection, or why there is none."""
     reason = "it does not depend on the parameter"
-    unwrapped_batch = unwrap(factor.fn, factor.weights)[0].batch_shape
+    unwrapped_batch = innermost(factor.fn).batch_shape
     for view in argument.views:
         with torch.enable_grad():
             blocks = find_blocks(view.encode(tensor), parameter.value, argument.event_dim, view.normalised, view.matrix)
@@ -315,8 +333,9 @@ def _depends(tensor: Tensor, parameter: Parameter) -> bool:
     if tensor is parameter.value:
         return True
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(tensor.sum(), parameter.value, retain_graph=True, allow_unused=True)
-    return gradient is not None
+        probe = (tensor * fixed_noise(tensor)).sum()  # a plain sum does not see what is normalised
+        (gradient,) = torch.autograd.grad(probe, parameter.value, retain_graph=True, allow_unused=True)
+    return gradient is not None and bool((gradient != 0).any())
 
 
 def _tensors_of(fn: object) -> list[Tensor]:

@@ -24,8 +24,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from pyro_lvm.infer.design import Design, Moved
-from pyro_lvm.infer.enumeration import Expectation, Factor
-from pyro_lvm.infer.m_step import unwrap
+from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.factors import Factor
+from pyro_lvm.infer.m_step import innermost
 from pyro_lvm.infer.parameters import Parameter
 
 __all__ = ["Regression", "find_regressions"]
@@ -149,7 +150,7 @@ def find_regressions(
 def _refusal(expectation: Expectation, parameter: Parameter, roles: Collection[tuple[str, str]]) -> str:
     """Why a parameter cannot be a coefficient, if so."""
     for site, argument in roles:
-        fn = unwrap(expectation.factors[site].fn, torch.ones(()))[0]
+        fn = innermost(expectation.factors[site].fn)
         if not isinstance(fn, torch.distributions.Normal):
             return f"{site} is {type(fn).__name__}, not Normal"
         if argument not in ("loc", "value"):

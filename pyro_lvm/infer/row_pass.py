@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_lvm.infer.factors import Factor, same_scale
 from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form
-from pyro_lvm.infer.natural import Kernel, rows_of_a_block
+from pyro_lvm.infer.natural import Kernel, dtype_of, rows_of_a_block
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
-
-if TYPE_CHECKING:
-    from pyro_lvm.infer.enumeration import Factor
 
 __all__ = ["Memory", "RowPass"]
 
@@ -129,7 +127,7 @@ class RowPass:
             if not wide <= ({state_dim, row_dim} if names else set()):
                 return None
         scale = z.site["scale"]
-        if any(f.site["scale"] is not scale and not _equal(f.site["scale"], scale) for f in inside):
+        if any(not same_scale(f.site["scale"], scale) for f in inside):
             return None
         if isinstance(scale, Tensor) and scale.numel() > 1:
             if scale.dim() < -row_dim or scale.shape[row_dim] != scale.numel():
@@ -214,7 +212,7 @@ class RowPass:
         total = torch.zeros(self.states, dtype=torch.float64, device=device)
         log_likelihood = torch.zeros((), dtype=torch.float64, device=device)
         lowest = torch.full((), torch.inf, dtype=dtype, device=device)
-        weights = torch.empty(self.states, self.rows, dtype=dtype, device=device) if keep else None
+        weights = torch.empty(self.states, self.rows, dtype=self._given_dtype(), device=device) if keep else None
         for start in range(0, self.rows, block):
             stop = min(self.rows, start + block)
             features = buffer[: width * (stop - start)].view(width, stop - start)
@@ -246,14 +244,32 @@ class RowPass:
             if weights is not None:
                 weights[:, start:stop] = joint
         if float(lowest) < IMPOSSIBLE:
-            raise NonFiniteLoss(
-                "Exact enumeration: the data have probability zero under the model (a row is impossible in every "
-                f"state of '{self.latent.name}'). Check the support of the observed sites, or start from other "
-                "parameters."
-            )
+            raise NonFiniteLoss(self._impossible())
         for factor in self.outside:
             log_likelihood += _scaled(factor)
         return RowResult(float(log_likelihood), self._collect(total, sums, variance_floor), total, weights)
+
+    def _impossible(self) -> str:
+        """Name the row that has probability zero, and the site that makes it so if there is one."""
+        single = {name: kernel.table() for name, kernel in self.kernels.items()}
+        for name, table in single.items():
+            empty = (table.amax(0) < IMPOSSIBLE).nonzero()
+            if len(empty):
+                return f"Exact enumeration: row {int(empty[0])} has probability zero at site '{name}' {self._advice()}"
+        total = sum((t.expand(self.states, self.rows) for t in [*self.dense, *single.values()]), self.constant)
+        row = int(torch.as_tensor(total).expand(self.states, self.rows).amax(0).argmin())
+        return f"Exact enumeration: row {row} has probability zero {self._advice()}"
+
+    def _advice(self) -> str:
+        return (
+            f"in every state of '{self.latent.name}'. Check the support of the observed sites, or start from other "
+            "parameters."
+        )
+
+    def _given_dtype(self) -> torch.dtype:
+        """The type of the program's own log-densities."""
+        kinds = {dtype_of(k.base, k.cells.rows) for k in self.kernels.values()} or {t.dtype for t in self.dense}
+        return torch.float32 if kinds == {torch.float32} else torch.float64
 
     def _collect(self, total: Tensor, sums: Tensor, variance_floor: float) -> dict[str, Statistics]:
         gathered, position = {}, 0
@@ -308,9 +324,3 @@ def _scaled(factor: Factor) -> Tensor:
     if factor.site["mask"] is not None:
         density = torch.where(torch.as_tensor(factor.site["mask"]), density, 0.0)
     return (density * factor.site["scale"]).sum(dtype=torch.float64)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and bool((a == b).all())
-    return bool(a == b)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.enumeration import Expectation, hand_out
+from pyro_lvm.infer.enumeration import hand_out
+from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.row_pass import RowPass
 from pyro_lvm.ops.kmeans import kmeans
 

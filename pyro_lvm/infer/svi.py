@@ -1,9 +1,9 @@
-"""Stochastic variational inference with one fused optimizer over all parameters."""
+"""Stochastic variational inference with one fused optimizer over all parameters, or with an inner loop over rows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameters
+from pyro_lvm.infer.row_adam import RowAdam
 from pyro_lvm.infer.structure import plate_nesting, structure
 
 __all__ = ["SVI", "no_guide"]
@@ -30,6 +31,18 @@ class SVI:
     Discrete latent sites of the model are summed out exactly. A model without continuous latent sites needs no guide:
     the bound is then its log-likelihood.
 
+    With `local` and `inner_steps` it is variational EM: every step first optimises the local variational parameters of
+    the batch's rows for `inner_steps` steps with all else fixed, then takes one step on everything else. Local
+    parameters hold one entry per row of the whole data set along their first axis, and the guide picks the batch's. It
+    learns which those are either from an argument of model and guide, as in
+
+        lvm.fit(model, {"x": x, "index": torch.arange(len(x))}, guide, SVI(inner_steps=10, local="z"), batch_size=100)
+
+    with `pyro.param("z_loc", torch.zeros(total))[index]` in the guide and a plate of `len(x)` rows in both; or, when
+    stepping by hand, from `pyro.plate("data", total, subsample=index)` in both, where
+    `pyro.param("z_loc", torch.zeros(total), event_dim=0)` picks them by itself. Each row has an Adam state of its own,
+    which rests while the row is not in the batch.
+
     Args:
         model: Any Pyro program.
         guide: Any Pyro program over its continuous sites, with the same arguments.
@@ -37,8 +50,13 @@ class SVI:
         loss: Any `pyro.infer.ELBO`; by default `TraceEnum_ELBO` if there are discrete sites, else `Trace_ELBO`.
         learning_rate: Step size of the default optimizer.
         num_particles: Guide samples per step of the default loss.
+        inner_steps: Steps on the local parameters before each step on the others.
+        local: What is local, separated by commas or in a list: sites of the guide (the parameters that no site but
+            those depends on), or beginnings of parameter names.
+        local_learning_rate: Step size of the inner steps; by default `learning_rate`.
 
     References:
+        M. Hoffman, D. Blei, C. Wang, J. Paisley (2013), Stochastic variational inference, JMLR 14, figure 4.
         R. Ranganath, S. Gerrish, D. Blei (2014), Black box variational inference, AISTATS.
         D. Wingate, T. Weber (2013), Automated variational inference in probabilistic programming.
 
@@ -63,21 +81,36 @@ class SVI:
         *,
         learning_rate: float = 0.01,
         num_particles: int = 1,
+        inner_steps: int = 0,
+        local: str | Sequence[str] = "",
+        local_learning_rate: float | None = None,
     ) -> None:
         if not learning_rate > 0:
             raise ValueError(f"SVI: expected learning_rate > 0; got {learning_rate}.")
         if num_particles < 1:
             raise ValueError(f"SVI: expected num_particles >= 1; got {num_particles}.")
+        local = local if isinstance(local, str) else ",".join(local)
+        if inner_steps < 0 or bool(inner_steps) != bool(local):
+            raise ValueError(
+                f"SVI: expected inner_steps >= 1 together with local, or neither; got inner_steps={inner_steps} and "
+                f"local={local!r}. Say which parameters belong to rows, as in inner_steps=10, local='z'."
+            )
+        if local_learning_rate is not None and not local_learning_rate > 0:
+            raise ValueError(f"SVI: expected local_learning_rate > 0; got {local_learning_rate}.")
         self.model = model
         self.guide = guide
+        self.inner_steps = inner_steps
+        self.local = local
+        self.local_learning_rate = local_learning_rate
         self.optimizer = optimizer or partial(torch.optim.Adam, lr=learning_rate, fused=True)
         self.objective = loss
         self.learning_rate = learning_rate
         self.num_particles = num_particles
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._names: dict[str, Tensor] = {}
-        self._pending: dict[str, Any] | None = None
+        self._updates = _Updates(self.optimizer)
+        self._local_updates = _Updates(partial(RowAdam, lr=local_learning_rate or learning_rate))
+        self._is_local: dict[str, bool] = {}
         self._enumerating: Callable | None = None
+        self._enumerated: Callable | None = None
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One gradient step.
@@ -92,35 +125,42 @@ class SVI:
         Raises:
             NonFiniteLoss: The loss is not finite; no parameter was changed.
         """
+        for _ in range(self.inner_steps):
+            self._one(args, kwargs, self._local_updates, local=True)
+        return self._one(args, kwargs, self._updates, local=False)
+
+    def _one(self, args: tuple, kwargs: dict[str, Any], updates: _Updates, local: bool) -> float:
+        """A step on the local parameters or on the others; the loss before it."""
         objective, model, guide = self._prepare(args, kwargs)
-        with Parameters() as parameters:
+        with _Read() as parameters, _pyro.exact_log_sums():
             loss = float(objective.loss_and_grads(model, guide, *args, **kwargs))
         found = {n: p.unconstrained for n, p in parameters.found.items() if p.unconstrained.requires_grad}
         if not math.isfinite(loss):
             for tensor in found.values():
                 tensor.grad = None
             raise NonFiniteLoss(f"SVI: the loss became {loss}{_blame(model, guide, args, kwargs)}.")
-        self._register(found)
-        if self._optimizer is not None:
-            self._optimizer.step()
-            self._optimizer.zero_grad()
+        if found.keys() - self._is_local.keys():
+            self._is_local = _find_local(self.local, found, guide, args, kwargs)
+        updates.step({name: tensor for name, tensor in found.items() if self._is_local[name] == local})
+        for tensor in found.values():
+            tensor.grad = None
         return loss
 
     def loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss in nats, without a step."""
         objective, model, guide = self._prepare(args, kwargs)
-        with torch.no_grad():
+        with torch.no_grad(), _pyro.exact_log_sums():
             return float(objective.loss(model, guide, *args, **kwargs))
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and the order of its parameters."""
-        optimizer = self._optimizer.state_dict() if self._optimizer is not None else None
         nesting = getattr(self.objective, "max_plate_nesting", None)
-        return {"optimizer": optimizer, "names": list(self._names), "nesting": nesting}
+        return {**self._updates.state_dict(), "nesting": nesting, "local": self._local_updates.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`; the optimizer follows at the next step, when its parameters are known."""
-        self._pending = state
+        self._updates.pending = state
+        self._local_updates.pending = state.get("local")
 
     def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Callable, Callable]:
         if self.model is None:
@@ -128,8 +168,8 @@ class SVI:
                 "SVI: expected a model. Pass one: SVI(model, guide), or lvm.fit(model, x, inference=SVI())."
             )
         guide = self.guide or no_guide
-        if self._enumerating is None:
-            self._enumerating = config_enumerate(self.model)
+        if self._enumerating is None or self._enumerated is not self.model:
+            self._enumerating, self._enumerated = config_enumerate(self.model), self.model
             if self.objective is None:
                 self.objective = self._default_loss(args, kwargs)
         return self.objective, self._enumerating, guide
@@ -142,20 +182,81 @@ class SVI:
         loss = TraceEnum_ELBO if discrete else Trace_ELBO
         return loss(num_particles=self.num_particles, max_plate_nesting=nesting)
 
+
+class _Read(Parameters):
+    """Collects parameters, and lets every read have a graph of its own: each particle frees the one it used."""
+
+    def _pyro_param(self, msg: Any) -> None:
+        pass
+
+
+class _Updates:
+    """An optimizer over parameters that turn up as programs run."""
+
+    def __init__(self, make: Callable[[Iterable[Tensor]], torch.optim.Optimizer]) -> None:
+        self.make = make
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.names: dict[str, Tensor] = {}
+        self.pending: dict[str, Any] | None = None
+
+    def step(self, found: dict[str, Tensor]) -> None:
+        """Update the parameters along their gradients."""
+        self._register(found)
+        if self.optimizer is not None:
+            self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state and the order of its parameters."""
+        optimizer = self.optimizer.state_dict() if self.optimizer is not None else None
+        return {"optimizer": optimizer, "names": list(self.names)}
+
     def _register(self, found: dict[str, Tensor]) -> None:
-        new = {name: tensor for name, tensor in found.items() if name not in self._names}
+        new = {name: tensor for name, tensor in found.items() if name not in self.names}
         if not new:
             return
-        pending, self._pending = self._pending, None
+        pending, self.pending = self.pending, None
         if pending and pending["optimizer"] is not None:
             new = {name: new[name] for name in [*pending["names"], *new] if name in new}
-        self._names.update(new)
-        if self._optimizer is None:
-            self._optimizer = self.optimizer(list(new.values()))
+        self.names.update(new)
+        if self.optimizer is None:
+            self.optimizer = self.make(list(new.values()))
         else:
-            self._optimizer.add_param_group({"params": list(new.values())})
+            self.optimizer.add_param_group({"params": list(new.values())})
         if pending and pending["optimizer"] is not None:
-            self._optimizer.load_state_dict(pending["optimizer"])
+            self.optimizer.load_state_dict(pending["optimizer"])
+
+
+def _find_local(
+    local: str, found: dict[str, Tensor], guide: Callable, args: tuple, kwargs: dict[str, Any]
+) -> dict[str, bool]:
+    """Which parameters belong to rows: those of the named sites of the guide, or those of the named beginnings."""
+    chosen = [name.strip() for name in local.split(",") if name.strip()]
+    if not chosen:
+        return dict.fromkeys(found, False)
+    with torch.random.fork_rng(), torch.enable_grad():
+        trace = _pyro.plain_trace(guide, args, kwargs)
+    sites = [name for name in trace.stochastic_nodes if not trace.nodes[name]["infer"].get("is_auxiliary")]
+    used = {name: _used_by(trace.nodes[name], found) for name in sites}
+    shared = set().union(*(used[name] for name in sites if name not in chosen))
+    result = dict.fromkeys(found, False)
+    for name in chosen:
+        own = used[name] - shared if name in used else {p for p in found if p.startswith(name)}
+        if not own:
+            raise ValueError(
+                f"SVI: expected local to name sites of the guide ({', '.join(sites)}) with parameters of their own, or "
+                f"beginnings of parameter names ({', '.join(found)}); got '{name}'."
+            )
+        result.update(dict.fromkeys(own, True))
+    return result
+
+
+def _used_by(site: dict, found: dict[str, Tensor]) -> set[str]:
+    """The parameters that a site's distribution depends on."""
+    density = site["fn"].log_prob(site["value"].detach())
+    if not density.requires_grad:
+        return set()
+    gradients = torch.autograd.grad(density.sum(), list(found.values()), allow_unused=True)
+    return {name for name, gradient in zip(found, gradients, strict=True) if gradient is not None}
 
 
 def _blame(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> str:

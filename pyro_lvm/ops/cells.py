@@ -61,7 +61,7 @@ class Cells:
         num_cells = math.prod(cell_shape)
         flat = tuple(
             p.permute((*cell_dims, *row_dims, *range(ndim, p.dim())))
-            .expand(*cell_shape, *([1] * len(row_dims)), *p.shape[ndim:])
+            .expand((*cell_shape, *([1] * len(row_dims)), *p.shape[ndim:]))
             .reshape(num_cells, *p.shape[ndim:])
             for p in padded
         )

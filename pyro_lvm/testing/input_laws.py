@@ -56,12 +56,13 @@ def rejects_bad_rows(
 ) -> None:
     """Rubbish is turned away with a ValueError (TypeError for a wrong kind) of one line that names the problem.
 
-    Every kind in `BAD_ROWS` is tried on `lvm.fit`, and on `fit.score` of a model fitted to the good rows.
+    Every kind in `BAD_ROWS` is tried on `lvm.fit`, and on `fit.score` of a model fitted to the good rows. NaN is no
+    rubbish to a model with `handles_missing`.
 
     Args:
         make_model: Makes a new model; with `num_components=` if it has components.
         rows: Good rows, shape (n, d).
-        skip: Kinds that are no rubbish to this model.
+        skip: Kinds that are no rubbish to this model (NaN is none to a model that handles missing entries).
         options: Passed on to `lvm.fit`.
 
     Raises:
@@ -70,8 +71,11 @@ def rejects_bad_rows(
     options = {"seed": 0, "max_epochs": 2, "progress": False, **options}
     good = training.fit(make_model(), rows, **options)
     has_components = hasattr(good.model, "num_components")
+    skip = (*skip, "NaN") if getattr(good.model, "handles_missing", False) else skip
     for kind, (spoil, doors, pattern) in BAD_ROWS.items():
         if kind in skip or (doors == "components" and not has_components):
+            continue
+        if kind == "NaN" and getattr(good.model, "handles_missing", False):
             continue
         bad = spoil(rows)
         if doors in ("fit", "both"):

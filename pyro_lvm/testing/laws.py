@@ -17,6 +17,7 @@ law                                            holds for
 `minibatches_are_unbiased`                     programs without continuous latent sites, plate of the rows "data"
 `dtype_is_kept`                                programs whose parameters start in the data's type
 `rejects_bad_rows`                             models with `check` and `initialize`
+`missing_entries_are_marginalised`             fits of models with `handles_missing`
 =============================================  =====================================================================
 
 Statistical laws allow k = 5 standard errors: a true law fails less than once in a million runs, and seeds are fixed.
@@ -46,6 +47,7 @@ from pyro_lvm.testing.fit_laws import (
     seeds_reproduce,
 )
 from pyro_lvm.testing.input_laws import BAD_ROWS, rejects_bad_rows
+from pyro_lvm.testing.missing_laws import missing_entries_are_marginalised
 
 __all__ = [
     "BAD_ROWS",
@@ -58,6 +60,7 @@ __all__ = [
     "enumeration_agrees_with_conditioning",
     "fits_do_not_touch",
     "minibatches_are_unbiased",
+    "missing_entries_are_marginalised",
     "parameters_are_recovered",
     "rejects_bad_rows",
     "require",

@@ -6,7 +6,7 @@ discrete site set to that state, and Pyro's plain log-densities are added up. Ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,22 @@ from pyro import poutine
 from torch import Tensor
 
 __all__ = [
+    "Columns",
     "Conditioned",
+    "broad_answers",
     "broad_bits",
+    "broad_columns",
     "broad_counts",
+    "broad_positives",
     "broad_reals",
     "condition_on_states",
+    "grid",
     "log_evidence_ratios",
     "parameters",
 ]
+
+# Points of the midpoint rule, whose error falls fast for densities that are smooth on the scale of their spacing.
+GRID_POINTS = 8000
 
 
 @dataclass(frozen=True)
@@ -177,3 +185,63 @@ def broad_counts(rows: Float[Tensor, "n d"]) -> Any:
 def broad_bits(rows: Float[Tensor, "n d"]) -> Any:
     """Independent fair coins."""
     return dist.Bernoulli(torch.full_like(rows[0].double(), 0.5)).to_event(1)
+
+
+def broad_answers(rows: Float[Tensor, "n d"]) -> Any:
+    """Independent columns of answers 0 to the largest in the rows, all equally likely."""
+    counts = rows.amax(0).long() + 1
+    return Columns(tuple(dist.Categorical(torch.ones(int(c)).double()).expand([1]).to_event(1) for c in counts))
+
+
+def broad_positives(rows: Float[Tensor, "n d"]) -> Any:
+    """Independent half-Cauchy columns: finite at zero, heavy tails."""
+    return dist.HalfCauchy(rows.double().median(0).values).to_event(1)
+
+
+def broad_columns(kinds: Sequence[str]) -> Callable[[Tensor], Columns]:
+    """A proposal for tables of mixed columns.
+
+    Args:
+        kinds: The kind of every column, as `pyro_lvm.models.HeterogeneousMixture` names them.
+    """
+    proposals: dict[str, Callable[[Tensor], Any]] = {
+        "normal": broad_reals,
+        "bernoulli": broad_bits,
+        "categorical": broad_answers,
+        "poisson": broad_counts,
+        **dict.fromkeys(("exponential", "lognormal", "gamma"), broad_positives),
+    }
+    return lambda rows: Columns(tuple(proposals[kind](rows[:, [j]]) for j, kind in enumerate(kinds)))
+
+
+def grid(kind: str, column: Float[Tensor, " n"]) -> tuple[Float[Tensor, " m"], float]:
+    """Values over which a density of a column of some kind sums or integrates to one, and the width of each.
+
+    Args:
+        kind: As `pyro_lvm.models.HeterogeneousMixture` names them.
+        column: Values of the column, which tell its scale.
+    """
+    column = column.double()
+    top, spread = float(column.max()), float(column.std())
+    values = {"bernoulli": 2, "categorical": int(top) + 1, "poisson": 10 * int(top) + 50}
+    if kind in values:
+        return torch.arange(values[kind]).double(), 1.0
+    low = float(column.mean()) - 20 * spread if kind == "normal" else 0.0
+    width = (top + 20 * spread - low) / GRID_POINTS
+    return low + width * (torch.arange(GRID_POINTS).double() + 0.5), width
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Independent columns, each with a law of its own, over rows of shape (1,)."""
+
+    laws: tuple[Any, ...]
+
+    def sample(self, shape: tuple[int, ...]) -> Tensor:
+        """Rows of all columns, float64, `shape` + (d,)."""
+        return torch.cat([law.sample(shape).double() for law in self.laws], -1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of rows, nats."""
+        parts = [law.log_prob(x[..., [j]]) for j, law in enumerate(self.laws)]
+        return torch.stack(parts).sum(0)

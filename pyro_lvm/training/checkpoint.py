@@ -104,7 +104,7 @@ def _program(program: Any, registry: dict[str, Any]) -> dict[str, Any]:
     described = getattr(program, "__qualname__", type(program).__name__)
     if name is None:
         return {"name": None, "described": described}
-    config = program.config if isinstance(program, LatentVariableModel) else {}
+    config = getattr(program, "config", {}) if isinstance(program, torch.nn.Module) else {}
     try:
         json.dumps(config)
     except TypeError:

@@ -7,12 +7,13 @@ from typing import Any
 
 from pyro import poutine
 
-from pyro_lvm.infer import EM, MCMC, SVI
+from pyro_lvm.infer import EM, MCMC, SVI, CoordinateAscent
+from pyro_lvm.infer.structure import row_plate
 from pyro_lvm.protocols import Inference, Sampler
 
-__all__ = ["GUIDES", "INFERENCES", "MODELS", "choose_guide", "choose_inference", "restart_loss"]
+__all__ = ["GUIDES", "INFERENCES", "MODELS", "choose_guide", "choose_inference", "discrete_sites", "restart_loss"]
 
-INFERENCES: dict[str, type] = {"em": EM, "svi": SVI, "mcmc": MCMC}
+INFERENCES: dict[str, type] = {"em": EM, "svi": SVI, "coordinate-ascent": CoordinateAscent, "mcmc": MCMC}
 GUIDES: dict[str, Callable] = {}
 MODELS: dict[str, Callable] = {}
 """Guides and models by name; `pyro_lvm.catalog` fills them in, so that the engine imports neither."""
@@ -23,6 +24,12 @@ def continuous_sites(trace: poutine.Trace) -> list[str]:
     return [
         name for name in trace.stochastic_nodes if not getattr(trace.nodes[name]["fn"], "has_enumerate_support", False)
     ]
+
+
+def discrete_sites(trace: poutine.Trace) -> list[str]:
+    """Latent sites that can be summed out."""
+    continuous = continuous_sites(trace)
+    return [name for name in trace.stochastic_nodes if name not in continuous]
 
 
 def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> Any:
@@ -44,12 +51,19 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
         raise TypeError(
             f"fit: expected inference to be a name or an object with step() or run(); got {type(inference).__name__}."
         )
-    if isinstance(inference, EM) and continuous:
-        fn = trace.nodes[continuous[0]]["fn"]
+    plate = row_plate(trace)
+    local = [n for n in continuous if any(f.name == plate for f in trace.nodes[n]["cond_indep_stack"])]
+    if isinstance(inference, (EM, CoordinateAscent)) and local:
+        fn = trace.nodes[local[0]]["fn"]
         kind = type(getattr(fn, "base_dist", fn)).__name__
         raise ValueError(
-            f"fit: EM needs every latent site to be discrete with a finite support; site '{continuous[0]}' ({kind}) is "
-            "not. Drop its prior to make it a parameter, or use inference='svi' or 'mcmc'."
+            f"fit: {type(inference).__name__} needs the latent sites of every row to be discrete with a finite "
+            f"support; site '{local[0]}' ({kind}) is not. Use inference='svi' or 'mcmc'."
+        )
+    if isinstance(inference, CoordinateAscent) and not continuous:
+        raise ValueError(
+            "fit: CoordinateAscent needs parameters with priors; the model's are points. Give them priors "
+            "(priors=True for models of this package), or use inference='em'."
         )
     return inference
 
@@ -58,21 +72,26 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
     """A guide from what the user passed.
 
     Raises:
-        ValueError: The name is unknown, or a guide was passed to an inference that takes none.
+        ValueError: The name is unknown, or the inference cannot use the guide.
     """
     if guide is None and getattr(inference, "guide", None) is not None:
         return inference.guide
-    if guide is not None and isinstance(inference, (EM, MCMC)):
-        raise ValueError(
-            f"fit: {type(inference).__name__} takes no guide; got {guide!r}. Use inference='svi', or leave it out."
-        )
-    if isinstance(inference, (EM, MCMC)) or not continuous_sites(trace):
+    takes, name = getattr(inference, "guides", None), type(inference).__name__
+    if guide is not None and takes == ():
+        raise ValueError(f"fit: {name} takes no guide; got {guide!r}. Use inference='svi', or leave it out.")
+    if not continuous_sites(trace):
+        if guide is not None and takes is not None:
+            raise ValueError(f"fit: {name} of a model without priors takes no guide; got {guide!r}. Leave it out.")
         return None if isinstance(guide, (str, type)) else guide
+    if takes == ():
+        return None
     if guide is None:
-        guide = "normal"
+        guide = takes[0] if takes else "normal"
     if isinstance(guide, str):
         if guide not in GUIDES:
             raise ValueError(f"fit: expected guide to be one of {', '.join(GUIDES)}; got {guide!r}.")
+        if takes is not None and guide not in takes:
+            raise ValueError(f"fit: {name} takes guide {' or '.join(map(repr, takes))}; got {guide!r}.")
         guide = GUIDES[guide]
     if isinstance(guide, type):
         guide = guide(model)

@@ -1,7 +1,11 @@
-"""Data is checked and converted once, here; everything behind it may assume finite tensors of one device."""
+"""Data is checked and converted once, here; everything behind it may assume tensors of one device.
+
+They are finite, but for the missing values (NaN) of a model that handles them.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +16,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.training.choices import MODELS
+from pyro_lvm.training.tensors import as_tensor
 
-__all__ = ["Arguments", "as_arguments"]
+__all__ = ["Arguments", "as_arguments", "as_labels", "unpacked"]
+
+WEIGHTS = "sample_weights"
 
 
 @dataclass
@@ -38,7 +46,17 @@ class Arguments:
         """The data argument: the positional one, or "x", or the first tensor."""
         if "x" in self.kwargs:
             return self.kwargs["x"]
-        return next(v for v in self.values if isinstance(v, Tensor))
+        return next(v for v in self.unweighted().values if isinstance(v, Tensor))
+
+    @property
+    def weights(self) -> Tensor:
+        """How many rows each row counts for, shape (n,); ones unless `sample_weights` were given."""
+        given = self.kwargs.get(WEIGHTS)
+        return torch.ones(self.num_rows, device=self.main.device) if given is None else given
+
+    def unweighted(self) -> Arguments:
+        """The same arguments, every row counting once."""
+        return Arguments(self.args, {k: v for k, v in self.kwargs.items() if k != WEIGHTS}, self.names)
 
     @property
     def num_rows(self) -> int:
@@ -77,6 +95,12 @@ class Arguments:
 
         return {"args": [one(a) for a in self.args], "kwargs": {k: one(v) for k, v in self.kwargs.items()}}
 
+    @staticmethod
+    def rows_of(shapes: dict[str, Any]) -> int | None:
+        """Number of rows of the arguments that had these `shapes`."""
+        every = [*shapes["args"], *shapes["kwargs"].values()]
+        return next((v["shape"][0] for v in every if v.get("shape")), None)
+
     @classmethod
     def zeros(cls, shapes: dict[str, Any], num_rows: int | None = None) -> Arguments:
         """Arguments of zeros from `shapes`, optionally with another number of rows."""
@@ -89,8 +113,7 @@ class Arguments:
                 shape[0] = num_rows
             return torch.zeros(shape, dtype=getattr(torch, value["dtype"]))
 
-        every = [*shapes["args"], *shapes["kwargs"].values()]
-        rows = next((v["shape"][0] for v in every if v.get("shape")), None)
+        rows = cls.rows_of(shapes)
         return cls(tuple(one(a) for a in shapes["args"]), {k: one(v) for k, v in shapes["kwargs"].items()})
 
 
@@ -104,48 +127,55 @@ def as_arguments(data: Any, model: Any = None, device: torch.device | None = Non
         device: Where to put tensors.
 
     Raises:
-        ValueError: The data are empty, not numeric, not finite, or their lengths differ.
+        ValueError: The data are empty, not numeric, not finite, or not what the model takes.
         TypeError: The data are of an unknown kind.
     """
     if isinstance(data, Arguments):
         arguments = data
     elif isinstance(data, Mapping):
-        arguments = Arguments(kwargs={str(k): _dict_value(k, v) for k, v in data.items()})
+        entries = {str(k): _dict_value(k, v) for k, v in data.items()}
+        arguments = Arguments(kwargs=entries, names=_column_names(data.get("x")))
     elif isinstance(data, Dataset):
         arguments = _from_dataset(data)
     elif _is_ragged(data):
-        sequences = [_tensor(s, f"sequence {i}") for i, s in enumerate(data)]
-        padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-        arguments = Arguments(kwargs={"x": padded, "lengths": torch.tensor([len(s) for s in sequences])})
+        arguments = _padded([as_tensor(s, f"sequence {i}") for i, s in enumerate(data)])
     else:
-        names = tuple(map(str, data.columns)) if hasattr(data, "columns") else None
-        tensor = _tensor(data, "x")
-        if not isinstance(data, Tensor) and not tensor.is_floating_point():
+        tensor = as_tensor(data, "x")
+        if not isinstance(data, Tensor) and not tensor.is_floating_point() and not tensor.is_complex():
             tensor = tensor.to(torch.get_default_dtype())
-        arguments = Arguments((tensor,), names=names)
+        arguments = Arguments((tensor,), names=_column_names(data))
     if not any(isinstance(v, Tensor) for v in arguments.values):
         raise ValueError("data: expected at least one array; got none. Pass x, or a dict with an entry 'x'.")
-    _check(arguments)
+    _check_names(arguments, model)
+    _check_values(arguments, model)
     return _convert(arguments, model, device)
+
+
+def _column_names(table: Any) -> tuple[str, ...] | None:
+    return tuple(map(str, table.columns)) if hasattr(table, "columns") else None
 
 
 def _dict_value(name: Any, value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return _tensor(value, str(name))
+    return as_tensor(value, str(name))
 
 
 def _from_dataset(data: Any) -> Arguments:
     if isinstance(data, TensorDataset):
         return Arguments(tuple(data.tensors))
-    if not hasattr(data, "__len__"):
-        raise TypeError("data: expected a Dataset with a length; got an iterable one. Collect its rows first.")
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise TypeError(f"data: expected rows that are all in memory; got {type(data).__name__}, a stream of them.")
     if len(data) == 0:
         raise ValueError("data: expected at least one row; got an empty Dataset.")
-    rows = default_collate([data[i] for i in range(len(data))])
-    if isinstance(rows, dict):
-        return Arguments(kwargs=dict(rows))
-    return Arguments(tuple(rows) if isinstance(rows, (list, tuple)) else (rows,))
+    return as_arguments(unpacked(default_collate([data[i] for i in range(len(data))])))
+
+
+def unpacked(batch: Any) -> Any:
+    """What `as_arguments` takes, from what a Dataset or a DataLoader gives: a tuple of it is several arguments."""
+    if not isinstance(batch, (list, tuple)):
+        return batch
+    return Arguments(tuple(as_tensor(part, f"argument {i}" if i else "x") for i, part in enumerate(batch)))
 
 
 def _is_ragged(data: Any) -> bool:
@@ -155,38 +185,40 @@ def _is_ragged(data: Any) -> bool:
     return None not in lengths and len(lengths) > 1
 
 
-def _tensor(value: Any, name: str) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if np.ma.isMaskedArray(value):
-        value = np.ma.filled(value.astype(float), np.nan)  # masked means missing
-    if hasattr(value, "to_numpy"):
-        value = value.to_numpy()
+def _padded(sequences: list[Tensor]) -> Arguments:
+    shapes = {tuple(s.shape[1:]) for s in sequences}
+    if len(shapes) > 1:
+        raise ValueError(f"data: expected sequences whose steps have one shape; got {sorted(shapes)}.")
+    padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    return Arguments(kwargs={"x": padded, "lengths": torch.tensor([len(s) for s in sequences])})
+
+
+def _check_names(arguments: Arguments, model: Any) -> None:
+    """Raise a ValueError unless the model can be called with these arguments."""
+    program = model.forward if isinstance(model, torch.nn.Module) else model
     try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"data: expected {name} to be a table of numbers; got {type(value).__name__}.") from error
-    if array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"data: expected {name} to hold numbers; got {_kind(array)}. Drop or encode columns that are not numeric."
-        )
-    if array.dtype == np.float16 or array.dtype.itemsize > 8:
-        array = array.astype(np.float64)
-    if array.dtype.kind == "u" and array.dtype != np.uint8:
-        array = array.astype(np.int64)
-    return torch.from_numpy(np.array(array, order="C"))
+        signature = inspect.signature(program)
+    except (TypeError, ValueError):
+        return  # no program, or one that does not say what it takes
+    ours = isinstance(model, LatentVariableModel)
+    try:
+        signature.bind(*arguments.args, **arguments.kwargs)
+        if not ours or arguments.args or "x" in arguments.kwargs:
+            return
+    except TypeError:
+        pass
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    own = [n for n, p in signature.parameters.items() if p.kind in plain and not (ours and n == "size")]
+    unnamed = len(arguments.args)
+    got = [*own[:unnamed], *(f"one without a name ({i})" for i in range(len(own), unnamed)), *arguments.kwargs]
+    name = type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", "the model")
+    hint = "Pass a dict with those names."
+    if "lengths" in arguments.kwargs and "lengths" not in own:
+        hint = "It takes no list of sequences of unequal length: pass one table."
+    raise ValueError(f"data: expected the arguments of {name}, {', '.join(own)}; got {', '.join(got)}. {hint}")
 
 
-def _kind(array: np.ndarray) -> str:
-    if array.dtype.kind in "US":
-        return "text"
-    if array.dtype.kind == "O":
-        kinds = sorted({type(v).__name__ for v in array.flat})
-        return f"objects of type {', '.join(kinds[:3])}"
-    return str(array.dtype)
-
-
-def _check(arguments: Arguments) -> None:
+def _check_values(arguments: Arguments, model: Any) -> None:
     named = {**{f"argument {i}" if i else "x": v for i, v in enumerate(arguments.args)}, **arguments.kwargs}
     for name, value in named.items():
         if not isinstance(value, Tensor):
@@ -195,19 +227,39 @@ def _check(arguments: Arguments) -> None:
             raise ValueError(f"data: expected {name} to have at least one row; got shape {tuple(value.shape)}.")
         if value.is_complex():
             raise ValueError(f"data: expected {name} to be real; got {value.dtype}.")
-        if not value.is_floating_point():
-            continue
-        bad = ~torch.isfinite(value)
-        if bool(bad.any()):
-            where = tuple(bad.nonzero()[0].tolist())
-            missing = int(torch.isnan(value).sum())
-            kind = "missing value (NaN)" if bool(torch.isnan(value[where])) else "infinite value"
-            count = missing if "NaN" in kind else int(torch.isinf(value).sum())
-            place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
-            raise ValueError(
-                f"data: expected {name} to be finite; got {count} {kind}{'s' if count > 1 else ''}, the first at "
-                f"{place}. Drop or impute {'those' if count > 1 else 'that'} row{'s' if count > 1 else ''}."
-            )
+        if value.is_floating_point():
+            missing = getattr(model, "handles_missing", False) and value is arguments.main
+            _check_finite(name, value, torch.isinf(value) if missing else ~torch.isfinite(value))
+    if arguments.kwargs.get(WEIGHTS) is not None:
+        _check_weights(arguments.kwargs[WEIGHTS], arguments.num_rows)
+
+
+def _check_finite(name: str, value: Tensor, bad: Tensor) -> None:
+    if not bool(bad.any()):
+        return
+    where = tuple(bad.nonzero()[0].tolist())
+    nan = bool(torch.isnan(value[where]))
+    count = int((torch.isnan(value) if nan else torch.isinf(value)).sum())
+    place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
+    rows = f"{'those' if count > 1 else 'that'} row{'s' if count > 1 else ''}"
+    takers = [n for n, kind in MODELS.items() if nan and getattr(kind, "handles_missing", False)]
+    instead = f", or use a model that takes missing values: {', '.join(takers)}" if takers else ""
+    raise ValueError(
+        f"data: expected {name} to be finite; got {count} {'missing value (NaN)' if nan else 'infinite value'}"
+        f"{'s' if count > 1 else ''}, the first at {place}. Drop or impute {rows}{instead}."
+    )
+
+
+def _check_weights(weights: Any, num_rows: int) -> None:
+    expected = f"data: expected {WEIGHTS} of shape ({num_rows},), one for each row"
+    if not isinstance(weights, Tensor) or weights.shape != (num_rows,):
+        got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
+        raise ValueError(f"{expected}; got {got}.")
+    if bool((weights < 0).any()):
+        row = int((weights < 0).nonzero()[0])
+        raise ValueError(f"{expected}, >= 0; got {weights[row].item():g} at row {row}. Drop rows that do not count.")
+    if not bool((weights > 0).any()):
+        raise ValueError(f"{expected}, not all zero; got zeros only. Give the rows that count a positive weight.")
 
 
 def _convert(arguments: Arguments, model: Any, device: torch.device | None) -> Arguments:
@@ -215,15 +267,23 @@ def _convert(arguments: Arguments, model: Any, device: torch.device | None) -> A
     if isinstance(model, torch.nn.Module) and not isinstance(model, LatentVariableModel):
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     ours = isinstance(model, LatentVariableModel)
-    main = arguments.main
+    main, weights = arguments.main, arguments.kwargs.get(WEIGHTS)
 
     def one(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point():
             tensor = tensor.to(dtype) if dtype is not None else tensor
             if tensor.dtype in (torch.float16, torch.bfloat16):
                 tensor = tensor.float()
-        elif ours and tensor is main:
+        elif tensor is weights or (ours and tensor is main):
             tensor = tensor.to(torch.get_default_dtype())
         return tensor.to(device) if device is not None else tensor
 
-    return arguments.map(one)
+    arguments = arguments.map(one)
+    if weights is not None and arguments.main.is_floating_point():
+        arguments.kwargs[WEIGHTS] = arguments.kwargs[WEIGHTS].to(arguments.main.dtype)
+    return arguments
+
+
+def as_labels(value: Any, name: str) -> Tensor:
+    """Convert known values of a site; unlike data, they may have NaN for unknown ones."""
+    return as_tensor(value, name)

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyro import poutine
 
 from pyro_lvm import _pyro
+from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.mcmc import MCMC
-from pyro_lvm.infer.structure import structure
+from pyro_lvm.infer.structure import row_plate, structure
 from pyro_lvm.ops.threads import fitting_threads
-from pyro_lvm.protocols import Inference, Sampler
+from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
 from pyro_lvm.training.callbacks import Callback, Checkpoint, EarlyStopping, Progress
-from pyro_lvm.training.choices import choose_guide, choose_inference, restart_loss
-from pyro_lvm.training.data import Arguments, as_arguments
+from pyro_lvm.training.choices import choose_guide, choose_inference, discrete_sites, restart_loss
+from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.fingerprint import remember
+from pyro_lvm.training.labels import (
+    Labelled,
+    Unlabelled,
+    as_labelled,
+    check_labels,
+    labels_of,
+    name_states,
+    unclamp,
+    without_labels,
+)
 from pyro_lvm.training.loop import Run
+from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
 from pyro_lvm.training.result import Fit
+from pyro_lvm.training.schedule import PATIENCE_STEPS, choose_batch_size, steps_of_epoch
 from pyro_lvm.training.scope import Scope
+from pyro_lvm.training.sites import check_sites
+from pyro_lvm.training.stream import Stream, as_stream
 
 __all__ = ["fit", "train"]
 
 SVI_STEPS = 2000
-FULL_BATCH_ROWS = 4096
-BATCH_SIZE = 1024
 
 
 def fit(
@@ -37,6 +51,7 @@ def fit(
     *,
     max_epochs: int | None = None,
     batch_size: int | None = None,
+    num_rows: int | None = None,
     validation: Any = None,
     restarts: int = 1,
     tol: float | None = None,
@@ -44,7 +59,7 @@ def fit(
     seed: int | None = None,
     device: str | torch.device = "auto",
     checkpoint: str | Path | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] = (),
     progress: bool = True,
 ) -> Fit:
     """Fit a model to data.
@@ -55,21 +70,27 @@ def fit(
     Args:
         model: Any Pyro program: a model of this package, a `PyroModule`, or a plain function.
         data: Array, tensor or DataFrame (the model's first argument); a dict of arguments; a
-            `torch.utils.data.Dataset`; or a list of sequences of unequal length.
+            `torch.utils.data.Dataset`, which is read whole; a list of sequences of unequal length; or a stream of
+            batches (a `DataLoader`, an `IterableDataset`, anything that can be iterated over once an epoch), of which
+            one is in memory at a time. NaN in `x` means missing to models that handle it. An entry `sample_weights`
+            of the dict, for models that take it, says how many equal rows each row stands for. An entry that is not
+            an argument of the model but one of its sites holds that site's known values, row by row, and -1 (in whole
+            numbers) or NaN (in others) where it is unknown: `lvm.fit(model, {"x": x, "z": labels})`.
         guide: "map", "normal" or "multivariate-normal"; a guide or a class made from the model; by default "normal"
             if the model has continuous latent sites, else none.
         inference: "em", "svi" or "mcmc", or an object such as `lvm.infer.EM()`; by default EM for a model without
             continuous latent sites, else SVI.
         max_epochs: Passes over the data; by default 2000 for EM and 2000 steps for SVI.
-        batch_size: Rows per step; by default all of them (for SVI up to 4096 rows, else 1024).
+        batch_size: Rows per step; by default all of them (for SVI up to 4096 rows, else 1024), or a stream's own.
+        num_rows: Rows of a stream, if its length does not tell; each batch then counts for all rows, else for itself.
         validation: Held-out data like `data`: early stopping then watches it, and the best state is kept.
         restarts: Independent starts; the best is returned and all are reported in `fit.restarts`.
         tol: Relative improvement below which training stops; by default 1e-10 for EM and 1e-5 for SVI.
         patience: Epochs over which the improvement is measured; by default 1 for EM, 200 for SVI.
-        seed: Makes the run reproducible; by default drawn from torch's generator.
+        seed: Makes the run reproducible, from 0 to 2**63 - 1; by default drawn from torch's generator.
         device: "auto" (the data's own, or a GPU if there is one), "cpu", "cuda", ...
         checkpoint: Folder to save the running fit to, for `lvm.load(folder).resume(data)`.
-        callbacks: Functions called with the run after every epoch; one that returns True ends the training.
+        callbacks: Functions, or one, called with the run after every epoch; one that returns True ends the training.
         progress: Show a progress bar if someone is watching.
 
     Returns:
@@ -85,24 +106,29 @@ def fit(
         >>> fit.converged
         True
     """
-    _check_options(model, restarts, max_epochs, batch_size, tol, patience)
-    where = _device(device, data, model)
-    arguments = as_arguments(data, model, where)
-    held_out = None if validation is None else as_arguments(validation, model, where)
-    seed = int(torch.randint(2**31, (1,)).item()) if seed is None else int(seed)
+    check_options(model, restarts, max_epochs, batch_size, tol, patience, checkpoint)
+    functions = list_of_callbacks(callbacks)
+    where = choose_device(device, data, model)
+    seed = choose_seed(seed)
+    stream = as_stream(data, batch_size, num_rows)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        arguments = as_labelled(data if stream is None else stream.first(), model, where)
+        model, arguments = unclamp(model, arguments)
+    held_out = None if validation is None else as_labelled(validation, model, where)
     results: list[Fit] = []
     for restart in range(restarts):
         label = f"restart {restart + 1}/{restarts}" if restarts > 1 else "fit"
-        result = _start(model, guide, inference, arguments, seed + restart, where, restarts)
+        result = _start(model, guide, inference, arguments, (seed + restart) % SEEDS, where, restart, restarts)
         train(
             result,
-            arguments,
+            arguments if stream is None else stream,
             None if held_out is None else result.arguments(held_out),
             max_epochs=max_epochs,
             batch_size=batch_size,
             tol=tol,
             patience=patience,
-            callbacks=[*callbacks, *([Checkpoint(checkpoint)] if checkpoint and restarts == 1 else [])],
+            callbacks=[*functions, *([Checkpoint(checkpoint)] if checkpoint and restarts == 1 else [])],
             progress=progress,
             label=label,
         )
@@ -132,9 +158,11 @@ def _start(
     arguments: Arguments,
     seed: int,
     device: torch.device | None,
+    restart: int,
     restarts: int,
 ) -> Fit:
     """A fit before its first step: templates copied, model initialised, guide and inference chosen."""
+    unlabelled = without_labels(model, arguments)
     try:
         model, guide, inference = _pyro.copy_programs(model, guide, inference)
     except RuntimeError as error:
@@ -150,33 +178,47 @@ def _start(
                 model.to(device)
             initialize = getattr(model, "initialize", None)
             if initialize is not None:
-                initialize(*arguments.args, **arguments.kwargs)
+                initialize(*unlabelled.args, **_accepted(initialize, unlabelled.kwargs))
+            check_labels(model, arguments)
+            if isinstance(model, LatentVariableModel):
+                name_states(model, arguments)
             with _pyro.validation(True):
-                trace = structure(model, arguments.args, arguments.kwargs)
+                trace = structure(Labelled(model), arguments.args, arguments.kwargs)
             chosen = choose_inference(inference, model, trace)
+            check_sites(Labelled(model), arguments, trace, exact=isinstance(chosen, EM) or bool(discrete_sites(trace)))
             if isinstance(chosen, Sampler) and restarts > 1:
                 raise ValueError(
                     f"fit: expected restarts=1 with {type(chosen).__name__}; got {restarts}. Raise num_chains."
                 )
             chosen.model = model
             chosen.guide = choose_guide(guide, model, trace, chosen)
+            if restart and initialize is None and hasattr(chosen, "seed"):  # else all would start at the same point
+                chosen.seed(*unlabelled.args, **unlabelled.kwargs)
         rng = torch.get_rng_state()
     return Fit(
         model,
         chosen.guide,
         chosen,
         scope,
-        shapes=arguments.shapes(),
+        shapes=unlabelled.shapes(),
         columns=arguments.names,
-        plate=_row_plate(trace),
+        plate=row_plate(trace),
         seed=seed,
         rng_state=rng,
     )
 
 
+def _accepted(function: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments that a function takes."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return kwargs
+    return {name: value for name, value in kwargs.items() if name in parameters}
+
+
 def train(
     result: Fit,
-    arguments: Arguments,
+    data: Arguments | Stream,
     validation: Arguments | None,
     *,
     max_epochs: int | None,
@@ -187,32 +229,35 @@ def train(
     progress: bool,
     label: str,
 ) -> None:
-    """Train a fit in place, from its own random state."""
-    result.remember(arguments)
+    """Train a fit in place, from its own random state; a stream's batches are converted by the fit."""
     inference = result.inference
-    rows = arguments.num_rows
-    with torch.random.fork_rng(), result.scope(), fitting_threads(arguments.main.numel()):
+    data = data.through(result.arguments) if isinstance(data, Stream) else data
+    with torch.random.fork_rng():
+        known = [data.first()] if isinstance(data, Stream) else [data]
+    if any(labels_of(result.model, a.kwargs) for a in (*known, validation) if isinstance(a, Arguments)):
+        inference.model, inference.guide = result.program, result.guide and Unlabelled(result.guide, result.model)
+    numel = result.prototype().main.numel() if isinstance(data, Stream) else data.main.numel()
+    with torch.random.fork_rng(), result.scope(), fitting_threads(numel):
         torch.set_rng_state(result.rng_state)
         if isinstance(inference, Sampler):
-            _sample(result, inference, arguments, progress, label)
+            if isinstance(data, Stream):
+                raise ValueError(
+                    f"fit: {type(inference).__name__} needs all rows at once; got a stream. Use inference='svi'."
+                )
+            (rows,) = remember(result, [data])
+            _sample(result, inference, rows, progress, label)
         else:
             full = inference.full_batch
-            if full and batch_size is not None and batch_size < rows:
-                raise ValueError(
-                    f"fit: {type(inference).__name__} uses all rows in every step; got batch_size={batch_size}. "
-                    "Leave batch_size out, or use inference='svi'."
-                )
-            if batch_size is None and not full and rows > FULL_BATCH_ROWS:
-                batch_size = BATCH_SIZE
-            steps = math.ceil(rows / batch_size) if batch_size else 1
+            batch_size = choose_batch_size(result, data, batch_size)
+            steps = steps_of_epoch(result, data, batch_size)
             epochs = max_epochs or (SVI_STEPS if full else max(10, math.ceil(SVI_STEPS / steps)))
-            patience = patience or (1 if full else max(1, math.ceil(200 / steps)))
+            patience = patience or (1 if full else max(1, math.ceil(PATIENCE_STEPS / steps)))
             tol = (1e-10 if full else 1e-5) if tol is None else tol
             stop = EarlyStopping(tol, patience, "loss" if validation is None else "validation_loss")
             bar = Progress(progress, epochs, label)
             run = Run(
                 inference,
-                arguments,
+                data,
                 result.scope,
                 lambda: result,
                 validation,
@@ -245,46 +290,3 @@ def _sample(result: Fit, sampler: Sampler, arguments: Arguments, progress: bool,
         result.draws = sampler.run(*arguments.args, **arguments.kwargs)
     result.converged = not getattr(sampler, "interrupted", False)
     result.stopped = "drew all samples" if result.converged else "interrupted"
-
-
-def _check_options(model: Any, restarts: int, max_epochs: Any, batch_size: Any, tol: Any, patience: Any) -> None:
-    if not callable(model):
-        raise TypeError(f"fit: expected model to be a Pyro program (a callable); got {type(model).__name__}.")
-    if isinstance(model, type):
-        raise TypeError(f"fit: expected a model, got the class {model.__name__}. Make one: {model.__name__}(...).")
-    for name, value in (
-        ("restarts", restarts),
-        ("max_epochs", max_epochs),
-        ("batch_size", batch_size),
-        ("patience", patience),
-    ):
-        if value is not None and (int(value) != value or value < 1):
-            raise ValueError(f"fit: expected {name} to be a whole number >= 1; got {value}.")
-    if tol is not None and not tol >= 0:
-        raise ValueError(f"fit: expected tol >= 0; got {tol}.")
-
-
-def _device(device: str | torch.device, data: Any, model: Any) -> torch.device | None:
-    if device != "auto":
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise ValueError(f"fit: expected device 'auto', 'cpu', 'cuda' or the like; got {device!r}.") from error
-    if isinstance(data, torch.Tensor) and data.device.type != "cpu":
-        return data.device
-    if isinstance(model, torch.nn.Module) and torch.cuda.is_available():
-        return torch.device("cuda")
-    return None
-
-
-def _row_plate(trace: poutine.Trace) -> str:
-    """The plate of the rows: "data", or the largest of the outermost ones."""
-    frames = {
-        frame.name: frame.size
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and site["is_observed"]
-        for frame in [f for f in site["cond_indep_stack"] if f.vectorized][:1]
-    }
-    if "data" in frames or not frames:
-        return "data"
-    return max(frames, key=lambda name: frames[name])

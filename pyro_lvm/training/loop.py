@@ -16,7 +16,9 @@ from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.protocols import Inference
 from pyro_lvm.training.callbacks import Callback
 from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.fingerprint import remember
 from pyro_lvm.training.scope import Scope
+from pyro_lvm.training.stream import Stream
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
@@ -29,6 +31,7 @@ class Run:
     """A training run in progress: what callbacks see.
 
     Attributes:
+        data: All rows, or a stream of batches.
         history: Loss of every epoch so far, in nats over all rows; the run may have been resumed.
         epochs_done: Epochs since this call.
         converged: Set by whoever stops the run because nothing improves any more.
@@ -36,7 +39,7 @@ class Run:
     """
 
     inference: Inference
-    arguments: Arguments
+    data: Arguments | Stream
     scope: Scope
     result: Callable[[], Fit]
     validation: Arguments | None = None
@@ -77,11 +80,12 @@ class Run:
 
     def _epoch(self) -> None:
         losses: list[float] = []
-        rows = self.arguments.num_rows
-        for batch in self.arguments.batches(self.batch_size):
+        rows = self.data.num_rows
+        batches = self.data.batches(self.batch_size)
+        for batch in batches if self.epochs_done else remember(self.result(), batches):
             first = not self.epochs_done and not losses
             with _pyro.validation(first):
-                if batch.num_rows == rows:
+                if rows is None or batch.num_rows == rows:
                     loss = self.inference.step(*batch.args, **batch.kwargs)
                 else:
                     with minibatch(total=rows, plate=self.plate):
@@ -89,7 +93,7 @@ class Run:
             if not math.isfinite(loss):
                 raise NonFiniteLoss(f"the loss became {loss}.")
             losses.append(loss)
-        self.history["loss"].append(sum(losses) / len(losses))
+        self.history["loss"].append(sum(losses) / (1 if rows is None else len(losses)))
         if self.validation is not None:
             value = self.inference.loss(*self.validation.args, **self.validation.kwargs)
             self.history.setdefault("validation_loss", []).append(value)

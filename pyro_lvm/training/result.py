@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,18 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_lvm import _pyro
-from pyro_lvm.evidence import Evidence, log_likelihood
+from pyro_lvm.evidence import Evidence, concatenate, log_likelihood
 from pyro_lvm.infer.parameters import Parameter, Parameters
 from pyro_lvm.infer.structure import structure
+from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
-from pyro_lvm.training.data import Arguments, as_arguments
-from pyro_lvm.training.fingerprint import row_hashes
+from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.labels import Labelled, as_labelled
 from pyro_lvm.training.scope import Scope
+from pyro_lvm.training.sites import check_plate
+from pyro_lvm.training.stream import as_stream
 
 __all__ = ["Fit"]
 
@@ -144,12 +145,15 @@ class Fit:
         return self.evidence(x).values
 
     def evidence(self, x: Any) -> Evidence:
-        """Log-likelihood of each row with its standard error and the estimator's name."""
-        return log_likelihood(self, self.arguments(x))
+        """Log-likelihood of each row with its standard error and the estimator's name; of all rows of a stream."""
+        stream = as_stream(x)
+        batches = [x] if stream is None else stream.through(self.arguments).batches()
+        return concatenate([log_likelihood(self, self.arguments(batch)) for batch in batches])
 
     def score(self, x: Any) -> float:
-        """Mean log-likelihood of the rows, nats."""
-        return float(self.log_likelihood(x).double().mean())
+        """Mean log-likelihood of the rows, nats; with `sample_weights`, their weighted mean."""
+        evidence = self.evidence(x)
+        return evidence.total / evidence.num_rows
 
     def predict_proba(self, x: Any) -> Any:
         """Posterior of the discrete latent sites of each row, shape (n, states); a dict if there are several sites."""
@@ -174,11 +178,18 @@ class Fit:
             "Use predict_proba for the posterior of its discrete ones."
         )
 
+    def impute(self, x: Any) -> Tensor:
+        """Rows with every missing entry (NaN) at its posterior mean, or at its most probable answer if categorical."""
+        from pyro_lvm.diagnostics.impute import impute
+
+        return impute(self, self.arguments(x))
+
     def posterior(self, x: Any, num_samples: int = 100) -> dict[str, Tensor]:
         """Joint draws of all latent sites given rows, shape (num_samples, ...) each."""
         from pyro_lvm.diagnostics.latents import posterior_draws
 
-        return posterior_draws(self, self.arguments(x), num_samples)
+        count = whole_number("posterior", "num_samples", num_samples)
+        return posterior_draws(self, self.arguments(x), count)
 
     def sample(self, n: int, **covariates: Any) -> Any:
         """Generate rows; of a posterior, each row from its own draw.
@@ -192,23 +203,29 @@ class Fit:
         """
         from pyro_lvm.diagnostics.latents import generate
 
-        if n < 1:
-            raise ValueError(f"sample: expected n >= 1; got {n}.")
+        n = whole_number("sample", "n", n)
+        if not isinstance(self.model, LatentVariableModel):
+            check_plate(self, self.prototype(n))
         return _only(generate(self, n, covariates))
 
     def aic(self, x: Any) -> float:
-        """Akaike's criterion, lower is better: twice the number of parameters minus twice the log-likelihood."""
-        return 2 * self._free_parameters("aic") - 2 * float(self.log_likelihood(x).double().sum())
+        """Akaike's criterion, lower is better: twice the number of parameters minus twice the log-likelihood.
+
+        A row of weight w counts as w equal rows, so criteria compare only if weights are counts, or sum to the number
+        of independent observations.
+        """
+        from pyro_lvm.evidence.criteria import aic
+
+        return aic(self, x)
 
     def bic(self, x: Any) -> float:
-        """Schwarz's criterion, lower is better; its penalty grows with the logarithm of the number of rows."""
-        rows = self.log_likelihood(x).double()
-        return self._free_parameters("bic") * math.log(len(rows)) - 2 * float(rows.sum())
+        """Schwarz's criterion, lower is better; its penalty grows with the logarithm of the number of rows.
 
-    def _free_parameters(self, name: str) -> int:
-        if self.latent:
-            raise ValueError(f"{name}: expected a point fit, got a posterior. Use lvm.compare instead.")
-        return sum(_degrees_of_freedom(p) for p in self.parameters().values())
+        That number is the sum of the `sample_weights` if there are any, as in `aic`.
+        """
+        from pyro_lvm.evidence.criteria import bic
+
+        return bic(self, x)
 
     def to_arviz(self, x: Any = None) -> Any:
         """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.
@@ -234,6 +251,7 @@ class Fit:
         *,
         max_epochs: int | None = None,
         batch_size: int | None = None,
+        num_rows: int | None = None,
         validation: Any = None,
         tol: float | None = None,
         patience: int | None = None,
@@ -247,23 +265,25 @@ class Fit:
         """
         from pyro_lvm.infer.mcmc import MCMC
         from pyro_lvm.training.fit import train
+        from pyro_lvm.training.options import check_options, list_of_callbacks
 
+        check_options(self.model, 1, max_epochs, batch_size, tol, patience, None)
         if isinstance(self.inference, MCMC):
             raise ValueError("resume: a sampler cannot be resumed. Fit again with more num_samples.")
         held_out = None if validation is None else self.arguments(validation)
-        arguments = self.arguments(data)
-        if isinstance(self.model, LatentVariableModel):
-            self.model.check_training(arguments.main)
+        rows = as_stream(data, batch_size, num_rows) or self.arguments(data)
+        if isinstance(self.model, LatentVariableModel) and isinstance(rows, Arguments):
+            self.model.check_training(rows.main)
         self._draws = None
         train(
             self,
-            arguments,
+            rows,
             held_out,
             max_epochs=max_epochs,
             batch_size=batch_size,
             tol=tol,
             patience=patience,
-            callbacks=list(callbacks),
+            callbacks=list_of_callbacks(callbacks),
             progress=progress,
             label="resume",
         )
@@ -271,21 +291,28 @@ class Fit:
 
     # Parts for those verbs
 
+    @property
+    def program(self) -> Callable:
+        """The model, taking known values of its sites by name besides its own arguments."""
+        return Labelled(self.model)
+
     def arguments(self, x: Any) -> Arguments:
         """Rows, checked and converted for this fit's model."""
-        arguments = as_arguments(x, self.model, self.device)
+        arguments = as_labelled(x, self.model, self.device)
         if isinstance(self.model, LatentVariableModel):
             self.model.check(arguments.main)
             self.model.check_covariates(len(arguments.main), **{k: v for k, v in arguments.kwargs.items() if k != "x"})
             mine = next(iter(self.tensors().values()), arguments.main)
             if mine.is_floating_point() and mine.dtype != arguments.main.dtype:
                 arguments = arguments.map(lambda t: t.to(mine.dtype) if t.is_floating_point() else t)
+        else:
+            check_plate(self, arguments)
         return arguments
 
     def observed(self, arguments: Arguments) -> dict[str, Tensor]:
         """The values that the model observes in the rows, by site."""
         with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
-            trace = _pyro.plain_trace(self.model, arguments.args, arguments.kwargs)
+            trace = _pyro.plain_trace(self.program, arguments.args, arguments.kwargs)
         return {name: trace.nodes[name]["value"] for name in trace.observation_nodes}
 
     @property
@@ -297,12 +324,6 @@ class Fit:
     def prototype(self, num_rows: int | None = None) -> Arguments:
         """Zeros in the shape of the training data, to run the programs on when only their structure matters."""
         return Arguments.zeros(self.shapes, num_rows).map(lambda t: t.to(self.device) if self.device else t)
-
-    def remember(self, arguments: Arguments) -> None:
-        """Note which rows were used for training, so that comparisons know in-sample from held-out."""
-        hashes = row_hashes(arguments.main)
-        self.seen = torch.unique(torch.cat([self.seen, hashes]))
-        self.trained_on = sorted({*self.trained_on, int(hashes.sum())})
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training writes to, by a name unique across store, model and guide."""
@@ -336,15 +357,3 @@ def _is_delta(fn: Any) -> bool:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return type(fn).__name__ == "Delta"
-
-
-def _degrees_of_freedom(parameter: Parameter) -> int:
-    if parameter.constraint is constraints.simplex:
-        return parameter.value.numel() - parameter.value.numel() // parameter.value.shape[-1]
-    if parameter.constraint is constraints.positive_definite:
-        d = parameter.value.shape[-1]
-        return parameter.value.numel() // d**2 * (d * (d + 1) // 2)
-    if parameter.constraint is constraints.lower_cholesky:
-        d = parameter.value.shape[-1]
-        return parameter.value.numel() // d**2 * (d * (d + 1) // 2)
-    return parameter.value.numel()

@@ -231,7 +231,7 @@ def test_em_of_a_bayesian_model_points_to_svi(faithful):
 
 
 BAD_DATA = [
-    (lambda x: x.clone().index_fill_(1, torch.tensor([0]), torch.nan), "missing value"),
+    (lambda x: x.clone().index_fill_(1, torch.tensor([0]), torch.nan), "all of column 0 is missing"),
     (lambda x: x / 0, "infinite value"),
     (lambda x: x[:0], "at least one row"),
     (lambda x: np.array([["a", "b"], ["c", "d"]]), "got text"),
@@ -267,7 +267,7 @@ def test_one_row_and_wrong_columns(faithful):
     with pytest.raises(ValueError, match=r"expected x of shape \(n, 2\)"):
         lvm.fit(lvm.models.GaussianMixture(2), faithful, validation=faithful[:, :1], progress=False)
     with pytest.raises(ValueError, match="missing value"):
-        lvm.fit(lvm.models.GaussianMixture(2), np.ma.masked_greater(faithful.numpy(), 90.0), progress=False)
+        lvm.fit(lvm.models.StudentTMixture(2), np.ma.masked_greater(faithful.numpy(), 90.0), progress=False)
     with pytest.raises(ValueError, match="no continuous latent"):
         fit.transform(faithful)
 

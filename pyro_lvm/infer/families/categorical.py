@@ -1,18 +1,25 @@
-"""Closed form of the Categorical family: expected counts."""
+r"""Closed forms of the Categorical, OneHotCategorical and Multinomial families: expected counts.
+
+.. math:: p_j = \frac{\sum_n w_n x_{nj}}{\sum_n w_n \sum_i x_{ni}}
+
+References:
+    C. Bishop (2006), Pattern Recognition and Machine Learning, equation 2.33.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.families.counts import not_negative, probs_of
+from pyro_lvm.infer.families.counts import finite_log, positive_counts, probs_of
 from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
-__all__: list[str] = []
+__all__ = ["PROBS", "log_probs_of", "softmax"]
 
 
 def softmax(value: Tensor) -> Tensor:
@@ -30,7 +37,7 @@ PROBS = Argument(
     lambda fn: probs_of(fn, 1, softmax),
     lambda statistics, current: (statistics["sum_0"],),
     lambda counts: counts / counts.sum(-1, keepdim=True),
-    (View("probs", normalised="sum"), View("logits", torch.log, softmax, normalised="shift")),
+    (View("probs", normalised="sum"), View("logits", finite_log, softmax, normalised="shift")),
     event_dim=1,
     conjugate={
         ("probs", dist.Dirichlet): Conjugate(
@@ -40,7 +47,7 @@ PROBS = Argument(
             lambda q: expected_log_probs(q).logsumexp(-1),
         )
     },
-    feasible=not_negative,
+    feasible=positive_counts,
 )
 
 
@@ -68,3 +75,27 @@ class _Categorical(ExponentialFamily):
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
         logits = log_probs_of(fn)
         return (logits,), torch.zeros_like(logits[..., 0])
+
+
+@closed_form_of(torch.distributions.OneHotCategorical)
+class _OneHotCategorical(ExponentialFamily):
+    arguments = (replace(PROBS, read=lambda fn: probs_of(fn._categorical, 1, softmax)),)
+    event_dim = 1
+
+    def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
+        return (tuple(fn.event_shape),)
+
+    def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
+        return (value,)
+
+    def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        logits = log_probs_of(fn._categorical)
+        return (logits,), torch.zeros_like(logits[..., 0])
+
+
+@closed_form_of(torch.distributions.Multinomial)
+class _Multinomial(_OneHotCategorical):
+    """Total counts are those of the rows, as in the density that torch computes."""
+
+    def base(self, value: Tensor, fn: Any) -> Tensor | None:
+        return torch.lgamma(value.sum(-1) + 1) - torch.lgamma(value + 1).sum(-1)

@@ -1,4 +1,15 @@
-"""Closed forms of families learned from a mean of counts or coin flips: Bernoulli, Poisson."""
+r"""Closed forms of families learned from a mean of counts or coin flips: Bernoulli, Binomial, Geometric, Poisson.
+
+.. math::
+
+    \text{Bernoulli:} \quad p = \frac{\sum w x}{\sum w} \qquad
+    \text{Binomial:} \quad p = \frac{\sum w x}{\sum w n} \qquad
+    \text{Geometric:} \quad p = \frac{\sum w}{\sum w (1 + x)} \qquad
+    \text{Poisson:} \quad \lambda = \frac{\sum w x}{\sum w}
+
+References:
+    N. Johnson, A. Kemp, S. Kotz (2005), Univariate Discrete Distributions, sections 3.8, 4.7 and 5.2.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +20,42 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, Statistics, View, closed_form_of
+from pyro_lvm.infer.families.rows import Rows, learned
+from pyro_lvm.infer.m_step import (
+    Argument,
+    ClosedForm,
+    Conjugate,
+    ExponentialFamily,
+    Reference,
+    Statistics,
+    View,
+    closed_form,
+    closed_form_of,
+)
 from pyro_lvm.ops.cells import compact
 
-__all__: list[str] = []
+__all__ = [
+    "BETA",
+    "PROBS_VIEWS",
+    "RATE_VIEWS",
+    "almost_zero",
+    "beta_counts",
+    "beta_posterior",
+    "expected_log_odds",
+    "finite_log",
+    "given",
+    "log_odds",
+    "logits_of",
+    "positive_counts",
+    "positive_ratio",
+    "probs_of",
+    "ratio",
+    "sum_and_total",
+    "within_total",
+]
+
+# How far from the boundary a mode is kept, as a share: small against any row, large against rounding.
+ALMOST_ZERO = 1e-6
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -39,17 +82,38 @@ def logits_of(fn: Any) -> Tensor:
     return torch.distributions.utils.probs_to_logits(raw, is_binary=True)
 
 
+def log_odds(probs: Tensor) -> Tensor:
+    """Log-odds, finite at zero and one as torch makes them."""
+    return torch.logit(probs, torch.finfo(probs.dtype).eps)
+
+
+def finite_log(value: Tensor) -> Tensor:
+    """The logarithm, finite at zero: a mode at minus infinity is reached as far as the type goes."""
+    return value.clamp_min(torch.finfo(value.dtype).tiny).log()
+
+
 def within_total(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Successes between none and all."""
+    """Successes and trials that put the mode just inside of (0, 1)."""
     successes, total = sums
-    failures = (total - successes).clamp_min(0)
-    successes = successes.clamp_min(0)
+    both = torch.stack([successes, total - successes], -1)
+    successes, failures = almost_zero(both, both.clamp_min(0).sum(-1, keepdim=True)).unbind(-1)
     return successes, successes + failures
 
 
-def not_negative(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Counts of at least zero."""
-    return tuple(s.clamp_min(0) for s in sums)
+def positive_counts(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Counts that put the mode just inside of the simplex."""
+    return (almost_zero(sums[0], sums[0].clamp_min(0).sum(-1, keepdim=True)),)
+
+
+def positive_ratio(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A numerator that puts the mode just above zero."""
+    return almost_zero(sums[0], sums[1]), sums[1]
+
+
+def almost_zero(counts: Tensor, total: Tensor) -> Tensor:
+    """Counts below zero become almost zero: at zero itself, the density of such a prior is infinite."""
+    least = ALMOST_ZERO * torch.where(total > 0, total, torch.ones_like(total))
+    return torch.where(counts < 0, least.expand_as(counts), counts)
 
 
 def beta_counts(prior: Any) -> tuple[Tensor, ...]:
@@ -68,8 +132,9 @@ def expected_log_odds(q: Any) -> tuple[Tensor, Tensor]:
     return torch.digamma(q.concentration1) - both, torch.digamma(q.concentration0) - both
 
 
-PROBS_VIEWS = (View("probs"), View("logits", torch.logit, torch.sigmoid))
-RATE_VIEWS = (View("rate"), View("log rate", torch.log, torch.exp))
+BETA = {("probs", dist.Beta): Conjugate(beta_counts)}
+PROBS_VIEWS = (View("probs"), View("logits", log_odds, torch.sigmoid))
+RATE_VIEWS = (View("rate"), View("log rate", finite_log, torch.exp))
 
 
 @closed_form_of(torch.distributions.Bernoulli)
@@ -121,7 +186,7 @@ class _Poisson(ExponentialFamily):
                     lambda q: (torch.digamma(q.concentration) - q.rate.log()).exp() - q.mean,
                 )
             },
-            feasible=not_negative,
+            feasible=positive_ratio,
         ),
     )
 
@@ -137,3 +202,109 @@ class _Poisson(ExponentialFamily):
 
     def base(self, value: Tensor, fn: Any) -> Tensor | None:
         return -torch.lgamma(value + 1)
+
+
+_TRIALS = Argument(
+    "probs",
+    lambda fn: probs_of(fn, 0, torch.sigmoid),
+    lambda statistics, current: (statistics["sum_0"], statistics["trials"]),
+    ratio,
+    PROBS_VIEWS,
+    conjugate=BETA,
+    feasible=within_total,
+)
+
+
+class _Binomial(ExponentialFamily):
+    """With one number of trials for all cells and rows."""
+
+    arguments = (_TRIALS,)
+
+    def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
+        return ((),)
+
+    def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
+        return (value,)
+
+    def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        logits = logits_of(fn)
+        return (logits,), _the_number(fn.total_count) * torch.nn.functional.softplus(logits)
+
+    def base(self, value: Tensor, fn: Any) -> Tensor | None:
+        trials = _the_number(fn.total_count)
+        return torch.lgamma(trials + 1) - torch.lgamma(value + 1) - torch.lgamma(trials - value + 1)
+
+    def collect(
+        self, fn: Any, reference: Reference | None, total: Tensor, sums: tuple[Tensor, ...], variance_floor: float
+    ) -> Statistics:
+        return Statistics(total.shape, total=total, sum_0=sums[0], trials=total * _the_number(fn.total_count))
+
+
+class _BinomialByRow(ClosedForm):
+    """With numbers of trials that vary by row, column or component."""
+
+    arguments = (_TRIALS,)
+
+    def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
+        rows = Rows.of(fn, value, weights, compact(fn._param))
+        return Statistics(rows.cells, sum_0=rows.sum(value), trials=rows.sum(compact(fn.total_count)))
+
+
+def _the_number(total_count: Tensor) -> Tensor:
+    return compact(total_count).reshape(())
+
+
+_BINOMIAL, _BINOMIAL_BY_ROW = _Binomial(), _BinomialByRow()
+
+
+@closed_form.register(torch.distributions.Binomial)
+def _(fn: Any) -> ClosedForm | None:
+    if learned(fn.total_count):
+        return None
+    return _BINOMIAL if compact(fn.total_count).numel() == 1 else _BINOMIAL_BY_ROW
+
+
+def given(fn: Any) -> tuple[str, Tensor]:
+    """Which of "probs" and "logits" a distribution was built with, and its value, not expanded.
+
+    The other one is cached in the same place once somebody asks for it, by then at full size.
+    """
+    found = {name: compact(tensor) for name, tensor in vars(fn).items() if name in ("probs", "logits")}
+    return min(found.items(), key=lambda item: item[1].numel())
+
+
+def _geometric_logits(fn: Any) -> Tensor:
+    name, raw = given(fn)
+    return raw if name == "logits" else torch.distributions.utils.probs_to_logits(raw, is_binary=True)
+
+
+def _geometric_probs(fn: Any) -> Tensor:
+    name, raw = given(fn)
+    return raw if name == "probs" else raw.sigmoid()
+
+
+@closed_form_of(torch.distributions.Geometric)
+class _Geometric(ExponentialFamily):
+    """The number of failures before the first success."""
+
+    arguments = (
+        Argument(
+            "probs",
+            _geometric_probs,
+            lambda statistics, current: (statistics["total"], statistics["total"] + statistics["sum_0"]),
+            ratio,
+            PROBS_VIEWS,
+            conjugate=BETA,
+            feasible=within_total,
+        ),
+    )
+
+    def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
+        return ((),)
+
+    def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
+        return (value,)
+
+    def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        logits = _geometric_logits(fn)
+        return (torch.nn.functional.logsigmoid(-logits),), torch.nn.functional.softplus(-logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -15,7 +15,7 @@ from pyro_lvm.infer.families.normal import spread
 from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, Statistics, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
-__all__ = ["COVARIANCE", "LOC"]
+__all__ = ["COVARIANCE", "LOC", "scatter_matrix"]
 
 
 def _gram(factor: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def _precision_weighted(statistics: Statistics, current: dict[str, Tensor]) -> t
     return weighted, precision * statistics["total"][..., None, None]
 
 
-def _scatter_matrix(statistics: Statistics, loc: Tensor) -> Tensor:
+def scatter_matrix(statistics: Statistics, loc: Tensor) -> Tensor:
     """Weighted scatter about a location given about the statistics' centre."""
     cross = statistics["centred_sum"].unsqueeze(-1) * loc.unsqueeze(-2)
     outer = statistics["total"][..., None, None] * loc.unsqueeze(-1) * loc.unsqueeze(-2)
@@ -43,7 +43,7 @@ def _scatter_matrix(statistics: Statistics, loc: Tensor) -> Tensor:
 
 def _expected_scatter(statistics: Statistics, now: dict[str, Tensor]) -> Tensor:
     """The same under the location's posterior, if it has one: `now["loc spread"]` is its covariance."""
-    scatter = _scatter_matrix(statistics, now["loc"].double() - statistics["centre"])
+    scatter = scatter_matrix(statistics, now["loc"].double() - statistics["centre"])
     return scatter + statistics["total"][..., None, None] * now["loc spread"] if "loc spread" in now else scatter
 
 
@@ -134,8 +134,14 @@ def _pairs(value: Tensor, out: Tensor) -> None:
 
 @closed_form_of(torch.distributions.MultivariateNormal)
 class _MultivariateNormal(ExponentialFamily):
-    arguments = (LOC, COVARIANCE)
+    """By first and second moments, whatever the covariance is written as."""
+
+    arguments: ClassVar[tuple[Argument, ...]] = (LOC, COVARIANCE)
     event_dim = 1
+
+    def scale_tril(self, fn: Any) -> Tensor:
+        """Cholesky factor of the covariance, not expanded."""
+        return compact(fn.scale_tril, 2)
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         d = fn.event_shape[0]
@@ -154,7 +160,7 @@ class _MultivariateNormal(ExponentialFamily):
         _pairs(out[0], out[1])
 
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
-        loc, scale_tril = compact(fn.loc, 1).double(), compact(fn.scale_tril, 2).double()
+        loc, scale_tril = compact(fn.loc, 1).double(), self.scale_tril(fn).double()
         loc = loc if reference is None else loc - reference.centre
         d = loc.shape[-1]
         precision = torch.cholesky_inverse(scale_tril)

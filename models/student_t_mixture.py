@@ -1,0 +1,128 @@
+r"""Mixture of Student's t laws: clusters that a few outlying rows do not move.
+
+.. math::
+
+    z_n &\sim \mathrm{Categorical}(w) \\
+    x_n \mid z_n = k &\sim \mathrm{StudentT}(\nu_k, \mu_k, \Sigma_k)
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_lvm.models.real_mixture import RealMixture
+
+__all__ = ["StudentTMixture"]
+
+COVARIANCES = ("full", "diag")
+
+# Where learned degrees of freedom start: tails far from both the normal's and Cauchy's.
+START = 10.0
+
+
+class StudentTMixture(RealMixture):
+    r"""Mixture of K Student's t distributions: the robust version of the Gaussian mixture.
+
+    ==================  ===================  =========================================  ====================
+    symbol              meaning              shape                                      code
+    ==================  ===================  =========================================  ====================
+    :math:`w`           mixture weights      (K,)                                       `weights`
+    :math:`\mu`         component centres    (K, d)                                     `loc`
+    :math:`\Sigma`      scale matrices       full (K, d, d); diag (K, d)                `scale`
+    :math:`\nu`         degrees of freedom   (K,)                                       `degrees_of_freedom`
+    ==================  ===================  =========================================  ====================
+
+    The covariance of a component is :math:`\nu / (\nu - 2)` times its scale matrix, and exists for :math:`\nu > 2`.
+    With "diag" the columns of a component are independent t variables, so that one wild entry leaves the rest of its
+    row alone; with "full" a row is wild as a whole. The scale, squared, is in the units of a variance.
+
+    Args:
+        num_components: K >= 1.
+        data_dim: Number of columns d; taken from the data by `initialize` if None.
+        covariance: "full" or "diag".
+        degrees_of_freedom: A number > 0 for all components, or None to learn one for each.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    References:
+        D. Peel, G. McLachlan (2000), Robust mixture modelling using the t distribution, Statistics and Computing 10.
+
+    Example:
+        >>> import torch, pyro_lvm as lvm
+        >>> x = lvm.datasets.load("faithful").x
+        >>> x = torch.cat([x, torch.tensor([[3.0, 500.0]])])  # a slip of the pen
+        >>> fit = lvm.fit(lvm.models.StudentTMixture(2, degrees_of_freedom=4), x, seed=0, progress=False)
+        >>> [round(centre) for centre in fit.params["loc"][:, 1].tolist()]
+        [54, 80]
+    """
+
+    dims: ClassVar[dict[str, list[str]]] = {
+        "weights": ["component"],
+        "loc": ["component", "dimension"],
+        "scale": ["component", "dimension", "dimension_2"],
+        "degrees_of_freedom": ["component"],
+    }
+
+    def __init__(
+        self,
+        num_components: int,
+        data_dim: int | None = None,
+        covariance: str = "full",
+        degrees_of_freedom: float | int | None = None,
+    ) -> None:
+        super().__init__(num_components, data_dim)
+        if covariance not in COVARIANCES:
+            raise ValueError(
+                f"StudentTMixture: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
+            )
+        if degrees_of_freedom is not None and not 0 < degrees_of_freedom < torch.inf:
+            raise ValueError(
+                f"StudentTMixture: expected degrees_of_freedom > 0 and finite; got {degrees_of_freedom}. "
+                "Pass None to learn them."
+            )
+        self.covariance = covariance
+        self.fixed_degrees_of_freedom = degrees_of_freedom
+        self._declare_unseen()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "num_components": self.num_components,
+            "data_dim": self.data_dim,
+            "covariance": self.covariance,
+            "degrees_of_freedom": self.fixed_degrees_of_freedom,
+        }
+
+    def _parameters_of_components(self) -> dict[str, Tensor]:
+        return {"scale": self.scale, "loc": self.loc, "degrees_of_freedom": self.degrees_of_freedom}
+
+    def _observe(self, parameters: dict[str, Tensor], z: Tensor, x: Tensor | None) -> Tensor:
+        scale = parameters["scale"]
+        root = torch.linalg.cholesky(scale) if self.covariance == "full" else scale.sqrt()
+        component = self._component(parameters["degrees_of_freedom"][z], parameters["loc"][z], root[z])
+        return pyro.sample("x", component, obs=x)
+
+    def _component(self, df: Tensor, loc: Tensor, root: Tensor) -> Any:
+        if self.covariance == "full":
+            return dist.MultivariateStudentT(df, loc, root)
+        return dist.StudentT(df.unsqueeze(-1), loc, root).to_event(1)
+
+    def _declare(self, x: Tensor, weights: Tensor, loc: Tensor, within: Tensor) -> None:
+        """Create the parameters at the given start."""
+        full = self.covariance == "full"
+        self.declare("weights", weights, constraints.simplex)
+        scale = within if full else within.diagonal(dim1=-2, dim2=-1)
+        self.declare("scale", scale, constraints.positive_definite if full else constraints.positive)
+        self.declare("loc", loc, constraints.real)
+        if self.fixed_degrees_of_freedom is None:
+            self.declare("degrees_of_freedom", torch.full_like(weights, START), constraints.positive)
+        else:
+            self.register_buffer("degrees_of_freedom", torch.full_like(weights, self.fixed_degrees_of_freedom))

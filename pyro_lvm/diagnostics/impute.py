@@ -1,0 +1,143 @@
+r"""Missing entries of given rows: their posterior means.
+
+.. math:: \mathrm{E}[x_m \mid x_o] = \sum_k p(z = k \mid x_o)\, \mathrm{E}[x_m \mid x_o, z = k]
+
+The posterior weights come from the E-step, the means from the observed site's distribution, whatever the model.
+
+References:
+    Z. Ghahramani, M. Jordan (1994), Supervised learning from incomplete data via an EM approach, NIPS 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_lvm import _pyro
+from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, thinned
+from pyro_lvm.distributions import PartialMultivariateNormal
+from pyro_lvm.evidence.exact import nesting
+from pyro_lvm.infer.enumeration import expect
+from pyro_lvm.infer.factors import Factor
+from pyro_lvm.ops.threads import fitting_threads
+from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.training.data import Arguments
+
+if TYPE_CHECKING:
+    from pyro_lvm.training.result import Fit
+
+__all__ = ["answer", "impute"]
+
+
+def impute(fit: Fit, arguments: Arguments) -> Tensor:
+    """Rows with their missing entries filled in.
+
+    Args:
+        fit: A fit of a model whose observed site has a mean, or is categorical.
+        arguments: Rows with NaN where missing, shape (n, ...).
+
+    Returns:
+        The same rows, known entries untouched, each missing one at its posterior mean (averaged over the draws of a
+        posterior); an answer to a categorical column at its most probable value.
+
+    Raises:
+        ValueError: The model observes no site of the rows' shape and makes no table of several, or a distribution has
+            no mean.
+    """
+    x = arguments.main
+    missing = x.isnan()
+    if not bool(missing.any()):
+        return x.clone()
+    draws = thinned(fit, AVERAGED_DRAWS)
+    total: dict[str, Tensor] = {}
+    with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(x.numel()):
+        depth = nesting(fit, arguments)
+        for given in draws:
+            model = poutine.condition(fit.model, given)
+            factors = expect(model, depth, arguments.args, arguments.kwargs).factors
+            for factor in _observed(factors, x, several=isinstance(fit.model, LatentVariableModel)):
+                found = _average(factor, depth)
+                total[factor.name] = total[factor.name] + found if factor.name in total else found
+        if not total:
+            raise ValueError("impute: expected a fit with draws; got none.")
+        averages = {
+            name: t.argmax(-1).to(x.dtype) if t.dim() > factors[name].value.dim() else t.detach() / len(draws)
+            for name, t in total.items()
+        }
+        table = averages.popitem()[1] if len(averages) == 1 else _assembled(fit.model, {**draws[0], **averages}, x)
+    return torch.where(missing, table.to(x.dtype), x)
+
+
+def _observed(factors: dict[str, Factor], x: Tensor, several: bool) -> list[Factor]:
+    """The site that observes the rows, or the sites that do so between them."""
+    observed = [factor for factor in factors.values() if factor.site["is_observed"]]
+    whole = [factor for factor in observed if factor.value.shape == x.shape][:1]
+    if whole or (several and len(observed) > 1):
+        return whole or observed
+    raise ValueError(
+        f"impute: expected a site that observes rows of shape {tuple(x.shape)}; the model has "
+        f"{', '.join(f'{f.name} {tuple(f.value.shape)}' for f in observed) or 'none'}. "
+        "Observe the rows in one site."
+    )
+
+
+def _assembled(model: Callable, values: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The table that a model makes of the values of its sites."""
+    with torch.random.fork_rng():
+        return poutine.condition(model, values)(size=len(x))
+
+
+def _average(factor: Factor, depth: int) -> Tensor:
+    """Average a site's answers over its enumerated states: those left of the plates."""
+    table = answer(factor.fn, factor.value)
+    trailing = table.dim() - len(factor.fn.batch_shape)
+    weights = factor.weights.reshape(*factor.weights.shape, *([1] * trailing))
+    states = list(range(-weights.dim(), -depth - trailing))
+    if not states:
+        return table
+    return (weights * table).sum(states) / weights.sum(states)
+
+
+@singledispatch
+def answer(fn: Any, value: Tensor) -> Tensor:
+    """What a distribution expects at every entry: the mean, or probabilities along a new last axis.
+
+    Register your own distribution with `answer.register(MyDistribution)` if it is conditional on known entries.
+
+    Args:
+        fn: A distribution.
+        value: The value it observes, for distributions that know some of its entries.
+    """
+    try:
+        return fn.mean.expand(fn.batch_shape + fn.event_shape)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"impute: expected a distribution with a mean; got {type(fn).__name__}. "
+            "Register what it expects with pyro_lvm.diagnostics.impute.answer.register."
+        ) from error
+
+
+@answer.register
+def _(fn: PartialMultivariateNormal, value: Tensor) -> Tensor:
+    return fn.conditional_mean(value)
+
+
+@answer.register
+def _(fn: dist.MaskedDistribution, value: Tensor) -> Tensor:
+    return answer(fn.base_dist, value)
+
+
+@answer.register
+def _(fn: torch.distributions.Independent, value: Tensor) -> Tensor:
+    return answer(fn.base_dist, value)
+
+
+@answer.register
+def _(fn: torch.distributions.Categorical, value: Tensor) -> Tensor:
+    return fn.probs.expand(*fn.batch_shape, fn.probs.shape[-1])

@@ -1,0 +1,237 @@
+"""Known values of latent sites among the data: labels for some rows, the model's own argument names for the rest.
+
+`lvm.fit(model, {"x": x, "z": labels})` clamps site "z" to the labels of each batch's rows; a model knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from itertools import chain, product
+from typing import Any
+
+import torch
+from pyro import poutine
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from pyro_lvm.handlers.clamp import clamp
+from pyro_lvm.infer.em import EM
+from pyro_lvm.infer.parameters import Parameters
+from pyro_lvm.infer.structure import structure
+from pyro_lvm.training.data import Arguments, as_arguments, as_labels
+
+__all__ = [
+    "Labelled",
+    "Unlabelled",
+    "as_labelled",
+    "check_labels",
+    "labels_of",
+    "name_states",
+    "unclamp",
+    "without_labels",
+]
+
+
+class Labelled:
+    """A program that also takes values of its sites, by name; -1 in whole numbers and NaN in others mean unknown."""
+
+    def __init__(self, model: Callable) -> None:
+        self.model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model with the sites that were given clamped."""
+        labels = labels_of(self.model, kwargs)
+        if not labels:
+            return self.model(*args, **kwargs)
+        return _Labels(self.model, labels)(*args, **{k: v for k, v in kwargs.items() if k not in labels})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "model":
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+
+class Unlabelled:
+    """A guide that is run with the arguments of a labelled model, and takes only the model's own."""
+
+    def __init__(self, guide: Callable, model: Callable) -> None:
+        self.guide = guide
+        self.model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the guide."""
+        labels = labels_of(self.model, kwargs)
+        return self.guide(*args, **{k: v for k, v in kwargs.items() if k not in labels})
+
+
+class _Labels(clamp):
+    """Values that say themselves where they are known."""
+
+    def known(self, name: str, fn: Any) -> Tensor | None:
+        """A site that can be enumerated stays so even if all is known: its states are few, the rows are many."""
+        given = self.values[name]
+        if given.is_floating_point():
+            entries = ~given.isnan()
+        else:
+            entries = given != -1 if given.dtype.is_signed else torch.ones_like(given, dtype=torch.bool)
+        known = entries.flatten(-fn.event_dim).all(-1) if fn.event_dim else entries
+        if fn.event_dim and bool((entries.flatten(-fn.event_dim).any(-1) != known).any()):
+            raise ValueError(
+                f"labels: expected each row's value of '{name}' to be known or unknown as a whole; got one in part. "
+                "Replace it by NaN throughout."
+            )
+        return known if fn.has_enumerate_support or not bool(known.all()) else None
+
+
+def _parameters(model: Callable) -> set[str] | None:
+    """Names of a program's arguments; None if it takes any or cannot say."""
+    program = poutine.unwrap(model)
+    try:
+        signature = inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program)
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return None
+    return set(signature.parameters)
+
+
+def labels_of(model: Callable, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are not arguments of the model."""
+    parameters = _parameters(model)
+    return {} if parameters is None else {name: v for name, v in kwargs.items() if name not in parameters}
+
+
+def without_labels(model: Callable, arguments: Arguments) -> Arguments:
+    """The model's own arguments."""
+    labels = labels_of(model, arguments.kwargs)
+    kwargs = {name: value for name, value in arguments.kwargs.items() if name not in labels}
+    return Arguments(arguments.args, kwargs, arguments.names)
+
+
+def as_labelled(data: Any, model: Callable, device: torch.device | None = None) -> Arguments:
+    """What `as_arguments` does, for data that may hold labels: those may have unknown entries.
+
+    Raises:
+        ValueError: There are no data besides labels, or another number of labels than rows.
+    """
+    named = data.kwargs if isinstance(data, Arguments) else data
+    labels = labels_of(model, named) if isinstance(named, Mapping) else {}
+    if isinstance(data, Arguments):
+        own: Any = without_labels(model, data)
+    else:
+        own = {k: v for k, v in data.items() if k not in labels} if labels else data
+    if not labels or not (own.values if isinstance(own, Arguments) else own):
+        return as_arguments(data, model, device)
+    arguments = as_arguments(own, model, device)
+    return _join(arguments, {name: as_labels(value, name) for name, value in labels.items() if value is not None})
+
+
+def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
+    rows = arguments.num_rows
+    for name, value in labels.items():
+        if not value.dim() or len(value) != rows:
+            raise ValueError(
+                f"labels: expected one value of '{name}' for each of the {rows} rows; got shape {tuple(value.shape)}. "
+                "Write -1 (in whole numbers) or NaN where it is unknown."
+            )
+    moved = {name: value.to(arguments.main.device) for name, value in labels.items()}
+    return Arguments(arguments.args, {**arguments.kwargs, **moved}, arguments.names)
+
+
+def unclamp(model: Callable, arguments: Arguments) -> tuple[Callable, Arguments]:
+    """Turn `clamp(model, values, mask)` into the model, and the values into labels of the rows, where they are.
+
+    The labels then follow their rows into batches, and the fit's model is free for other rows.
+    """
+    handler = getattr(model, "clamp", None)
+    if not isinstance(handler, clamp):
+        return model, arguments
+    inner: Callable = model.model  # type: ignore[attr-defined]
+    values, rows = handler.values, arguments.num_rows
+    if _parameters(inner) is None or any(not v.dim() or len(v) != rows for v in values.values()):
+        return model, arguments
+    labels = {}
+    for name, value in values.items():
+        value = value.long() if value.dtype == torch.bool else value
+        known = handler.masks.get(name, torch.ones((), dtype=torch.bool)).to(value.device)
+        known = known.reshape(known.shape + (1,) * (value.dim() - known.dim() if known.dim() else 0))
+        labels[name] = torch.where(known, value, torch.nan if value.is_floating_point() else -1)
+    return inner, _join(arguments, labels)
+
+
+def check_labels(model: Callable, arguments: Arguments) -> None:
+    """Raise a ValueError for an entry that is neither an argument of the model nor a latent site."""
+    labels = labels_of(model, arguments.kwargs)
+    sites = _latent_sites(model, without_labels(model, arguments)) if labels else {}
+    stray = sorted(labels.keys() - sites.keys())
+    if stray:
+        takes = ", ".join(sorted(_parameters(model) or ()))
+        raise ValueError(
+            f"fit: expected data for the model's arguments ({takes}) or its latent sites ({', '.join(sorted(sites))}); "
+            f"got '{stray[0]}'. Rename it, or leave it out."
+        )
+
+
+def _latent_sites(model: Callable, arguments: Arguments) -> dict[str, Any]:
+    trace = structure(model, arguments.args, arguments.kwargs)
+    return {name: trace.nodes[name] for name in trace.stochastic_nodes}
+
+
+def name_states(model: Any, arguments: Arguments) -> None:
+    """Let the states of an initialised model mean what the labels say.
+
+    An unsupervised start numbers its states as it likes. The numbering that agrees best with the labels is found, and
+    the model's parameters, or its `initial_values` where they have priors, are reordered along the axis that its
+    `dims` give the states: whichever does to the posterior what it should. A model that does not tell is left as it is.
+    """
+    labels = labels_of(model, arguments.kwargs)
+    own = without_labels(model, arguments)
+    for name, label in labels.items():
+        try:
+            before = _posterior(model, own, name)
+        except ValueError:  # a latent site that cannot be enumerated
+            continue
+        order = _best_order(before, label)
+        if bool((order == torch.arange(len(order), device=order.device)).all()):
+            continue
+        for axis, aligned in product(dict.fromkeys(chain(*getattr(model, "dims", {}).values())), (0, -1)):
+            _reorder(model, own, axis, aligned, order)
+            if torch.allclose(_posterior(model, own, name), before[..., order], atol=1e-4):
+                break
+            _reorder(model, own, axis, aligned, order.argsort())
+
+
+def _posterior(model: Any, arguments: Arguments, site: str) -> Tensor:
+    start = poutine.condition(model, model.initial_values)
+    return EM(start).posterior(*arguments.args, **arguments.kwargs)[site]
+
+
+def _reorder(model: Any, arguments: Arguments, axis: str, aligned: int, order: Tensor) -> None:
+    """Reorder all entries along an axis, and along its twin in square matrices.
+
+    An array of fewer axes than declared is taken to have the first of them (`aligned` 0) or the last (-1).
+    """
+
+    def reordered(name: str, value: Tensor) -> Tensor:
+        declared = model.dims.get(name, [])
+        names = declared[: value.dim()] if aligned == 0 else declared[len(declared) - value.dim() :]
+        for i, other in enumerate(names):
+            if other.removesuffix("_2") == axis and value.shape[i] == len(order):
+                value = value.index_select(i, order.to(value.device))
+        return value
+
+    model.initial_values = {name: reordered(name, value) for name, value in model.initial_values.items()}
+    with Parameters() as parameters:
+        structure(model, arguments.args, arguments.kwargs, fresh=False)
+    for name, parameter in parameters.found.items():
+        parameter.write(reordered(name, parameter.value.detach()))
+
+
+def _best_order(posterior: Tensor, label: Tensor) -> Tensor:
+    """Which state each label most likely means: the assignment with the largest posterior of the known labels."""
+    count = posterior.shape[-1]
+    known = (label >= 0) & (label < count)  # NaN is neither; a label out of range is refused when it is clamped
+    table = torch.zeros(count, count, dtype=torch.float64)
+    table.index_add_(0, label[known].long().cpu(), posterior[known].double().cpu())
+    return torch.from_numpy(linear_sum_assignment(table.numpy(), maximize=True)[1]).to(posterior.device)

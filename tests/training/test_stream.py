@@ -1,0 +1,184 @@
+"""Streams of batches: the same fits as from memory, one batch at a time."""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import pyro_lvm as lvm
+
+SVI = lvm.infer.SVI(learning_rate=0.02)
+OPTIONS = {"inference": SVI, "seed": 0, "progress": False}
+
+
+class Batches:
+    """Batches that can be read again and again, and are never kept."""
+
+    def __init__(self, x, size, form=lambda rows: rows):
+        self.x, self.size, self.form = x, size, form
+        self.alive = weakref.WeakSet()
+        self.most = 0
+
+    def __iter__(self):
+        for rows in self.x.split(self.size):
+            rows = rows.clone()
+            self.alive.add(rows)
+            self.most = max(self.most, len(self.alive))
+            yield self.form(rows)
+
+
+class Rows(IterableDataset):
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+class CountedRows(Rows):
+    def __len__(self):
+        return len(self.x)
+
+
+def test_a_stream_of_one_batch_is_the_data(faithful):
+    model = lvm.models.GaussianMixture(2)
+    wanted = lvm.fit(model, faithful, max_epochs=20, **OPTIONS)
+    for stream in (
+        Batches(faithful, 272),
+        Batches(faithful, 272, lambda rows: {"x": rows}),
+        Batches(faithful, 272, lambda rows: (rows.numpy(),)),
+        DataLoader(TensorDataset(faithful), batch_size=300),
+        DataLoader(faithful, batch_size=300),
+        CountedRows(faithful),
+    ):
+        size = 272 if isinstance(stream, CountedRows) else None
+        fit = lvm.fit(model, stream, max_epochs=20, batch_size=size, patience=20, **OPTIONS)
+        assert fit.history["loss"] == wanted.history["loss"]
+        for name, value in wanted.params.items():
+            torch.testing.assert_close(fit.params[name], value, rtol=0, atol=0)
+
+
+def test_batches_of_a_stream_count_for_all_rows_or_for_themselves(faithful):
+    streams = {
+        "a loader knows": (DataLoader(TensorDataset(faithful), batch_size=64, shuffle=True), {}),
+        "a dataset knows": (CountedRows(faithful[torch.randperm(272)]), {"batch_size": 64}),
+        "the user knows": (Batches(faithful[torch.randperm(272)], 64), {"num_rows": 272}),
+        "nobody knows": (Batches(faithful[torch.randperm(272)], 64), {}),
+        "nobody knows the length": (Rows(faithful[torch.randperm(272)]), {"batch_size": 64}),
+    }
+    for kind, (stream, options) in streams.items():
+        fit = lvm.fit(lvm.models.GaussianMixture(2), stream, max_epochs=60, patience=60, **OPTIONS, **options)
+        assert fit.history["loss"][-1] == pytest.approx(1130, rel=0.02), kind
+        assert fit.score(faithful) * 272 == pytest.approx(-1130, rel=0.01), kind
+
+
+def test_stepwise_em_takes_a_stream(faithful):
+    loader = DataLoader(TensorDataset(faithful), batch_size=64, shuffle=True)
+    fit = lvm.fit(
+        lvm.models.GaussianMixture(2), loader, max_epochs=50, **{**OPTIONS, "inference": lvm.infer.EM(decay=0.7)}
+    )
+    assert fit.score(faithful) * 272 == pytest.approx(-1130.264, abs=0.5)
+
+
+def test_the_total_decides_between_prior_and_data(faithful):
+    options = {**OPTIONS, "guide": "map", "max_epochs": 1}
+    model = lvm.models.GaussianMixture(2, priors=True)
+    one = lvm.fit(model, Batches(faithful, 68), num_rows=272, **options).history["loss"]
+    two = lvm.fit(model, Batches(faithful, 68), num_rows=2720, **options).history["loss"]
+    assert two[0] == pytest.approx(10 * one[0], rel=0.2)
+
+
+def test_one_batch_is_in_memory_at_a_time(faithful):
+    stream = Batches(faithful.repeat(20, 1), 50)
+    fit = lvm.fit(lvm.models.GaussianMixture(2), stream, max_epochs=2, **OPTIONS)
+    assert len(fit.history["loss"]) == 2
+    fit.score(stream)
+    assert stream.most <= 3
+
+
+def test_verbs_on_a_stream(faithful, tmp_path):
+    stream = DataLoader(TensorDataset(faithful), batch_size=50)
+    fit = lvm.fit(lvm.models.GaussianMixture(2), stream, max_epochs=3, checkpoint=tmp_path / "fit", **OPTIONS)
+    torch.testing.assert_close(fit.log_likelihood(stream), fit.log_likelihood(faithful))
+    assert fit.bic(stream) == pytest.approx(fit.bic(faithful))
+    again = lvm.load(tmp_path / "fit").resume(stream, max_epochs=2, progress=False)
+    straight = lvm.fit(lvm.models.GaussianMixture(2), stream, max_epochs=5, **OPTIONS)
+    assert again.history["loss"] == straight.history["loss"]
+    with pytest.warns(UserWarning, match="was trained on these rows"):
+        assert lvm.compare({"fit": fit}, faithful).rows_seen.item() == 1.0
+    with pytest.raises(TypeError, match=r"got DataLoader\. Convert it"):
+        fit.predict(stream)
+
+
+def test_seeds_make_shuffled_loaders_repeat(faithful):
+    def loss():
+        loader = DataLoader(TensorDataset(faithful), batch_size=50, shuffle=True)
+        return lvm.fit(lvm.models.GaussianMixture(2), loader, max_epochs=3, **OPTIONS).history["loss"]
+
+    assert loss() == loss()
+
+
+def test_rows_seen_are_kept_in_bounded_space(faithful, monkeypatch):
+    from pyro_lvm.training import fingerprint
+
+    monkeypatch.setattr(fingerprint, "LIMIT", 64)
+    fit = lvm.fit(lvm.models.GaussianMixture(2), Batches(faithful, 50), max_epochs=1, **OPTIONS)
+    assert len(fit.seen) == 64
+    with pytest.warns(UserWarning, match="was trained on these rows"):
+        assert lvm.compare({"fit": fit}, faithful[::2]).rows_seen.item() == 1.0
+    assert lvm.compare({"fit": fit}, faithful + 0.001).rows_seen.item() == 0.0
+
+
+class Once:
+    """What a careless class does: the first epoch uses it up."""
+
+    def __init__(self, x):
+        self.batches = iter(x.split(50))
+
+    def __iter__(self):
+        return self.batches
+
+
+MISTAKES = [
+    (
+        lambda x: DataLoader(x, 9),
+        {"inference": "em"},
+        "EM uses all rows in every step; got a stream of batches. Pass all",
+    ),
+    (lambda x: DataLoader(x, 9), {"batch_size": 4}, r"DataLoader brings its own batches; got batch_size=4. Leave it"),
+    (lambda x: Batches(x, 9), {"batch_size": 4}, "Batches brings its own batches"),
+    (lambda x: Batches(x, 9), {"num_rows": 1.5}, "expected num_rows to be a whole number >= 1; got 1.5"),
+    (lambda x: Batches(x, 50), {"num_rows": 20}, "at most total=20 rows"),
+    (lambda x: Batches(x, 9), {"inference": "mcmc"}, "continuous latent|needs all rows at once"),
+    (lambda x: Once(x[:50]), {}, "Once to give batches in every epoch; got none. Let its __iter__ start"),
+    (
+        lambda x: Batches(x, 50, lambda rows: rows[:, :1] if len(rows) < 50 else rows),
+        {},
+        r"shape \(n, 2\); got \(22, 1\)",
+    ),
+    (lambda x: Batches(x, 50, lambda rows: rows / (len(rows) - 22)), {}, "expected x to be finite"),
+    (
+        lambda x: Batches(x, 50, lambda rows: {"y": rows}),
+        {},
+        "of GaussianMixture, x, sample_weights; got y",
+    ),
+]
+
+
+@pytest.mark.parametrize(("stream", "options", "message"), MISTAKES)
+def test_mistakes(faithful, stream, options, message):
+    with pytest.raises(ValueError, match=message):
+        lvm.fit(lvm.models.GaussianMixture(2), stream(faithful), **{**OPTIONS, **options})
+
+
+def test_a_sampler_takes_no_stream(faithful):
+    sampler = lvm.infer.MCMC(num_samples=2, warmup_steps=2)
+    with pytest.raises(ValueError, match=r"MCMC needs all rows at once; got a stream\. Use inference='svi'"):
+        lvm.fit(lvm.models.GaussianMixture(2, priors=True), Batches(faithful, 50), inference=sampler, progress=False)
+
+
+def test_a_stream_of_arrays_of_numpy(faithful):
+    stream = Batches(faithful, 100, lambda rows: np.asarray(rows))
+    assert len(lvm.fit(lvm.models.GaussianMixture(2), stream, max_epochs=1, **OPTIONS).history["loss"]) == 1
