@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_lvm.infer.at_guide import at_guide
-from pyro_lvm.infer.averaging import Averages
+from pyro_lvm.infer.averaging import Averages, keep_averages
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
@@ -293,8 +293,8 @@ class EM:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""
         if self._plan is None or not refresh(self._plan, expectation):
             self._plan = self._plan_from_few_rows(expectation, args, kwargs) or make_plan(expectation, True)
-            for regression in self._plan.regressions if self._averages is not None else ():
-                self._plan.demote(regression.names[0], "least squares needs all rows at once (decay=None)")
+            if self._averages is not None:
+                keep_averages(self._plan, expectation)
             for name, reason in self._demoted.items():
                 self._plan.demote(name, reason)
             for entry in self._plan.closed if self._averages is not None else []:

@@ -247,9 +247,14 @@ def _feasible(entry: ParameterPlan, sums: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 def _write(use: Use, solved: Tensor, old: Tensor) -> Tensor:
     """Put solved blocks into a parameter; blocks without weight keep their value."""
+    finite = _finite(solved)
+    if bool(finite.all()):
+        blocks = use.view.encode(solved)
+        if bool(torch.isfinite(blocks).all()):
+            return use.blocks.write(old, blocks)
     elements = use.blocks.elements
     kept = use.view.decode(old.reshape(-1)[elements]).to(solved.dtype)
-    solved = torch.where(_finite(solved), solved, kept)
+    solved = torch.where(finite, solved, kept)
     blocks = use.view.encode(solved)
     return use.blocks.write(old, torch.where(_finite(blocks), blocks, old.reshape(-1)[elements].to(blocks.dtype)))
 

@@ -157,6 +157,7 @@ class _Bernoulli(ExponentialFamily):
             feasible=within_total,
         ),
     )
+    first_is_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((),)
@@ -189,6 +190,7 @@ class _Poisson(ExponentialFamily):
             feasible=positive_ratio,
         ),
     )
+    first_is_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((),)
@@ -219,6 +221,7 @@ class _Binomial(ExponentialFamily):
     """With one number of trials for all cells and rows."""
 
     arguments = (_TRIALS,)
+    first_is_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((),)
@@ -298,6 +301,7 @@ class _Geometric(ExponentialFamily):
             feasible=within_total,
         ),
     )
+    first_is_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((),)
