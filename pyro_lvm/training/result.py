@@ -286,6 +286,7 @@ class Fit:
         arguments = as_labelled(x, self.model, self.device)
         if isinstance(self.model, LatentVariableModel):
             self.model.check(arguments.main)
+            self.model.check_covariates(len(arguments.main), **{k: v for k, v in arguments.kwargs.items() if k != "x"})
             mine = next(iter(self.tensors().values()), arguments.main)
             if mine.is_floating_point() and mine.dtype != arguments.main.dtype:
                 arguments = arguments.map(lambda t: t.to(mine.dtype) if t.is_floating_point() else t)
