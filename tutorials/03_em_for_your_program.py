@@ -1,10 +1,8 @@
 # %% [markdown]
 # # EM for a program of your own
 #
-# You have a Pyro program with discrete latent sites. `lvm.infer.EM` reads its M-step off the program: no derivation,
-# no learning rate. This page shows what it says when it cannot, how to help it, and how to go faster.
-#
-# Set `PYRO_LVM_SHORT=1` to run it with few steps, as the tests do; without it, it draws its picture anew.
+# `lvm.infer.EM` reads its M-step off a Pyro program with discrete latent sites: no derivation, no learning rate. Here:
+# what it says when it cannot, how to help it, and how to go faster. `PYRO_LVM_SHORT=1`: few steps, no picture.
 
 # %%
 import math
@@ -32,6 +30,9 @@ faithful = lvm.datasets.load("faithful").x
 # Old Faithful, in order: after a short eruption hardly ever comes another. We cut the record into 13 stretches (the
 # cuts are ours) and hold five out. A list of ragged sequences arrives as `x`, padded, and `lengths`; the mask leaves
 # the padding out. `transition`, `loc` and `scale` are shared by all steps, and their statistics add up.
+#
+# `poutine.lift`, Pyro's own, gives a parameter a prior, and guide "map" asks for the mode: MAP-EM. Conjugate priors
+# enter closed forms as pseudo-counts.
 
 
 # %%
@@ -49,16 +50,10 @@ def chain(x, lengths):
                 pyro.sample(f"x_{t}", dist.Normal(loc[z], scale[z]), obs=x[:, t])
 
 
-stretches = list(faithful[:, 0].split([9, 21, 14, 30, 11, 24, 18, 27, 12, 33, 16, 22, 35]))
+stretches = faithful[:, 0].split([9, 21, 14, 30, 11, 24, 18, 27, 12, 33, 16, 22, 35])
 train, held_out = stretches[:8], stretches[8:]
 hidden = lvm.fit(chain, train, inference="em", seed=0)
 print("from short and from long, to short and to long:", hidden.params["transition"].numpy().round(2).tolist())
-
-# %% [markdown]
-# **MAP-EM.** `poutine.lift` is Pyro's own: it gives a parameter a prior. A guide of point masses asks for the mode, and
-# a conjugate prior enters the closed form as pseudo-counts; others get gradient steps.
-
-# %%
 careful = poutine.lift(chain, prior={"transition": dist.Dirichlet(torch.full((2, 2), 2.0)).to_event(1)})
 mode = lvm.fit(careful, train, guide="map", inference="em", seed=0)
 alike = {"transition": torch.tensor([[0.36, 0.64]]).expand(2, 2)}  # no memory: the shares of short and long
@@ -98,13 +93,9 @@ def waits(x, m_step=None):
         pyro.sample("x", InverseGaussian(mean[z], shape), obs=x, infer={"m_step": m_step} if m_step else {})
 
 
-def print_plan():
-    with pyro.get_param_store().scope():  # parameters made by the way stay here
-        print(lvm.infer.EM(waits).plan(faithful[:, 1]))
-
-
-print_plan()
 by_gradient = lvm.fit(waits, faithful[:, 1], inference="em", max_epochs=2 if SHORT else 20)
+with by_gradient.scope():
+    print(by_gradient.inference.plan(faithful[:, 1]))
 
 # %% [markdown]
 # A site may bring its M-step: a function of its distribution, its value, and the posterior weights (states, rows).
@@ -120,8 +111,7 @@ by_hand = lvm.fit(lambda x: waits(x, solve), faithful[:, 1], inference="em")
 
 # %% [markdown]
 # That function knows this program's parameters. Register the *family* instead, and every program that uses it has its
-# closed form, whatever is tied or shared: statistics of every cell, and for each argument what to add up over the
-# cells of a parameter and how to solve the sums.
+# closed form, whatever is tied: statistics of every cell, and per argument what to add up and how to solve the sums.
 
 
 # %%
@@ -143,10 +133,11 @@ class _InverseGaussian(ClosedForm):
         return Statistics(total.shape, total=total, x=total * value, inverse=total / value)
 
 
-print_plan()
 by_family = lvm.fit(waits, faithful[:, 1], inference="em")
-final = [fit.score(faithful[:, 1]) for fit in (by_gradient, by_hand, by_family)]
-print("nats per row by gradient, by hand, by family:", final)
+with by_family.scope():
+    print(by_family.inference.plan(faithful[:, 1]))
+final = [fit.history["loss"][-1] for fit in (by_gradient, by_hand, by_family)]
+print("losses by gradient, by hand, by family (nats):", final)
 
 # %% [markdown]
 # ## Faster
@@ -154,7 +145,7 @@ print("nats per row by gradient, by hand, by family:", final)
 # Where sources overlap, EM crawls. Deaths of women over 80 in London on 1096 days (Hasselblad 1969, the test case of
 # Varadhan and Roland 2008): plain EM needs 2055 evaluations, squared extrapolation fewer than 80. On a stream of
 # batches, `decay` averages their statistics and moves after each: on the right, visits in ten batches a pass. It
-# starts faster, but batches are noise, and the exact end is for full EM.
+# starts faster, but batches are noise: the exact end is full EM's.
 #
 # ![Convergence of EM](pictures/convergence.png)
 
@@ -178,23 +169,22 @@ for name, options in {**races[0], **races[1]}.items():
         em = lvm.infer.EM(counts, **options)
         curve = curves[name] = []
         while name in races[0] and em.evaluations < (80 if options else 400 if SHORT else 2055):
-            curve.append((em.evaluations, em.step(*deaths)))
+            curve.append((em.evaluations + 1, em.step(*deaths)))
         for step in range(8 if name in races[1] else 0):
             curve.append((step, em.loss(visits)))
             for batch in DataLoader(visits, batch_size=101, shuffle=True) if options else [visits]:
                 em.step(batch)
 
 figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+left, right = figure.subplots(1, 2)
 least = min(loss for name in races[0] for _, loss in curves[name])
-for ax, race, label in zip(figure.subplots(1, 2), races, ("evaluations", "passes over the data"), strict=True):
-    for name in race:
-        at, losses = zip(*curves[name], strict=True)
-        shown = [max(loss - least, 1e-9) for loss in losses] if race is races[0] else losses
-        ax.plot(at, shown, marker="." if len(at) < 100 else "", label=name)
-    ax.set(xlabel=label, yscale="log" if race is races[0] else "linear")
+for name, curve in curves.items():
+    at, losses = (torch.tensor(values).double().numpy() for values in zip(*curve, strict=True))
+    ax, above = (left, (losses - least).clip(1e-9)) if name in races[0] else (right, losses)
+    ax.plot(at, above, ".-", markersize=4, label=name)
     ax.legend(frameon=False)
-figure.axes[0].set(title="Deaths: loss above the least (nats)", xscale="symlog")
-figure.axes[1].set_title("Visits: loss (nats)")
+left.set(title="deaths: loss above the least (nats)", xlabel="evaluations", xscale="log", yscale="log")
+right.set(title="visits: loss (nats)", xlabel="passes over the data")
 if not SHORT:
     figure.savefig(Path(__file__).parent / "pictures" / "convergence.png", dpi=75)
 
@@ -204,7 +194,6 @@ if not SHORT:
 # %%
 assert hidden.params["transition"][0, 0] < mode.params["MAP.transition"][0, 0] < 0.1
 assert ranking.index[-1] == "no memory"
-assert abs(final[1] - final[2]) < 1e-9
-assert SHORT or abs(final[0] - final[2]) < 1e-6
+assert max(final[1:] if SHORT else final) - min(final) < 1e-3
 assert curves["squarem"][-1][1] <= curves["plain EM"][-1][1] + 1e-6
 assert all(stepwise[1] <= full[1] for stepwise, full in zip(curves["stepwise EM"], curves["full EM"], strict=True))
