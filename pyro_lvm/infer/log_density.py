@@ -28,7 +28,11 @@ def log_density(fn: Any, value: Tensor, *args: Any, correction: Tensor | None = 
     Returns:
         Log-density of shape `fn.batch_shape` broadcast with the batch shape of `value`, nats.
     """
-    plain = bool(args or kwargs) or torch.is_grad_enabled() or (value.numel() < FEW and fn.batch_shape.numel() < FEW)
+    plain = (
+        bool(args or kwargs)
+        or torch.is_grad_enabled()
+        or (value.numel() < FEW and torch.Size(fn.batch_shape).numel() < FEW)
+    )
     kernel = None if plain and correction is None else Kernel.of(fn, value, correction=correction)
     if kernel is None or not kernel.accurate or kernel.cells.num_rows < 2:
         density = torch.as_tensor(fn.log_prob(value, *args, **kwargs))

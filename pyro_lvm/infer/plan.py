@@ -243,9 +243,14 @@ def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expe
     inputs = tensors or _tensors_of(fn)
     touched: dict[str, list[int]] = {}
     for name, parameter in expectation.parameters.items():
+        if name not in plans:
+            continue
         hits = [i for i, tensor in enumerate(inputs) if _depends(tensor, parameter)]
-        if hits and name in plans:
+        if hits:
             touched[name] = hits
+        elif tensors and any(_depends(tensor, parameter) for tensor in _tensors_of(fn)):
+            plans[name].sites = (*plans[name].sites, factor.name)
+            plans[name].reason = f"the closed form of '{factor.name}' ({type(fn).__name__}) leaves it out"
     for name, hits in touched.items():
         plan = plans[name]
         plan.sites = (*plan.sites, factor.name)

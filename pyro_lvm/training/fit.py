@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from pyro_lvm import _pyro
+from pyro_lvm.infer.coordinate_ascent import CoordinateAscent
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.mcmc import MCMC
 from pyro_lvm.infer.structure import row_plate, structure
@@ -71,15 +72,16 @@ def fit(
         model: Any Pyro program: a model of this package, a `PyroModule`, or a plain function.
         data: Array, tensor or DataFrame (the model's first argument); a dict of arguments; a
             `torch.utils.data.Dataset`, which is read whole; a list of sequences of unequal length; or a stream of
-            batches (a `DataLoader`, an `IterableDataset`, anything that can be iterated over once an epoch), of which
-            one is in memory at a time. NaN in `x` means missing to models that handle it. An entry `sample_weights`
-            of the dict, for models that take it, says how many equal rows each row stands for. An entry that is not
-            an argument of the model but one of its sites holds that site's known values, row by row, and -1 (in whole
-            numbers) or NaN (in others) where it is unknown: `lvm.fit(model, {"x": x, "z": labels})`.
-        guide: "map", "normal" or "multivariate-normal"; a guide or a class made from the model; by default "normal"
-            if the model has continuous latent sites, else none.
-        inference: "em", "svi" or "mcmc", or an object such as `lvm.infer.EM()`; by default EM for a model without
-            continuous latent sites, else SVI.
+            batches (a `DataLoader`, an `IterableDataset`, anything but a list that can be iterated over once an
+            epoch), of which one is in memory at a time. NaN in `x` means missing to models that handle it. An entry
+            `sample_weights` of the dict, for models that take it, says how many equal rows each row stands for (EM and
+            coordinate ascent). An entry that is not an argument of the model but one of its sites holds that site's
+            known values, row by row, and -1 (in whole numbers) or NaN (in others) where it is unknown:
+            `lvm.fit(model, {"x": x, "z": labels})`.
+        guide: "map", "normal", "multivariate-normal" or "conjugate"; a guide or a class made from the model; by
+            default the first that goes with the inference if the model has continuous latent sites, else none.
+        inference: "em", "coordinate-ascent", "svi" or "mcmc", or an object such as `lvm.infer.EM()`; by default EM
+            for a model without continuous latent sites, else SVI.
         max_epochs: Passes over the data; by default 2000 for EM and 2000 steps for SVI.
         batch_size: Rows per step; by default all of them (for SVI up to 4096 rows, else 1024), or a stream's own.
         num_rows: Rows of a stream, if its length does not tell; each batch then counts for all rows, else for itself.
@@ -186,6 +188,12 @@ def _start(
                 trace = structure(Labelled(model), arguments.args, arguments.kwargs)
             chosen = choose_inference(inference, model, trace)
             check_sites(Labelled(model), arguments, trace, exact=isinstance(chosen, EM) or bool(discrete_sites(trace)))
+            weighted = arguments.kwargs.get("sample_weights") is not None
+            if weighted and discrete_sites(trace) and not isinstance(chosen, (EM, CoordinateAscent)):
+                raise ValueError(
+                    f"fit: {type(chosen).__name__} cannot sum discrete sites out under weights of each row; got "
+                    "sample_weights. Use inference='em' or 'coordinate-ascent', or repeat rows."
+                )
             if isinstance(chosen, Sampler) and restarts > 1:
                 raise ValueError(
                     f"fit: expected restarts=1 with {type(chosen).__name__}; got {restarts}. Raise num_chains."

@@ -279,6 +279,51 @@ def test_a_mode_on_the_boundary_is_kept_inside_and_reported():
     assert np.isfinite(fit.history["loss"]).all()
 
 
+@pytest.mark.parametrize("inference", ["svi", "mcmc"])
+def test_weights_of_rows_are_refused_where_pyro_gets_them_wrong(x, inference):
+    """Pyro scales inside of the sum over states."""
+    data = {"x": x[:50, None], "sample_weights": torch.ones(50)}
+    with pytest.raises(ValueError, match="cannot sum discrete sites out under weights of each row"):
+        lvm.fit(lvm.models.PoissonMixture(2, priors=True), data, inference=inference, progress=False)
+
+
+def test_coordinate_ascent_counts_weights_as_repeated_rows(x):
+    rows, weights = x[:60, None], torch.arange(60).double() % 4
+    model = lvm.models.PoissonMixture(2, priors=True)
+    weighted = lvm.fit(
+        model, {"x": rows, "sample_weights": weights}, inference="coordinate-ascent", seed=0, progress=False
+    )
+    repeated = lvm.fit(
+        model, rows.repeat_interleave(weights.long(), 0), inference="coordinate-ascent", seed=0, progress=False
+    )
+    bounds = [min(fit.history["loss"]) for fit in (weighted, repeated)]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-6)
+
+
+def test_a_parameter_that_a_closed_form_leaves_out_is_not_frozen(x):
+    from pyro_lvm.infer.m_step import ClosedForm, closed_form, closed_form_of
+
+    class Shifted(dist.Normal):
+        pass
+
+    whole = closed_form(dist.Normal(0.0, 1.0))
+
+    @closed_form_of(Shifted)
+    class _OnlyTheScale(ClosedForm):
+        arguments = whole.arguments[1:]
+
+        def statistics(self, fn, value, weights, variance_floor):
+            return whole.statistics(dist.Normal(fn.loc, fn.scale), value, weights, variance_floor)
+
+    def model(x):
+        loc = pyro.param("loc", lambda: x.new_zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Shifted(loc, 1.0), obs=x)
+
+    plan = lvm.infer.EM(model).plan(x)
+    assert [(entry.name, "leaves it out" in entry.reason) for entry in plan.gradient] == [("loc", True)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
