@@ -289,7 +289,8 @@ def test_weights_of_rows_are_refused_where_pyro_gets_them_wrong(x, inference):
 
 def test_coordinate_ascent_counts_weights_as_repeated_rows(x):
     rows, weights = x[:60, None], torch.arange(60).double() % 4
-    model = lvm.models.PoissonMixture(2, priors=True)
+    rate = dist.Gamma(x.new_tensor(2.0), x.new_tensor(0.5)).expand([2, 1]).to_event(2)
+    model = lvm.models.PoissonMixture(2, priors={"weights": dist.Dirichlet(x.new_ones(2)), "rate": rate})
     weighted = lvm.fit(
         model, {"x": rows, "sample_weights": weights}, inference="coordinate-ascent", seed=0, progress=False
     )
