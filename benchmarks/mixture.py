@@ -16,7 +16,7 @@ How it is measured:
   with one validated step, row hashes) is printed apart.
 * scikit-learn computes in float64, pomegranate in its own float32. Ratios compare like with like: our float64 with
   scikit-learn, our float32 with pomegranate. The EM by hand is for this one model, in the same arithmetic as ours:
-  what deriving everything from a program costs. scikit-learn runs with `reg_covar=0`, which is the same algorithm as ours.
+  what deriving everything from a program costs. scikit-learn runs with `reg_covar=0`, which is our algorithm.
 
 At the end, log-likelihoods after the same number of iterations are compared. Timings are never assertions.
 """

@@ -5,6 +5,7 @@ from pyro_lvm.models.categorical_mixture import CategoricalMixture
 from pyro_lvm.models.dirichlet_process_mixture import DirichletProcessMixture
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.heterogeneous_mixture import HeterogeneousMixture
+from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
 from pyro_lvm.models.poisson_mixture import PoissonMixture
 from pyro_lvm.models.student_t_mixture import StudentTMixture
 
@@ -14,6 +15,7 @@ __all__ = [
     "DirichletProcessMixture",
     "GaussianMixture",
     "HeterogeneousMixture",
+    "MixtureOfExperts",
     "PoissonMixture",
     "StudentTMixture",
 ]

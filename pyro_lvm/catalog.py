@@ -40,6 +40,7 @@ class Entry:
         reference: Where it comes from.
         example: Makes a small instance for the laws and the command line.
         variants: Keyword arguments that together exercise all of its code.
+        covariates: How many leading columns of the data set are covariates.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Entry:
     reference: str
     example: Callable[..., Any]
     variants: tuple[dict[str, Any], ...]
+    covariates: int = 0
 
     def rows(self) -> Tensor:
         """The example data."""
@@ -138,6 +140,18 @@ CATALOG: dict[str, Entry] = {
             reference="Vermunt, Magidson (2002), Latent class cluster analysis",
             example=lambda **kwargs: models.HeterogeneousMixture(**{"num_components": 2, **kwargs}),
             variants=tuple({"columns": [age, "poisson", "categorical", "bernoulli"]} for age in ("normal", "gamma")),
+        ),
+        Entry(
+            name="MixtureOfExperts",
+            model=models.MixtureOfExperts,
+            summary="rows explained by covariates: K linear regressions under a gate, linear or a network",
+            inferences=("em", "svi"),
+            guides=(),
+            data="faithful",
+            reference="Jordan, Jacobs (1994), Hierarchical mixtures of experts and the EM algorithm",
+            example=lambda **kwargs: models.MixtureOfExperts(**{"num_components": 2, **kwargs}),
+            variants=({},),
+            covariates=1,
         ),
     )
 }

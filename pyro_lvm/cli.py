@@ -98,7 +98,9 @@ def fit(
         typer.Option(metavar="COLUMN", help="The column of known components, from 0; -1 or empty where unknown."),
     ] = None,
     drop: DropOption = None,
-    inference: Annotated[str | None, typer.Option(help="em, svi or mcmc; by default the model's own.")] = None,
+    inference: Annotated[
+        str | None, typer.Option(help="em, coordinate-ascent, svi or mcmc; by default the model's own.")
+    ] = None,
     guide: Annotated[str | None, typer.Option(help="For svi: normal, multivariate-normal or map.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -117,7 +119,7 @@ def fit(
     entry = _entry(model)
     options = (
         {"priors": True}
-        if inference in ("svi", "mcmc") and "priors" in inspect.signature(entry.model).parameters
+        if inference in ("coordinate-ascent", "svi", "mcmc") and "priors" in inspect.signature(entry.model).parameters
         else {}
     )
     options.update(_settings(entry.model, settings or []))

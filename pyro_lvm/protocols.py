@@ -99,6 +99,9 @@ class LatentVariableModel(PyroModule):
     def check(self, x: Tensor) -> None:
         """Raise a ValueError if rows `x` do not fit the model."""
 
+    def check_covariates(self, rows: int, **covariates: Any) -> None:
+        """Raise a ValueError if what else the program takes does not fit `rows` rows."""
+
     def check_training(self, x: Tensor) -> None:
         """Raise a ValueError if rows `x` are not enough to learn from."""
         self.check(x)

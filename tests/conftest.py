@@ -14,6 +14,8 @@ CHECKED = [  # whatever states shapes
 with install_import_hook(CHECKED, "beartype.beartype"):
     import pyro_lvm as lvm
 
+torch.set_num_threads(1)  # one core for each of pytest-xdist's workers
+
 
 @pytest.fixture(autouse=True)
 def _fixed_seed():

@@ -17,9 +17,12 @@ from typing import Any
 
 import torch
 
-from pyro_lvm.infer.m_step import Statistics
+from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.factors import Factor
+from pyro_lvm.infer.m_step import Statistics, closed_form, innermost
+from pyro_lvm.infer.plan import Plan
 
-__all__ = ["Averages"]
+__all__ = ["Averages", "keep_averages"]
 
 
 class Averages:
@@ -63,3 +66,27 @@ class Averages:
             name: Statistics(torch.Size(saved["cells"]), **{k: v for k, v in saved.items() if k != "cells"})
             for name, saved in state["sites"].items()
         }
+
+
+def keep_averages(plan: Plan, expectation: Expectation) -> None:
+    """Leave to gradients what averages over batches cannot hold: statistics of single rows."""
+    for entry in plan.closed:
+        by_row = [use.site for use in entry.uses if _differs_by_row(expectation.factors[use.site])]
+        if entry.regression is not None:
+            plan.demote(entry.name, "least squares needs all rows at once (decay=None)")
+        elif by_row:
+            reason = f"the parameters of {by_row[0]} differ from row to row, which needs all rows (decay=None)"
+            plan.demote(entry.name, reason)
+
+
+def _differs_by_row(factor: Factor) -> bool:
+    """Whether some argument of a site has an entry of its own for every index of a plate."""
+    fn = innermost(factor.fn)
+    form, inner = closed_form(fn), len(fn.batch_shape) - len(factor.fn.batch_shape)
+    plates = [f.dim - inner for f in factor.site["cond_indep_stack"] if f.vectorized]
+    for argument in form.arguments if form else ():
+        value = argument.read(fn)
+        batch = value.shape[: value.dim() - argument.event_dim]
+        if any(dim >= -len(batch) and batch[dim] > 1 for dim in plates):
+            return True
+    return False

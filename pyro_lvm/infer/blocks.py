@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,9 +40,23 @@ class Blocks:
     injective: bool
     factor: Tensor | None = None
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether the blocks are the parameter's first entries, in order."""
+        flat = self.elements.reshape(-1)
+        return torch.equal(flat, torch.arange(len(flat), device=flat.device))
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether each cell has a block of its own, in order."""
+        same = len(self.block) == len(self.elements)
+        return same and torch.equal(self.block, torch.arange(len(self.block), device=self.block.device))
+
     def scatter(self, statistic: Tensor, cells: torch.Size) -> Tensor:
         """Add a statistic of shape `cells + trailing` into blocks: shape (blocks, *trailing)."""
         trailing = statistic.shape[len(cells) :]
+        if self.in_order and self.padded(cells) == cells:
+            return statistic.reshape(len(self.block), *trailing)
         batch = self.padded(cells)
         repeated = [d for d, size in enumerate(batch) if size == 1 and cells[d] > 1]
         if repeated:  # cells that the argument does not tell apart
@@ -56,14 +71,18 @@ class Blocks:
 
     def read(self, parameter: Tensor) -> Tensor:
         """The argument's entries: shape `batch + event`."""
-        blocks = parameter.reshape(-1)[self.elements]
-        copied = blocks[self.block].reshape((*self.batch, *self.elements.shape[1:]))
+        whole = self.whole and parameter.numel() == self.elements.numel()
+        blocks = parameter.reshape(self.elements.shape) if whole else parameter.reshape(-1)[self.elements]
+        copied = blocks if self.in_order else blocks[self.block]
+        copied = copied.reshape((*self.batch, *self.elements.shape[1:]))
         if self.factor is None:
             return copied
         return copied * self.factor.reshape((*self.factor.shape, *([1] * (self.elements.dim() - 1))))
 
     def write(self, parameter: Tensor, blocks: Tensor) -> Tensor:
         """A copy of the parameter with new blocks."""
+        if self.whole and blocks.numel() == parameter.numel():
+            return blocks.to(parameter.dtype).reshape(parameter.shape)
         flat = parameter.detach().reshape(-1).clone()
         flat[self.elements.reshape(-1)] = blocks.to(flat.dtype).reshape(-1)
         return flat.reshape(parameter.shape)

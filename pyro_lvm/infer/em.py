@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_lvm.infer.at_guide import at_guide
-from pyro_lvm.infer.averaging import Averages
+from pyro_lvm.infer.averaging import Averages, keep_averages
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
@@ -83,6 +83,21 @@ class EM:
         ...     losses = [em.step(x) for _ in range(5)]
         >>> losses[-1] < losses[0]
         True
+
+        A mixture of regressions is weighted least squares:
+
+        >>> def lines(x, t):
+        ...     slope = pyro.param("slope", torch.tensor([-1.0, 1.0]))
+        ...     intercept = pyro.param("intercept", torch.zeros(2))
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        ...         pyro.sample("x", dist.Normal(slope[z] * t + intercept[z], 0.5), obs=x)
+        >>> with pyro.get_param_store().scope():
+        ...     print(lvm.infer.EM(lines).plan(torch.tensor([1.0, -2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0])))
+        E-step: exact enumeration of z (2 states), one backward pass
+        parameter  shape  M-step       because
+        slope      (2,)   closed form  it is a coefficient of x.loc (least squares)
+        intercept  (2,)   closed form  it is a coefficient of x.loc (least squares)
     """
 
     guides = ("map",)
@@ -116,6 +131,7 @@ class EM:
         self.variance_floor = variance_floor
         self.gradient_steps = gradient_steps
         self.optimizer = optimizer
+        self.own = () if optimizer is None else ("optimizer",)
         self.decay = decay
         self.acceleration = acceleration
         self.annealing = tuple(annealing)
@@ -277,7 +293,9 @@ class EM:
     def _current_plan(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""
         if self._plan is None or not refresh(self._plan, expectation):
-            self._plan = self._plan_from_few_rows(expectation, args, kwargs) or make_plan(expectation)
+            self._plan = self._plan_from_few_rows(expectation, args, kwargs) or make_plan(expectation, True)
+            if self._averages is not None:
+                keep_averages(self._plan, expectation)
             for name, reason in self._demoted.items():
                 self._plan.demote(name, reason)
             for entry in self._plan.closed if self._averages is not None else []:
@@ -291,7 +309,7 @@ class EM:
         if few is None:
             return None
         try:
-            plan = make_plan(expect(self._program, self.max_plate_nesting or 0, *few))
+            plan = make_plan(expect(self._program, self.max_plate_nesting or 0, *few), True)
         except REFUSALS:
             return None
         return plan if refresh(plan, expectation) else None

@@ -214,9 +214,11 @@ class ExponentialFamily(ClosedForm):
 
     Attributes:
         event_dim: Dimensions of one value.
+        first_is_value: Whether the first statistic is the value itself; it may then be made in place.
     """
 
     event_dim: ClassVar[int] = 0
+    first_is_value: ClassVar[bool] = False
 
     @abstractmethod
     def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.averaging import Averages
+from pyro_lvm.infer.design import Moved
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, innermost
@@ -41,6 +42,11 @@ def maximise(
     with torch.no_grad():
         sites = Sites(plan, expectation, variance_floor, memory, averages)
         values = {entry.name: expectation.parameters[entry.name].value.detach() for entry in plan.closed}
+        for regression in plan.regressions:
+            coefficients, moved = regression.solve(expectation)
+            values.update(coefficients)
+            for site, change in moved.items():
+                sites.move(site, change)
         for entries in groups(plan):
             joint = _joint(entries)
             for _ in range(1 if joint else max(use.form.sweeps for entry in entries for use in entry.uses)):
@@ -121,11 +127,23 @@ class Sites:
             self.found.pop(prior.site, None)
         return new
 
+    def move(self, name: str, moved: Moved) -> None:
+        """Let everything that follows see a site whose location or value a regression changed."""
+        if moved.value is not None:
+            self.expectation.factors[name].site["value"] = moved.value
+            self.found.pop(name, None)
+        elif moved.loc is not None and name in self.forms:
+            statistics = self[name].statistics
+            self[name].now["loc"] = moved.loc
+            # residuals know no spread of the values, which the floor is relative to
+            floor = (self.variance_floor * moved.spread).clamp_min(torch.finfo(moved.loc.dtype).tiny)
+            statistics["floor"] = floor.expand_as(statistics["floor"])
+
 
 def groups(plan: Plan) -> list[list[ParameterPlan]]:
     """Parameters of one site after one another, locations before scales; sites that share a parameter go together."""
     groups: list[list[ParameterPlan]] = []
-    for entry in plan.closed:
+    for entry in (entry for entry in plan.closed if entry.uses):
         sites = {use.site for use in entry.uses}
         near = [g for g in groups if any(use.site in sites for e in g for use in e.uses)]
         groups = [g for g in groups if g not in near] + [[*(e for g in near for e in g), entry]]
@@ -216,7 +234,7 @@ def _feasible(entry: ParameterPlan, sums: tuple[Tensor, ...]) -> tuple[Tensor, .
     if feasible is None or not entry.priors:
         return sums
     moved = feasible(sums)
-    if not entry.on_boundary and any(bool((a < b).any()) for a, b in zip(sums, moved, strict=True)):
+    if not entry.on_boundary and any(bool((b - a > 1e-9 * b).any()) for a, b in zip(sums, moved, strict=True)):
         entry.on_boundary = True
         warnings.warn(
             f"EM: the prior of '{entry.name}' ({entry.priors[0].kind}, concentration below one) puts its mode on the "
@@ -229,9 +247,14 @@ def _feasible(entry: ParameterPlan, sums: tuple[Tensor, ...]) -> tuple[Tensor, .
 
 def _write(use: Use, solved: Tensor, old: Tensor) -> Tensor:
     """Put solved blocks into a parameter; blocks without weight keep their value."""
+    finite = _finite(solved)
+    if bool(finite.all()):
+        blocks = use.view.encode(solved)
+        if bool(torch.isfinite(blocks).all()):
+            return use.blocks.write(old, blocks)
     elements = use.blocks.elements
     kept = use.view.decode(old.reshape(-1)[elements]).to(solved.dtype)
-    solved = torch.where(_finite(solved), solved, kept)
+    solved = torch.where(finite, solved, kept)
     blocks = use.view.encode(solved)
     return use.blocks.write(old, torch.where(_finite(blocks), blocks, old.reshape(-1)[elements].to(blocks.dtype)))
 

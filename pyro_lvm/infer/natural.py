@@ -137,25 +137,32 @@ class Kernel:
     def write(self, start: int, stop: int, out: Tensor) -> None:
         """Features of some rows, into a buffer of shape (num_features, stop - start)."""
         rows = self.cells.rows[start:stop]
-        if self.reference is not None and rows.dtype != torch.float64:
-            rows = rows - self.reference.centre.to(rows.dtype)  # exact where it matters: rows near the centre
-        elif self.reference is not None:
-            rows = rows - self.reference.centre
-        rows = rows.to(out.dtype)
         inner, event = len(self.inner), self.family.event_dim
-        value = rows.permute((*range(1 + inner, 1 + inner + event), *range(1, 1 + inner), 0)).contiguous()
+        value = rows.permute((*range(1 + inner, 1 + inner + event), *range(1, 1 + inner), 0))
         buffers, position = [], 0
         for shape in self.family.trailing(self.base):
             full = (*shape, *self.inner, len(rows))
             size = math.prod(full[:-1])
             buffers.append(out[position : position + size].view(full))
             position += size
+        value = self._centred(value, buffers[0])
         self.family.fill(value, self.base, self.reference, tuple(buffers))
         if self.mask is not None:
             mask = self.mask[start:stop].movedim(0, -1).to(out.dtype)
             for buffer in buffers:
                 buffer.mul_(mask)
             out[position:].view(*mask.shape).copy_(mask)
+
+    def _centred(self, value: Tensor, buffer: Tensor) -> Tensor:
+        """Values about the reference, rows last and in memory order; in the buffer, if that is where they belong."""
+        fits = self.family.first_is_value and buffer.shape == value.shape
+        target = buffer if fits else torch.empty(value.shape, dtype=buffer.dtype, device=buffer.device)
+        if self.reference is None:
+            return target.copy_(value)
+        centre = self.reference.centre.to(value.dtype) if value.is_floating_point() else self.reference.centre
+        inner, event = len(self.inner), self.family.event_dim
+        centre = centre.permute((*range(inner, inner + event), *range(inner))).unsqueeze(-1)
+        return torch.sub(value, centre, out=target)
 
     def log_base(self, start: int, stop: int) -> Tensor | None:
         """The base measure of some rows, (stop - start,), nats; None if it is zero."""

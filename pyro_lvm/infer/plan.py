@@ -14,6 +14,7 @@ from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.m_step import Argument, ClosedForm, Conjugate, View, closed_form, innermost
 from pyro_lvm.infer.parameters import Parameter
+from pyro_lvm.infer.regression import Regression, find_regressions
 from pyro_lvm.ops.cells import compact
 
 __all__ = ["ParameterPlan", "Plan", "PriorUse", "Use", "make_plan", "refresh"]
@@ -54,6 +55,8 @@ class ParameterPlan:
         uses: The selections that give its closed form; empty for a gradient step.
         priors: The sites that it is the value of.
         sites: All sites whose density depends on it.
+        roles: Those sites, each with the argument in which it is seen ("value" for a prior's value).
+        regression: The least squares that give its closed form in place of selections.
         reason: Why there is no closed form; empty if there is one.
         own: The site whose `infer={"m_step": ...}` updates it; empty if none does.
         on_boundary: Whether a prior was found to put the mode on the boundary of the support.
@@ -64,6 +67,8 @@ class ParameterPlan:
     uses: list[Use] = field(default_factory=list)
     priors: list[PriorUse] = field(default_factory=list)
     sites: tuple[str, ...] = ()
+    roles: list[tuple[str, str]] = field(default_factory=list)
+    regression: Regression | None = None
     reason: str = ""
     on_boundary: bool = False
     own: str = ""
@@ -93,7 +98,7 @@ class ParameterPlan:
     @property
     def closed(self) -> bool:
         """Whether the M-step is in closed form."""
-        return bool(self.uses) and not self.reason and not self.own
+        return bool(self.uses or self.regression) and not self.reason and not self.own
 
 
 @dataclass
@@ -119,7 +124,13 @@ class Plan:
     def closed(self) -> list[ParameterPlan]:
         """Parameters with a closed-form M-step, locations before the scales around them."""
         plans = [p for p in self if p.closed]
-        return sorted(plans, key=lambda p: p.uses[0].form.arguments.index(p.uses[0].argument))
+        return sorted(plans, key=lambda p: p.uses[0].form.arguments.index(p.uses[0].argument) if p.uses else -1)
+
+    @property
+    def regressions(self) -> list[Regression]:
+        """The least squares to solve."""
+        found = {id(p.regression): p.regression for p in self if p.closed}
+        return [regression for regression in found.values() if regression is not None]
 
     @property
     def gradient(self) -> list[ParameterPlan]:
@@ -134,19 +145,23 @@ class Plan:
     def wants_weights(self, expectation: Expectation) -> bool:
         """Whether the M-step needs posterior weights themselves, not only the statistics that the E-step gathered."""
         gathered = expectation.gathered.keys()
-        return bool(self.gradient or self.own) or any(
+        return bool(self.gradient or self.own or self.regressions) or any(
             use.site not in gathered for entry in self.closed for use in entry.uses if use.site not in self.outside
         )
 
     def demote(self, name: str, reason: str) -> None:
-        """Hand a parameter over to the gradient step."""
-        self.parameters[name].reason = reason
+        """Hand a parameter over to the gradient step, and all that are maximised with it."""
+        regression = self.parameters[name].regression
+        for other in (name,) if regression is None else regression.names:
+            self.parameters[other].reason = reason
 
     def __str__(self) -> str:
         header = ("parameter", "shape", "M-step", "because")
         rows = [header]
         for p in self:
-            if p.closed:
+            if p.closed and p.regression:
+                rows.append((p.name, str(p.shape), "closed form", f"it is {p.regression.describe()}"))
+            elif p.closed:
                 uses = list(dict.fromkeys(use.describe() for use in p.uses))
                 shown = ", ".join(uses[:3]) + (f" and {len(uses) - 3} more" if len(uses) > 3 else "")
                 shown += "".join(f", with prior {prior.kind}" for prior in p.priors)
@@ -162,8 +177,13 @@ class Plan:
         return "\n".join([f"E-step: {self.strategy}", *lines])
 
 
-def make_plan(expectation: Expectation) -> Plan:
-    """Derive every parameter's M-step from the graph between parameters and distribution arguments."""
+def make_plan(expectation: Expectation, least_squares: bool = False) -> Plan:
+    """Derive every parameter's M-step from the graph between parameters and distribution arguments.
+
+    Args:
+        expectation: An E-step; a few rows do.
+        least_squares: Whether to look for regressions too.
+    """
     plans = {
         name: ParameterPlan(name, tuple(parameter.value.shape))
         for name, parameter in expectation.parameters.items()
@@ -173,6 +193,8 @@ def make_plan(expectation: Expectation) -> Plan:
         _add_uses(plans, factor, expectation)
     for factor in expectation.factors.values():
         _add_priors(plans, factor, expectation)
+    if least_squares:
+        _add_regressions(plans, expectation)
     for plan in plans.values():
         plan.unify()
     latent = [
@@ -227,6 +249,7 @@ def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expe
     for name, hits in touched.items():
         plan = plans[name]
         plan.sites = (*plan.sites, factor.name)
+        plan.roles += [(factor.name, form.arguments[i].name if form else "") for i in hits]
         own = factor.site["infer"].get("m_step")
         plan.own = factor.name if callable(own) else plan.own
         if own == "gradient":
@@ -237,9 +260,11 @@ def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expe
             plan.reason = f"site '{factor.name}' ({type(fn).__name__}) has no closed form"
             continue
         for i in hits:
+            others = [o for o, h in touched.items() if o != name and i in h]
             use = _find_use(factor, form, form.arguments[i], tensors[i], expectation.parameters[name])
+            if others and isinstance(use, Use):  # by accident: the others are zero just now
+                use = "it is computed from the parameter, not selected from it"
             if isinstance(use, str):
-                others = [o for o, h in touched.items() if o != name and i in h]
                 also = f" (with {', '.join(others)})" if others else ""
                 plan.reason = f"{factor.name}.{form.arguments[i].name}: {use}{also}"
                 break
@@ -256,6 +281,7 @@ def _add_priors(plans: dict[str, ParameterPlan], factor: Factor, expectation: Ex
         if not _depends(factor.value, parameter):
             continue
         plan.sites = (*plan.sites, factor.name)
+        plan.roles.append((factor.name, "value"))
         if plan.reason or not plan.uses:
             plan.reason = plan.reason or "only its prior depends on it"
             continue
@@ -266,6 +292,19 @@ def _add_priors(plans: dict[str, ParameterPlan], factor: Factor, expectation: Ex
             continue
         conjugate = use.argument.conjugate_to(use.view, prior)
         plan.priors.append(PriorUse(factor.name, blocks, type(prior).__name__, conjugate))
+
+
+def _add_regressions(plans: dict[str, ParameterPlan], expectation: Expectation) -> None:
+    """Locations that are computed from parameters, if linearly."""
+    asked = {name for name, factor in expectation.factors.items() if "m_step" in factor.site["infer"]}
+    failed = [name for name, plan in plans.items() if plan.reason and asked.isdisjoint(plan.sites)]
+    regressions, reasons = find_regressions(expectation, {name: p.roles for name, p in plans.items()}, failed)
+    for regression in regressions:
+        for name in regression.names:
+            plans[name].regression = regression
+            plans[name].uses, plans[name].priors, plans[name].reason = [], [], ""
+    for name, reason in reasons.items():
+        plans[name].reason += f", and not by least squares: {reason}"
 
 
 def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tensor, parameter: Parameter) -> Use | str:

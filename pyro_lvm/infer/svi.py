@@ -104,6 +104,7 @@ class SVI:
         self.local_learning_rate = local_learning_rate
         self.optimizer = optimizer or partial(torch.optim.Adam, lr=learning_rate, fused=True)
         self.objective = loss
+        self.own = tuple(name for name, value in (("optimizer", optimizer), ("loss", loss)) if value is not None)
         self.learning_rate = learning_rate
         self.num_particles = num_particles
         self._updates = _Updates(self.optimizer)

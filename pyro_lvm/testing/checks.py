@@ -14,7 +14,17 @@ from torch import Tensor
 from pyro_lvm.testing import oracles
 from pyro_lvm.training.scope import Scope
 
-__all__ = ["STANDARD_ERRORS", "gradients", "is_double", "mean_and_error", "own", "require", "same", "seeded"]
+__all__ = [
+    "STANDARD_ERRORS",
+    "everywhere",
+    "gradients",
+    "is_double",
+    "mean_and_error",
+    "own",
+    "require",
+    "same",
+    "seeded",
+]
 
 STANDARD_ERRORS = 5.0
 Proposal = Callable[[Tensor], Any]
@@ -32,6 +42,11 @@ def require(condition: bool, message: str) -> None:
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """A mean and its standard error."""
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def everywhere(covariates: Mapping[str, Tensor] | None, rows: int) -> dict[str, Tensor]:
+    """Covariates of one row, shape (1, ...) each, repeated for many."""
+    return {name: row.expand(rows, *row.shape[1:]) for name, row in (covariates or {}).items()}
 
 
 # Enumeration and EM

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_lvm.testing import oracles
-from pyro_lvm.testing.checks import STANDARD_ERRORS, mean_and_error, require, seeded
+from pyro_lvm.testing.checks import STANDARD_ERRORS, everywhere, mean_and_error, require, seeded
 from pyro_lvm.training import Fit
 
 __all__ = ["bound_is_below_evidence", "density_integrates_to_one", "sampler_agrees_with_density"]
@@ -23,6 +24,7 @@ def density_integrates_to_one(
     proposal: Proposal = oracles.broad_reals,
     num_draws: int = 10_000,
     seed: int = 0,
+    covariates: Mapping[str, Tensor] | None = None,
 ) -> None:
     r"""The density that a fit reports is normalised: :math:`\mathrm{E}_q[p(x) / q(x)] = 1` to 5 standard errors.
 
@@ -33,12 +35,13 @@ def density_integrates_to_one(
             `oracles.broad_counts` or `oracles.broad_bits`.
         num_draws: Draws from the proposal; enough that the standard error is below 0.05.
         seed: Of the draws.
+        covariates: Other arguments of the model, of one row that all draws share, shape (1, ...) each.
 
     Raises:
         AssertionError: The integral is off, or its standard error is above 0.05.
     """
     with seeded(seed):
-        _, ratios = _weighted(fit, rows, proposal, num_draws)
+        _, ratios = _weighted(fit, rows, proposal, num_draws, covariates)
     mean, error = mean_and_error(ratios)
     require(
         bool(error < 0.05),
@@ -58,6 +61,7 @@ def sampler_agrees_with_density(
     proposal: Proposal = oracles.broad_reals,
     num_draws: int = 10_000,
     seed: int = 0,
+    covariates: Mapping[str, Tensor] | None = None,
 ) -> None:
     """`fit.sample` draws from the density of `fit.log_likelihood`: two moments of every column, to 5 standard errors.
 
@@ -67,14 +71,15 @@ def sampler_agrees_with_density(
         proposal: As in `density_integrates_to_one`.
         num_draws: Draws from the sampler, and from the proposal.
         seed: Of the draws.
+        covariates: As in `density_integrates_to_one`.
 
     Raises:
         AssertionError: A moment differs; the message names the column.
     """
     centre, scale = rows.double().mean(0), rows.double().std(0).clamp_min(1e-12)
     with seeded(seed):
-        draws, ratios = _weighted(fit, rows, proposal, num_draws)
-        sampled = fit.sample(num_draws).double()
+        draws, ratios = _weighted(fit, rows, proposal, num_draws, covariates)
+        sampled = fit.sample(num_draws, **everywhere(covariates, num_draws)).double()
     require(
         sampled.shape == (num_draws, rows.shape[1]),
         f"sampler_agrees_with_density: sample({num_draws}) has shape {tuple(sampled.shape)}.",
@@ -93,11 +98,16 @@ def sampler_agrees_with_density(
             )
 
 
-def _weighted(fit: Fit, rows: Tensor, proposal: Proposal, num_draws: int) -> tuple[Tensor, Tensor]:
+def _weighted(
+    fit: Fit, rows: Tensor, proposal: Proposal, num_draws: int, covariates: Mapping[str, Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """Draws of a proposal fitted to rows, and the fit's density over the proposal's at each."""
     broad = proposal(rows)
     draws = broad.sample((num_draws,))
-    log_ratios = fit.log_likelihood(draws.to(rows.dtype)).double() - broad.log_prob(draws)
+    data: Any = draws.to(rows.dtype)
+    if covariates:
+        data = {"x": data, **everywhere(covariates, num_draws)}
+    log_ratios = fit.log_likelihood(data).double() - broad.log_prob(draws)
     return draws, log_ratios.exp()
 
 

@@ -160,10 +160,11 @@ def closed_form_is_stationary(model: Callable, *args: Any, **kwargs: Any) -> Non
         start = _expected_log_joint(program, nesting, args, kwargs, weights).detach()
         for entry in entries:
             target = targets[entry.name]
-            target.data.copy_(new[entry.name])
+            for name in entry.regression.names if entry.regression else (entry.name,):
+                targets[name].data.copy_(new[name])
             expected = _expected_log_joint(program, nesting, args, kwargs, weights)
             total = float(sum(weights[site].sum() for site in entry.sites))
-            if isinstance(entry.uses[0].form, AugmentedForm):
+            if any(isinstance(use.form, AugmentedForm) for use in entry.uses):
                 fall = float(start - expected.detach()) / total
                 require(
                     fall <= 1e-9,
@@ -173,7 +174,7 @@ def closed_form_is_stationary(model: Callable, *args: Any, **kwargs: Any) -> Non
             slopes[entry.name] = float(gradients(expected, [target])[0].abs().max()) / total
         for entry in entries:  # parameters that are maximised jointly are flat only together
             slope = slopes.get(entry.name, 0.0)
-            if slope > 1e-6 and entry.uses[0].form.joint is not None:
+            if slope > 1e-6 and any(use.form.joint is not None for use in entry.uses):
                 expected = _expected_log_joint(program, nesting, args, kwargs, weights)
                 total = float(sum(weights[site].sum() for site in entry.sites))
                 slope = float(gradients(expected, [targets[entry.name]])[0].abs().max()) / total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_lvm import training
 from pyro_lvm.handlers import minibatch
 from pyro_lvm.infer import SVI
-from pyro_lvm.testing.checks import own, require, same, seeded
+from pyro_lvm.testing.checks import everywhere, own, require, same, seeded
 from pyro_lvm.training import Fit
 
 __all__ = [
@@ -27,7 +27,13 @@ __all__ = [
 
 
 def save_load_is_exact(
-    fit: Fit, rows: Any, folder: str | Path, *, model: Callable | None = None, guide: Any = None
+    fit: Fit,
+    rows: Any,
+    folder: str | Path,
+    *,
+    model: Callable | None = None,
+    guide: Any = None,
+    covariates: Mapping[str, Tensor] | None = None,
 ) -> None:
     """A fit read back equals the one saved, bit for bit: parameters, history, draws, scores and samples.
 
@@ -37,6 +43,7 @@ def save_load_is_exact(
         folder: An empty or missing folder to save to.
         model: A fresh copy of the model if it is not one of this package.
         guide: Likewise.
+        covariates: Other arguments of the model, of one row, shape (1, ...) each: what samples are drawn at.
 
     Raises:
         AssertionError: Something differs; the message names it.
@@ -54,7 +61,7 @@ def save_load_is_exact(
     samples = []
     for each in (fit, loaded):
         with seeded(0):
-            samples.append({"row": each.sample(20)})
+            samples.append({"row": each.sample(20, **everywhere(covariates, 20))})
     same("save_load_is_exact", "samples", *samples)
 
 
@@ -79,7 +86,9 @@ def resume_is_exact(
     half = training.fit(make_model(), data, max_epochs=epochs, **endless, **options)
     half.save(folder)
     ours = type(half.model).__module__.startswith("pyro_lvm.models")
-    resumed = training.load(folder, model=None if ours else make_model())
+    inference = options.get("inference")
+    own = inference if getattr(inference, "own", ()) else None
+    resumed = training.load(folder, model=None if ours else make_model(), inference=own)
     resumed.resume(data, max_epochs=epochs, progress=False, batch_size=options.get("batch_size"), **endless)
     same("resume_is_exact", "parameters", whole.params, resumed.params)
     require(
@@ -117,7 +126,7 @@ def fits_do_not_touch(make_model: Callable[[], Callable], data: Any, **options: 
 
     Args:
         make_model: Makes a new model.
-        data: An array or tensor of rows.
+        data: As for `lvm.fit`.
         options: Passed on to `lvm.fit`.
 
     Raises:
@@ -131,8 +140,8 @@ def fits_do_not_touch(make_model: Callable[[], Callable], data: Any, **options: 
         for name in params:
             pyro.param(name, torch.full((2,), 7.0))
         sentinels = {name: value.detach().clone() for name, value in store.items()}
-        rows = first.arguments(data).main
-        half = rows[: max(2, len(rows) // 2)]
+        rows = first.arguments(data)
+        half = rows.rows(slice(max(2, rows.num_rows // 2)))
         second = training.fit(make_model(), half, **{**options, "seed": 1})
         second.score(half)
         same("fits_do_not_touch", "parameters of the first fit", params, first.params)

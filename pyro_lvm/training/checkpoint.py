@@ -85,6 +85,7 @@ def _record(fit: Fit) -> dict[str, Any]:
         "guide": None if fit.guide is None else _program(fit.guide, GUIDES),
         "inference": _named(fit.inference, INFERENCES),
         "options": _options(fit.inference),
+        "own": list(getattr(fit.inference, "own", ())),
         "diagnostics": getattr(fit.inference, "diagnostics", {}),
         "shapes": fit.shapes,
         "columns": fit.columns,
@@ -120,16 +121,26 @@ def _options(inference: Any) -> dict[str, Any]:
     """Constructor arguments of an inference that are plain numbers or text."""
     names = inspect.signature(type(inference)).parameters
     values = {name: getattr(inference, name, None) for name in names}
-    return {k: v for k, v in values.items() if isinstance(v, (int, float, str, bool))}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if _plain(v)}
 
 
-def load(folder: str | Path, *, model: Callable | None = None, guide: Callable | None = None) -> Fit:
+def _plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_plain(v) for v in value)
+    return isinstance(value, (int, float, str, bool))
+
+
+def load(
+    folder: str | Path, *, model: Callable | None = None, guide: Callable | None = None, inference: Any = None
+) -> Fit:
     """Read a fit.
 
     Args:
         folder: Where it was saved.
         model: The model, if it is not one of this package: a file holds no code.
         guide: The guide, likewise.
+        inference: The inference, as it was passed to `lvm.fit`: needed to resume with an optimizer or a loss of one's
+            own.
 
     Returns:
         The fit, equal to the one saved to the last bit, and able to resume.
@@ -159,10 +170,11 @@ def load(folder: str | Path, *, model: Callable | None = None, guide: Callable |
         state = torch.load(io.BytesIO(content), weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise ValueError(f"{damaged} (state.pt holds more than tensors). Do not trust it.") from error
-    return _rebuild(record, state, model, guide)
+    return _rebuild(record, state, model, guide, inference)
 
 
-def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: Any) -> Fit:
+def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: Any, inference: Any) -> Fit:
+    given = inference is not None
     if model is None:
         model = _make(record["model"], MODELS, "model")
     else:
@@ -172,7 +184,10 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
             guide = _make(record["guide"], GUIDES, "guide", model)
         elif isinstance(guide, type):
             guide = guide(model)
-    inference = INFERENCES[record["inference"]](**record["options"]) if record["inference"] else None
+    if given:
+        (inference,) = _pyro.copy_programs(inference)
+    elif record["inference"]:
+        inference = INFERENCES[record["inference"]](**record["options"])
     if inference is not None:
         inference.model, inference.guide = model, guide
         if hasattr(inference, "load_state_dict"):
@@ -194,6 +209,7 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
     for name in ("history", "converged", "stopped", "restarts", "trained_on"):
         setattr(fit, name, record[name])
     fit.seen = state["seen"]
+    fit.missing = [] if given else record.get("own", [])
     _restore(fit, state)
     if state["draws"] is not None:
         fit.draws = state["draws"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
@@ -17,6 +16,7 @@ from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.guide_draws import draw_guide
 from pyro_lvm.training.labels import Labelled, as_labelled
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_plate
@@ -43,6 +43,7 @@ class Fit:
         restarts: Seed, loss, epochs and convergence of every restart.
         seed: The seed that reproduces this fit.
         columns: Column names of the training data, if it had any.
+        missing: Parts of the inference that a file could not hold.
         guide_log_density: Log-density of each draw of the guide, nats; there once `draws` has been read.
     """
 
@@ -77,6 +78,7 @@ class Fit:
         self.guide_log_density = torch.empty(0)
         self._draws: dict[str, Tensor] | None = None
         self.sampled = False
+        self.missing: list[str] = []
 
     # What was learned
 
@@ -105,38 +107,16 @@ class Fit:
     def draws(self) -> dict[str, Tensor]:
         """Draws of the continuous latent sites, shape (chains, draws, ...); of a point fit, its one point."""
         if self._draws is None:
-            self._draws = self._guide_draws() if self.guide is not None else self._point()
+            if self.guide is None:
+                self._draws = {name: value[None, None] for name, value in self.params.items()}
+            else:
+                self._draws, self.guide_log_density = draw_guide(self, GUIDE_DRAWS)
         return self._draws
 
     @draws.setter
     def draws(self, values: dict[str, Tensor]) -> None:
         self._draws = values
         self.sampled = True
-
-    def _point(self) -> dict[str, Tensor]:
-        return {name: value[None, None] for name, value in self.params.items()}
-
-    def _guide_draws(self) -> dict[str, Tensor]:
-        arguments = self.prototype()
-        collected: list[dict[str, Tensor]] = []
-        densities: list[Tensor] = []
-        with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
-            torch.manual_seed(self.seed)
-            while len(collected) < GUIDE_DRAWS:
-                trace = poutine.trace(self.guide).get_trace(*arguments.args, **arguments.kwargs)
-                sites = {n: trace.nodes[n] for n in trace.stochastic_nodes if not _auxiliary(trace.nodes[n])}
-                for name, site in sites.items():
-                    if any(f.name == self.plate for f in site["cond_indep_stack"]):
-                        raise ValueError(
-                            f"Fit: site '{name}' is a continuous latent of every row, which needs importance "
-                            "weighting over rows; this version scores guides over shared sites only."
-                        )
-                collected.append({name: site["value"].detach() for name, site in sites.items()})
-                densities.append(torch.as_tensor(trace.log_prob_sum()))
-                if all(_is_delta(trace.nodes[name]["fn"]) for name in trace.stochastic_nodes):
-                    break
-        self.guide_log_density = torch.stack(densities)
-        return {name: torch.stack([c[name] for c in collected])[None] for name in collected[0]}
 
     # Using it
 
@@ -270,6 +250,11 @@ class Fit:
         check_options(self.model, 1, max_epochs, batch_size, tol, patience, None)
         if isinstance(self.inference, MCMC):
             raise ValueError("resume: a sampler cannot be resumed. Fit again with more num_samples.")
+        if self.missing:
+            raise ValueError(
+                f"resume: this fit was trained with a {self.missing[0]} of your own, which files do not hold. "
+                "Load it with lvm.load(folder, inference=...) as you passed it to lvm.fit."
+            )
         held_out = None if validation is None else self.arguments(validation)
         rows = as_stream(data, batch_size, num_rows) or self.arguments(data)
         if isinstance(self.model, LatentVariableModel) and isinstance(rows, Arguments):
@@ -301,6 +286,7 @@ class Fit:
         arguments = as_labelled(x, self.model, self.device)
         if isinstance(self.model, LatentVariableModel):
             self.model.check(arguments.main)
+            self.model.check_covariates(len(arguments.main), **{k: v for k, v in arguments.kwargs.items() if k != "x"})
             mine = next(iter(self.tensors().values()), arguments.main)
             if mine.is_floating_point() and mine.dtype != arguments.main.dtype:
                 arguments = arguments.map(lambda t: t.to(mine.dtype) if t.is_floating_point() else t)
@@ -346,13 +332,3 @@ def _name(program: Any) -> str:
 
 def _only(values: dict[str, Any]) -> Any:
     return next(iter(values.values())) if len(values) == 1 else values
-
-
-def _auxiliary(site: Any) -> bool:
-    return bool(site["infer"].get("is_auxiliary")) or _pyro.site_is_subsample(site)
-
-
-def _is_delta(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__ == "Delta"

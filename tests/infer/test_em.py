@@ -75,13 +75,13 @@ def test_equals_scikit_learn_from_the_same_start(faithful, covariance, component
 
 
 def test_a_network_is_trained_by_gradient_and_the_plan_says_why(faithful):
-    network = torch.nn.Linear(1, 2).double()
+    network = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Softplus(), torch.nn.Linear(4, 2)).double()
 
     def program(x, covariate):
         pyro.module("network", network)
         weights = pyro.param("weights", torch.tensor([0.5, 0.5]).double(), constraint=simplex)
         scale = pyro.param("scale", torch.tensor([10.0, 10.0]).double(), constraint=positive)
-        means = network(covariate).T
+        means = 70 + 10 * network(covariate - 3.5).T
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
             pyro.sample("x", dist.Normal(means[z, torch.arange(len(x))], scale[z]), obs=x)
@@ -90,7 +90,7 @@ def test_a_network_is_trained_by_gradient_and_the_plan_says_why(faithful):
     em = lvm.infer.EM(program)
     plan = em.plan(x, covariate)
     assert {p.name for p in plan.closed} == {"weights", "scale"}
-    assert {p.name for p in plan.gradient} == {"network$$$weight", "network$$$bias"}
+    assert {p.name for p in plan.gradient} == {f"network$$${i}.{name}" for i in (0, 2) for name in ("weight", "bias")}
     assert "gradient" in str(plan)
     assert "computed from the parameter" in str(plan)
     losses = [em.step(x, covariate) for _ in range(40)]

@@ -100,6 +100,20 @@ class Program:
     proposal: Any = field(compare=False)
     shipped: bool = True
     kinds: Any = field(default=None, compare=False)
+    num_covariates: int = 0
+
+    @property
+    def arguments(self):
+        rows, q = self.rows(), self.num_covariates
+        return {"x": rows[:, q:], "covariates": rows[:, :q]} if q else {"x": rows}
+
+    @property
+    def data(self):
+        return self.arguments if self.num_covariates else self.rows()
+
+    @property
+    def one_row_of_covariates(self):
+        return {name: value[:1] for name, value in self.arguments.items() if name != "x"}
 
     def load_options(self):
         return {} if self.shipped else {"model": self.make()}
@@ -116,7 +130,8 @@ def _catalog_programs(**options):
             make = functools.partial(entry.example, **variant, **options)
             kinds = variant.get("columns", KINDS.get(entry.name))
             proposal = oracles.broad_columns(kinds) if kinds else oracles.broad_reals
-            yield entry, Program(name, make, functools.partial(example_rows, entry.data), proposal, kinds=kinds)
+            rows = functools.partial(example_rows, entry.data)
+            yield entry, Program(name, make, rows, proposal, kinds=kinds, num_covariates=entry.covariates)
 
 
 PLAIN = [
@@ -166,6 +181,9 @@ def _cases():
 CASES = list(_cases())
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_program = pytest.mark.parametrize("program", POINT, ids=lambda p: p.name)
+each_of_rows_alone = pytest.mark.parametrize(
+    "program", [p for p in POINT if not p.num_covariates], ids=lambda p: p.name
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -179,40 +197,46 @@ def _few_guide_draws():
 def fitted(case):
     """One short fit per case, shared by the laws that only read it."""
     epochs = 60 if case.inference == "svi" else 15
-    return lvm.fit(case.program.make(), case.program.rows(), max_epochs=epochs, seed=0, progress=False, **case.options)
+    return lvm.fit(case.program.make(), case.program.data, max_epochs=epochs, seed=0, progress=False, **case.options)
 
 
 @each_case
 def test_density_integrates_to_one(case):
-    laws.density_integrates_to_one(fitted(case), case.program.rows(), proposal=case.program.proposal)
+    program = case.program
+    laws.density_integrates_to_one(
+        fitted(case), program.arguments["x"], proposal=program.proposal, covariates=program.one_row_of_covariates
+    )
 
 
 @each_case
 def test_sampler_agrees_with_density(case):
-    laws.sampler_agrees_with_density(fitted(case), case.program.rows(), proposal=case.program.proposal)
+    program = case.program
+    laws.sampler_agrees_with_density(
+        fitted(case), program.arguments["x"], proposal=program.proposal, covariates=program.one_row_of_covariates
+    )
 
 
 @each_program
 def test_enumeration_agrees_with_conditioning(program):
-    laws.enumeration_agrees_with_conditioning(program.make(), program.rows())
+    laws.enumeration_agrees_with_conditioning(program.make(), **program.arguments)
 
 
 @each_program
 def test_em_never_falls(program):
-    laws.em_never_falls(program.make(), program.rows())
+    laws.em_never_falls(program.make(), **program.arguments)
 
 
 @each_program
 def test_em_gradient_is_exact(program):
-    laws.em_gradient_is_exact(program.make(), program.rows())
+    laws.em_gradient_is_exact(program.make(), **program.arguments)
 
 
 @each_program
 def test_closed_form_is_stationary(program):
-    laws.closed_form_is_stationary(program.make(), program.rows())
+    laws.closed_form_is_stationary(program.make(), **program.arguments)
 
 
-@each_program
+@each_of_rows_alone
 def test_parameters_are_recovered(program):
     laws.parameters_are_recovered(program.make, fitted(Case(program, "em")))
 
@@ -224,37 +248,44 @@ def test_bound_is_below_evidence(case):
 
 @each_case
 def test_save_load_is_exact(case, tmp_path):
-    laws.save_load_is_exact(fitted(case), case.program.rows(), tmp_path / "fit", **case.program.load_options())
+    program = case.program
+    laws.save_load_is_exact(
+        fitted(case),
+        program.data,
+        tmp_path / "fit",
+        covariates=program.one_row_of_covariates,
+        **program.load_options(),
+    )
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.inference != "mcmc"], ids=str)
 def test_resume_is_exact(case, tmp_path):
-    laws.resume_is_exact(case.program.make, case.program.rows(), tmp_path / "fit", **case.options)
+    laws.resume_is_exact(case.program.make, case.program.data, tmp_path / "fit", **case.options)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.inference == "svi"], ids=str)
 def test_resume_is_exact_in_batches(case, tmp_path):
     options = {**case.options, "batch_size": 50}
-    laws.resume_is_exact(case.program.make, case.program.rows(), tmp_path / "fit", epochs=2, **options)
+    laws.resume_is_exact(case.program.make, case.program.data, tmp_path / "fit", epochs=2, **options)
 
 
 @each_case
 def test_seeds_reproduce(case):
-    laws.seeds_reproduce(case.program.make, case.program.rows(), **case.options)
+    laws.seeds_reproduce(case.program.make, case.program.data, **case.options)
 
 
 @each_case
 def test_fits_do_not_touch(case):
-    laws.fits_do_not_touch(case.program.make, case.program.rows(), **case.options)
+    laws.fits_do_not_touch(case.program.make, case.program.data, **case.options)
 
 
-@each_program
+@each_of_rows_alone
 def test_minibatches_are_unbiased(program):
     laws.minibatches_are_unbiased(program.make(), program.rows())
 
 
 @pytest.mark.parametrize("inference", ["em", "svi"])
-@each_program
+@each_of_rows_alone
 def test_dtype_is_kept(program, inference):
     laws.dtype_is_kept(program.make, program.rows(), inference=inference)
 
@@ -264,7 +295,7 @@ BAD_ROW_CASES = {
     for entry in lvm.CATALOG.values()
     for variant in entry.variants
     for guide in (None, "map")
-    if guide is None or guide in entry.guides
+    if not entry.covariates and (guide is None or guide in entry.guides)
 }
 
 

@@ -196,9 +196,9 @@ def test_a_guide_made_by_the_user_is_a_template_too(faithful):
 
 
 BAD_OPTIONS = [
-    ({"inference": "gibbs"}, "expected inference to be one of em, svi, mcmc; got 'gibbs'"),
+    ({"inference": "gibbs"}, "expected inference to be one of em, svi, coordinate-ascent, mcmc; got 'gibbs'"),
     ({"inference": "svi", "guide": "nope"}, None),
-    ({"guide": "normal", "inference": "em"}, "EM takes no guide"),
+    ({"guide": "normal", "inference": "em"}, "EM of a model without priors takes no guide"),
     ({"restarts": 0}, "expected restarts to be a whole number >= 1"),
     ({"batch_size": 10}, "EM uses all rows"),
     ({"tol": -1.0}, "expected tol >= 0"),
@@ -214,7 +214,9 @@ def test_bad_options_say_what_to_do(faithful, options, message):
 
 
 def test_an_unknown_guide_name(faithful):
-    with pytest.raises(ValueError, match="expected guide to be one of map, normal, multivariate-normal; got 'nope'"):
+    with pytest.raises(
+        ValueError, match="expected guide to be one of conjugate, map, normal, multivariate-normal; got 'nope'"
+    ):
         lvm.fit(lvm.models.GaussianMixture(2, priors=True), faithful, guide="nope", progress=False)
 
 
@@ -225,9 +227,27 @@ def test_a_class_or_a_number_is_not_a_model(faithful):
         lvm.fit(3, faithful)
 
 
-def test_em_of_a_bayesian_model_points_to_svi(faithful):
-    with pytest.raises(ValueError, match="EM needs every latent site to be discrete"):
-        lvm.fit(lvm.models.GaussianMixture(2, priors=True), faithful, inference="em", progress=False)
+@pytest.mark.parametrize("covariance", ["full", "diag", "tied", "spherical"])
+def test_em_of_a_bayesian_model_finds_the_mode(faithful, covariance):
+    """By pseudo-counts, in closed form; the gradient of the same density agrees that it is flat there."""
+    model = lvm.models.GaussianMixture(2, covariance=covariance, priors=True)
+    fit = lvm.fit(model, faithful.double(), inference="em", seed=0, progress=False)
+    assert fit.converged
+    assert not fit.inference._plan.gradient
+    guided = lvm.fit(model, faithful.double(), guide="map", seed=0, max_epochs=1500, progress=False)
+    assert fit.history["loss"][-1] <= guided.history["loss"][-1] + 1e-6
+    assert fit.history["loss"][-1] == pytest.approx(guided.history["loss"][-1], rel=1e-4)
+
+
+def test_local_continuous_sites_point_to_svi(faithful):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            h = pyro.sample("h", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+    for inference in ("em", "coordinate-ascent"):
+        with pytest.raises(ValueError, match=r"latent sites of every row to be discrete.*site 'h' \(Normal\)"):
+            lvm.fit(model, faithful[:, 0], inference=inference, progress=False)
 
 
 BAD_DATA = [

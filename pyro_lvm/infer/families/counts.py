@@ -56,6 +56,8 @@ __all__ = [
 
 # How far from the boundary a mode is kept, as a share: small against any row, large against rounding.
 ALMOST_ZERO = 1e-6
+# Counts that are negative by less are zeros that were rounded.
+ROUNDING = 1e-9
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -112,8 +114,8 @@ def positive_ratio(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def almost_zero(counts: Tensor, total: Tensor) -> Tensor:
     """Counts below zero become almost zero: at zero itself, the density of such a prior is infinite."""
-    least = ALMOST_ZERO * torch.where(total > 0, total, torch.ones_like(total))
-    return torch.where(counts < 0, least.expand_as(counts), counts)
+    unit = torch.where(total > 0, total, torch.ones_like(total)).expand_as(counts)
+    return torch.where(counts < -ROUNDING * unit, ALMOST_ZERO * unit, counts.clamp_min(0))
 
 
 def beta_counts(prior: Any) -> tuple[Tensor, ...]:
@@ -157,6 +159,7 @@ class _Bernoulli(ExponentialFamily):
             feasible=within_total,
         ),
     )
+    first_is_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((),)
@@ -189,6 +192,7 @@ class _Poisson(ExponentialFamily):
             feasible=positive_ratio,
         ),
     )
+    first_is_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((),)
@@ -219,6 +223,7 @@ class _Binomial(ExponentialFamily):
     """With one number of trials for all cells and rows."""
 
     arguments = (_TRIALS,)
+    first_is_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((),)
@@ -298,6 +303,7 @@ class _Geometric(ExponentialFamily):
             feasible=within_total,
         ),
     )
+    first_is_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -124,12 +125,44 @@ COVARIANCE = Argument(
 )
 
 
-def _pairs(value: Tensor, out: Tensor) -> None:
-    """Products of all pairs of columns i <= j, columns first."""
+# Columns whose products are made in one call: one for few columns; more where calls would cost more than the sums
+# of a few products that are made twice.
+GROUP = 4
+
+
+@cache
+def _pairs(d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns i and j of every product in the order they are written, and what a quadratic form has for them.
+
+    A group of columns is multiplied by itself and all columns after it: products inside of a group come twice.
+    """
+    row, column, factor = [], [], []
+    for start, stop in _groups(d):
+        for i in range(start, stop):
+            for j in range(start, d):
+                row.append(i)
+                column.append(j)
+                factor.append(-0.5 if j < stop else -1.0)
+    return torch.tensor(row), torch.tensor(column), torch.tensor(factor, dtype=torch.float64)
+
+
+def _groups(d: int) -> list[tuple[int, int]]:
+    step = GROUP if d >= 32 else 1
+    return [(start, min(d, start + step)) for start in range(0, d, step)]
+
+
+def _write_pairs(value: Tensor, out: Tensor) -> None:
+    """Products of pairs of columns, columns first."""
     position, d = 0, len(value)
-    for i in range(d):
-        torch.mul(value[i:], value[i], out=out[position : position + d - i])
-        position += d - i
+    for start, stop in _groups(d):
+        size = (stop - start) * (d - start)
+        if stop - start == 1:
+            torch.mul(value[start:], value[start], out=out[position : position + size])
+            position += size
+            continue
+        block = out[position : position + size].view(stop - start, d - start, *value.shape[1:])
+        torch.mul(value[start:stop].unsqueeze(1), value[start:].unsqueeze(0), out=block)
+        position += size
 
 
 @closed_form_of(torch.distributions.MultivariateNormal)
@@ -143,21 +176,23 @@ class _MultivariateNormal(ExponentialFamily):
         """Cholesky factor of the covariance, not expanded."""
         return compact(fn.scale_tril, 2)
 
+    first_is_value = True
+
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         d = fn.event_shape[0]
-        return (d,), (d * (d + 1) // 2,)
+        return (d,), (len(_pairs(d)[0]),)
 
     def reference(self, fn: Any, value: Tensor, rows: tuple[int, ...], keepdim: bool = False) -> Reference | None:
         return spread(value, rows, keepdim)
 
     def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
         pairs = value.new_empty(self.trailing(fn)[1][0], *value.shape[1:])
-        _pairs(value, pairs)
+        _write_pairs(value, pairs)
         return value, pairs
 
     def fill(self, value: Tensor, fn: Any, reference: Reference | None, out: tuple[Tensor, ...]) -> None:
         out[0].copy_(value)
-        _pairs(out[0], out[1])
+        _write_pairs(out[0], out[1])
 
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
         loc, scale_tril = compact(fn.loc, 1).double(), self.scale_tril(fn).double()
@@ -165,9 +200,8 @@ class _MultivariateNormal(ExponentialFamily):
         d = loc.shape[-1]
         precision = torch.cholesky_inverse(scale_tril)
         first = (precision @ loc.unsqueeze(-1)).squeeze(-1)
-        upper = torch.triu_indices(d, d, device=loc.device)
-        factor = torch.where(upper[0] == upper[1], -0.5, -1.0).to(precision)
-        second = precision[..., upper[0], upper[1]] * factor
+        row, column, factor = (t.to(loc.device) for t in _pairs(d))
+        second = precision[..., row, column] * factor
         log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_normalizer = 0.5 * (first * loc).sum(-1) + log_det + 0.5 * d * math.log(2 * math.pi)
         return (first, second), log_normalizer
@@ -179,10 +213,10 @@ class _MultivariateNormal(ExponentialFamily):
             raise ValueError("MultivariateNormal: expected the reference that the statistics were gathered about.")
         first, pairs = sums
         d = first.shape[-1]
-        upper = torch.triu_indices(d, d, device=first.device)
+        row, column, _ = _pairs(d)
         square = pairs.new_empty(*pairs.shape[:-1], d, d)
-        square[..., upper[0], upper[1]] = pairs
-        square[..., upper[1], upper[0]] = pairs
+        square[..., row, column] = pairs
+        square[..., column, row] = pairs
         floor = (variance_floor * reference.variance).clamp_min(torch.finfo(fn.loc.dtype).tiny)
         return Statistics(
             total.shape,

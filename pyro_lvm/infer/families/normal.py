@@ -104,6 +104,7 @@ def moments(
 @closed_form_of(torch.distributions.Normal)
 class _Normal(ExponentialFamily):
     arguments = (LOC, VARIANCE)
+    first_is_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((), ())

@@ -60,6 +60,7 @@ class _Exponential(ExponentialFamily):
             feasible=lambda sums: (sums[0], almost_zero(sums[1], sums[0])),
         ),
     )
+    first_is_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((),)
