@@ -1,7 +1,7 @@
 """Stepwise EM over a stream against EM on all rows: log-likelihood after two passes, seconds, memory.
 
-`python benchmarks/stepwise.py` takes five minutes; `--quick` takes a tenth of the rows and one start, under a minute, and
-misses the goal: two passes over 100,000 rows come within 0.15 %.
+`python benchmarks/stepwise.py` takes five minutes; `--quick` takes a tenth of the rows and one start, under a
+minute, and misses the goal: two passes over 100,000 rows come within 0.15 %.
 
 How it is measured:
 

@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-# Rounding in the sums of a Beta prior is taken for a concentration below one: remove this when it no longer is.
-pytestmark = pytest.mark.filterwarnings("ignore:EM. the prior of 'MAP.probs':RuntimeWarning")
-
 LIMITS = {"COMPONENTS": (1, 3), "PRIOR_ROWS": (0.3,), "RESTARTS": 2}
 
 
