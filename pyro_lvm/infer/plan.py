@@ -71,7 +71,8 @@ class ParameterPlan:
         """Number the parameter's blocks alike in all its uses; without that there is no closed form."""
         if self.reason or not self.uses:
             return
-        kinds = {(id(use.form), use.argument.name, use.view.name) for use in self.uses}
+        # families may share an argument, as a complete normal and one with gaps do; their statistics must add up
+        kinds = {(id(use.argument if use.form.additive else use.form), use.view.name) for use in self.uses}
         if len(kinds) > 1:
             shared = ", ".join(sorted({use.describe() for use in self.uses}))
             self.reason = f"it is shared by arguments of different kinds: {shared}"
