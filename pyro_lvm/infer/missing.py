@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_lvm.distributions import PartialMultivariateNormal
 from pyro_lvm.infer.families.multivariate_normal import COVARIANCE, LOC
+from pyro_lvm.infer.families.normal import nonzero_variance
 from pyro_lvm.infer.m_step import ClosedForm, Statistics, closed_form, closed_form_of
 from pyro_lvm.ops.missing import column_moments
 
@@ -33,7 +34,7 @@ class _PartialMultivariateNormal(ClosedForm):
         seen = torch.where(fn.known, value, torch.nan).double()
         centre, variance = column_moments(seen.reshape(-1, seen.shape[-1]))
         total, first, second = fn.expected_moments(value, weights, centre)
-        floor = variance_floor * variance.clamp_min(torch.finfo(fn.loc.dtype).tiny)
+        floor = (variance_floor * nonzero_variance(variance, centre)).clamp_min(torch.finfo(fn.loc.dtype).tiny)
         return Statistics(
             total.shape,
             total=total,

@@ -274,7 +274,8 @@ def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tens
     unwrapped_batch = innermost(factor.fn).batch_shape
     for view in argument.views:
         with torch.enable_grad():
-            blocks = find_blocks(view.encode(tensor), parameter.value, argument.event_dim, view.normalised, view.matrix)
+            seen = view.read(innermost(factor.fn), tensor, argument.event_dim)
+            blocks = find_blocks(seen, parameter.value, argument.event_dim, view.normalised, view.matrix)
         if isinstance(blocks, Blocks) and blocks.factor is not None and not (argument.rescale and view.scales):
             reason = "it is a multiple of the parameter"
             continue

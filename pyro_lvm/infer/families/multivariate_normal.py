@@ -108,8 +108,8 @@ COVARIANCE = Argument(
     lambda scatter, total, floor: _floored(scatter / total[..., None, None], floor / total[..., None]),
     (
         View("covariance_matrix", matrix="symmetric", scales=True),
-        View("scale_tril", torch.linalg.cholesky, _gram, matrix="lower"),
-        View("precision_matrix", torch.linalg.inv, torch.linalg.inv, matrix="symmetric"),
+        View("scale_tril", torch.linalg.cholesky, _gram, matrix="lower", given="scale_tril"),
+        View("precision_matrix", torch.linalg.inv, torch.linalg.inv, matrix="symmetric", given="precision_matrix"),
     ),
     event_dim=2,
     conjugate={
