@@ -15,7 +15,7 @@ from pyro_lvm.infer.families.normal import spread
 from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, Statistics, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
-__all__ = ["COVARIANCE", "LOC", "scatter_matrix"]
+__all__ = ["COVARIANCE", "LOC", "products_of_pairs", "scatter_matrix"]
 
 
 def _gram(factor: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ COVARIANCE = Argument(
 )
 
 
-def _pairs(value: Tensor, out: Tensor) -> None:
+def products_of_pairs(value: Tensor, out: Tensor) -> None:
     """Products of all pairs of columns i <= j, columns first."""
     position, d = 0, len(value)
     for i in range(d):
@@ -152,12 +152,12 @@ class _MultivariateNormal(ExponentialFamily):
 
     def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
         pairs = value.new_empty(self.trailing(fn)[1][0], *value.shape[1:])
-        _pairs(value, pairs)
+        products_of_pairs(value, pairs)
         return value, pairs
 
     def fill(self, value: Tensor, fn: Any, reference: Reference | None, out: tuple[Tensor, ...]) -> None:
         out[0].copy_(value)
-        _pairs(out[0], out[1])
+        products_of_pairs(out[0], out[1])
 
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
         loc, scale_tril = compact(fn.loc, 1).double(), self.scale_tril(fn).double()
