@@ -23,7 +23,12 @@ from pyro_lvm.ops.missing import column_moments, fill
 
 __all__ = ["GaussianMixture"]
 
-COVARIANCES = ("full", "diag", "tied", "spherical")
+AXES = {
+    "full": ["component", "dimension", "dimension_2"],
+    "diag": ["component", "dimension"],
+    "tied": ["dimension", "dimension_2"],
+    "spherical": ["component"],
+}
 
 
 class GaussianMixture(RealMixture):
@@ -83,16 +88,15 @@ class GaussianMixture(RealMixture):
         priors: bool | Priors | None = None,
     ) -> None:
         super().__init__(num_components, data_dim, priors)
-        if covariance not in COVARIANCES:
-            raise ValueError(
-                f"{self._name}: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
-            )
+        if covariance not in AXES:
+            raise ValueError(f"{self._name}: expected covariance to be one of {', '.join(AXES)}; got {covariance!r}.")
         unknown = set(priors) - set(self.dims) if isinstance(priors, dict) else set()
         if unknown:
             raise ValueError(
                 f"{self._name}: expected priors for {', '.join(self.dims)}; got {', '.join(sorted(unknown))}."
             )
         self.covariance_type = covariance
+        self.dims = {**self.dims, "covariance": AXES[covariance]}  # type: ignore[misc]  # depends on its kind
         self._declare_unseen()
 
     @property

@@ -9,8 +9,12 @@ from torch import Tensor
 
 from pyro_lvm.models.mixture import Mixture, Priors
 from pyro_lvm.ops.clusters import cluster_moments
+from pyro_lvm.ops.missing import column_moments
 
 __all__ = ["RealMixture"]
+
+# Of the largest and smallest number: room for variances of components, and for sums over rows.
+MARGIN = 1e-8
 
 
 class RealMixture(Mixture):
@@ -70,4 +74,13 @@ class RealMixture(Mixture):
             raise ValueError(
                 f"{self._name}: expected columns that vary; got constant column {constant[0]} "
                 f"(always {least[constant[0]].item():g}), whose likelihood is unbounded. Drop it."
+            )
+        limits = torch.finfo(x.dtype)
+        variance = column_moments(x)[1]
+        lost = (~((variance > limits.tiny / MARGIN) & (variance < limits.max * MARGIN))).nonzero().flatten().tolist()
+        if lost:
+            spread = 0.5 * (most - least)[lost[0]].item()
+            raise ValueError(
+                f"{self._name}: expected columns whose variance {str(x.dtype).removeprefix('torch.')} can hold; got "
+                f"column {lost[0]}, which varies by about {spread:.0e}. Rescale it."
             )

@@ -88,6 +88,8 @@ class StudentTMixture(RealMixture):
                 "Pass None to learn them."
             )
         self.covariance = covariance
+        if covariance == "diag":
+            self.dims = {**self.dims, "scale": ["component", "dimension"]}  # type: ignore[misc]  # depends on its kind
         self.fixed_degrees_of_freedom = degrees_of_freedom
         self._declare_unseen()
 

@@ -137,9 +137,10 @@ def _name_dims(groups: Groups, fit: Fit) -> None:
     """Name the axes: by the model's own table, by the data's columns, by row."""
     declared = getattr(fit.model, "dims", {})
     columns = list(fit.columns) if fit.columns else None
-    for name, values in groups.posterior.items():
-        shape = values.shape[2:]
-        names = declared.get(name)
+    axes = {name: values.shape[2:] for name, values in groups.posterior.items()}
+    # a parameter with all of its axes says how long each is; one with fewer is then told which it has
+    for name in sorted(axes, key=lambda name: len(axes[name]) < len(declared.get(name, ()))):
+        names, shape = declared.get(name), axes[name]
         if names is None or (len(shape) > len(names)):
             continue
         names = list(names) if len(shape) == len(names) else _shorter(names, shape, groups)

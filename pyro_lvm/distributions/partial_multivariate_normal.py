@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from pyro_lvm.ops.cells import Cells, compact
 from pyro_lvm.ops.missing import patterns, tiles
 
-__all__ = ["PartialMultivariateNormal"]
+__all__ = ["PartialMultivariateNormal", "Rows"]
 
 # Numbers in one batch of tiles: (tiles, cells, d, d) and (tiles, rows, cells, d) stay below this.
 BUDGET = 1 << 21
@@ -108,7 +108,7 @@ class PartialMultivariateNormal(TorchDistribution):
         """Marginal log-density of the known entries, nats, shape batch."""
         if self._validate_args:
             self._validate_sample(value)
-        rows = _Rows(self, value)
+        rows = Rows(self, value)
         table = rows.x.new_zeros(rows.num_cells, len(rows.x))
         columns: list[Tensor] = []
         found: list[Tensor] = []
@@ -131,7 +131,7 @@ class PartialMultivariateNormal(TorchDistribution):
         Returns:
             Shape batch + (d,); known entries are those of `value`.
         """
-        rows = _Rows(self, value)
+        rows = Rows(self, value)
         table = rows.x.new_empty(rows.num_cells, *rows.x.shape)
         for tile in rows.tiles():
             mean, _ = tile.conditional()
@@ -156,7 +156,7 @@ class PartialMultivariateNormal(TorchDistribution):
         References:
             Z. Ghahramani, M. Jordan (1994), Supervised learning from incomplete data via an EM approach, NIPS 6.
         """
-        rows = _Rows(self, value, torch.float64)
+        rows = Rows(self, value, torch.float64)
         table = rows.flatten(weights.double())
         count, d = rows.num_stored, rows.x.shape[-1]
         first, second = rows.x.new_zeros(count, d), rows.x.new_zeros(count, d, d)
@@ -200,7 +200,7 @@ class _Tile:
         return mean, torch.where(known | known.mT, 0.0, 0.5 * (left + left.mT))
 
 
-class _Rows:
+class Rows:
     """A distribution and a value, laid out as rows against parameter cells.
 
     Where parameters vary along the rows, every row is the only one of a cell of its own.
@@ -239,6 +239,7 @@ class _Rows:
             self.whole = whole.reshape(1, d, d)
 
     def tiles(self) -> Iterator[_Tile]:
+        """Batches of tiles."""
         d = self.x.shape[-1]
         if self.own:
             number = torch.arange(len(self.x), device=self.x.device)

@@ -20,7 +20,7 @@ from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
 from pyro_lvm.infer.guard import Step
 from pyro_lvm.infer.maximise import maximise, own_m_step
-from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.infer.nonfinite import NonFiniteLoss, in_one_sentence
 from pyro_lvm.infer.plan import Plan, make_plan, refresh
 from pyro_lvm.infer.row_pass import Memory
 from pyro_lvm.infer.seeding import reseed
@@ -214,7 +214,13 @@ class EM:
         temperature = self._temperature
         expectation = self._expect(args, kwargs, temperature, self._weights_wanted)
         last = self._last
-        if last is not None and self._plan is not None and last.same_data(args, kwargs) and last.fell(expectation):
+        if (
+            last is not None
+            and self._plan is not None
+            and last.same_data(args, kwargs)
+            and last.fell(expectation)
+            and not self._excused(last, self._plan, args, kwargs, expectation)
+        ):
             self._undo(last, self._plan, args, kwargs, expectation)
             expectation = self._expect(args, kwargs, temperature)
         self._maximise(expectation, args, kwargs)
@@ -234,15 +240,20 @@ class EM:
             expectation = self._expect(args, kwargs, self._temperature)
         self._last = Step(args, kwargs, expectation)
         self._report_lost(expectation, plan)
-        updates = maximise(plan, expectation, self.variance_floor, self._memory, self._averages)
-        for site in plan.own:
-            updates.update(own_m_step(expectation, site))
-        for name, value in updates.items():
-            expectation.parameters[name].write(value)
-        if self._averages is not None:
-            self._averages.count += 1
-        if plan.gradient:
-            self._gradient.run(self._program, self.max_plate_nesting or 0, plan, expectation, args, kwargs)
+        try:
+            with in_one_sentence("EM", started=True):
+                updates = maximise(plan, expectation, self.variance_floor, self._memory, self._averages)
+                for site in plan.own:
+                    updates.update(own_m_step(expectation, site))
+                for name, value in updates.items():
+                    expectation.parameters[name].write(value)
+                if self._averages is not None:
+                    self._averages.count += 1
+                if plan.gradient:
+                    self._gradient.run(self._program, self.max_plate_nesting or 0, plan, expectation, args, kwargs)
+        except NonFiniteLoss:
+            self._last.restore(expectation)
+            raise
 
     def _extrapolated(self, first: Expectation, args: tuple, kwargs: dict[str, Any]) -> None:
         """The rest of a cycle of squared extrapolation."""
@@ -273,22 +284,28 @@ class EM:
         return at_guide(self.model, self.guide)
 
     def _expect(
-        self, args: tuple, kwargs: dict[str, Any], temperature: float = 1.0, keep_weights: bool = True
+        self,
+        args: tuple,
+        kwargs: dict[str, Any],
+        temperature: float = 1.0,
+        keep_weights: bool = True,
+        floor: float | None = None,
     ) -> Expectation:
         program = self._program
         if self.max_plate_nesting is None:
             self.max_plate_nesting = plate_nesting(program, args, kwargs)
         self.evaluations += 1
-        return expect(
-            program,
-            self.max_plate_nesting,
-            args,
-            kwargs,
-            temperature=temperature,
-            memory=self._memory,
-            keep_weights=keep_weights,
-            variance_floor=self.variance_floor,
-        )
+        with in_one_sentence("EM", started=self._steps > 0):
+            return expect(
+                program,
+                self.max_plate_nesting,
+                args,
+                kwargs,
+                temperature=temperature,
+                memory=self._memory,
+                keep_weights=keep_weights,
+                variance_floor=self.variance_floor if floor is None else floor,
+            )
 
     def _current_plan(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""
@@ -329,6 +346,18 @@ class EM:
                         RuntimeWarning,
                         stacklevel=4,
                     )
+
+    def _excused(self, last: Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> bool:
+        """Whether no closed form is to blame for a fall."""
+
+        def score() -> float:
+            return self._expect(args, kwargs, keep_weights=False).log_likelihood
+
+        def unfloored() -> dict[str, Tensor]:
+            lower = 1e-3 * self.variance_floor
+            return maximise(plan, self._expect(args, kwargs, floor=lower), lower, self._memory)
+
+        return last.is_rounding(fallen, score) or last.is_floor(fallen, plan, unfloored, score)
 
     def _undo(self, last: Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> None:
         """Go back one step and hand the parameters that caused the fall over to the gradient step."""

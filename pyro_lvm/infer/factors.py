@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 from typing import Any
 
 import torch
@@ -96,12 +97,14 @@ def contract(trace: Trace, factors: Iterable[Factor], *, scaled: bool) -> Iterat
     inside the sum over a discrete site and a common scale outside of it.
     """
     factors = list(factors)
+    densities = {f.name: f.log_density if f.leaf is None else f.leaf for f in factors}
+    dtype = reduce(torch.promote_types, (density.dtype for density in densities.values()), torch.float32)
     sum_dims = {f.site["infer"]["_enumerate_symbol"] for f in factors if f.enumerated}
     tree: _pyro.PackedTree = OrderedDict()
     common: list[dict] = []
     for factor in factors:
         site, plates = factor.site, _pyro.plate_symbols(trace, factor.site)
-        term = _pyro.pack(factor.log_density if factor.leaf is None else factor.leaf, site)
+        term = _pyro.pack(densities[factor.name].to(dtype), site)
         if site["mask"] is not None and not factor.enumerated:
             term = _pyro.pack_mask(term, _pyro.pack(site["mask"], site))
         if sum_dims.isdisjoint(_pyro.dims_of(term)):

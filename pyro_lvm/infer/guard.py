@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.infer.plan import Plan
 
 __all__ = ["Step"]
+
+# A fall of less than this many times what rounding the parameters does is none.
+ROUNDINGS = 2.0
 
 
 class Step:
@@ -32,7 +39,66 @@ class Step:
 
     def fell(self, expectation: Expectation) -> bool:
         """Whether the log-likelihood is lower now."""
-        return not expectation.log_likelihood >= self.log_likelihood - self.tolerance * abs(self.log_likelihood)
+        return self._lower(expectation.log_likelihood, self.log_likelihood)
+
+    def _lower(self, now: float, before: float) -> bool:
+        return not now >= before - self.tolerance * abs(before)
+
+    def is_rounding(self, fallen: Expectation, score: Callable[[], float]) -> bool:
+        """Whether a fall is no larger than what rounding the parameters does to the log-likelihood.
+
+        Args:
+            fallen: The E-step after the fall.
+            score: The log-likelihood at the current parameters, nats.
+        """
+        tensors = [p.unconstrained for p in fallen.parameters.values()]
+        new = [tensor.detach().clone() for tensor in tensors]
+        change = 0.0
+        for sign in (1.0, -1.0):
+            for tensor, value in zip(tensors, new, strict=True):
+                alternating = 1.0 - 2.0 * (torch.arange(value.numel()) % 2).to(value).reshape(value.shape)
+                tensor.data.copy_(value * (1 + sign * torch.finfo(value.dtype).eps * alternating))
+            try:
+                change = max(change, abs(score() - fallen.log_likelihood))
+            except NonFiniteLoss:
+                change = torch.inf
+        for tensor, value in zip(tensors, new, strict=True):
+            tensor.data.copy_(value)
+        return self.log_likelihood - fallen.log_likelihood <= ROUNDINGS * change
+
+    def is_floor(
+        self, fallen: Expectation, plan: Plan, unfloored: Callable[[], dict[str, Tensor]], score: Callable[[], float]
+    ) -> bool:
+        """Whether a fall comes from variances that began below their floor and had to be raised.
+
+        It does if the log-likelihood does not fall from a start whose variances are raised, too.
+
+        Args:
+            fallen: The E-step after the fall.
+            plan: The M-step of every parameter.
+            unfloored: The step's new values of all parameters with closed forms, had the floor been lower.
+            score: The log-likelihood at the current parameters, nats.
+        """
+        new = {name: p.value.detach().clone() for name, p in fallen.parameters.items()}
+        exact = {name: p.unconstrained.detach().clone() for name, p in fallen.parameters.items()}
+        self.restore(fallen)
+        free = unfloored()
+        raised = False
+        for entry in plan.closed:
+            blocks, value = entry.uses[0].blocks, new[entry.name]
+            close = torch.isclose(free[entry.name].to(value), value, rtol=1e-4, atol=0.0)
+            bound = ~close.reshape(-1)[blocks.elements].reshape(len(blocks.elements), -1).all(-1)
+            raised = raised or bool(bound.any())
+            parameter = fallen.parameters[entry.name]
+            flat = torch.distributions.transform_to(parameter.constraint)(self.values[entry.name]).reshape(-1).clone()
+            chosen = blocks.elements[bound].reshape(-1)
+            flat[chosen] = value.reshape(-1)[chosen]
+            if len(chosen):
+                parameter.write(flat.reshape(value.shape))
+        before = score() if raised else self.log_likelihood
+        for name, value in exact.items():
+            fallen.parameters[name].unconstrained.data.copy_(value)
+        return raised and not self._lower(fallen.log_likelihood, before)
 
     def restore(self, expectation: Expectation) -> None:
         """Put the parameters back."""

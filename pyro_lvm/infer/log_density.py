@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.natural import Kernel, broadcast_mask, dtype_of, peel
+from pyro_lvm.infer.m_step import closed_form
+from pyro_lvm.infer.natural import Kernel, broadcast_mask, dtype_of, has_family_density, peel
 
 __all__ = ["log_density"]
 
@@ -35,7 +36,10 @@ def log_density(fn: Any, value: Tensor, *args: Any, correction: Tensor | None = 
     )
     kernel = None if plain and correction is None else Kernel.of(fn, value, correction=correction)
     if kernel is None or not kernel.accurate or kernel.cells.num_rows < 2:
-        density = torch.as_tensor(fn.log_prob(value, *args, **kwargs))
+        form = None if plain else closed_form(fn)
+        density = form.score(fn, value) if form is not None and has_family_density(fn) else None
+        if density is None:
+            density = torch.as_tensor(fn.log_prob(value, *args, **kwargs))
         return density if correction is None else density + _sum_inside(fn, correction)
     fn._validate_sample(value) if fn._validate_args else None
     return kernel.cells.unflatten(kernel.table().to(dtype_of(kernel.base, value)))

@@ -24,6 +24,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_lvm.ops.cells import compact
+
 __all__ = [
     "Argument",
     "ClosedForm",
@@ -69,6 +71,8 @@ class View:
         normalised: "sum" or "shift" if the distribution normalises rows of this view.
         matrix: "symmetric" or "lower" if blocks of this view are such matrices.
         scales: Whether this view is the canonical value up to a constant that `Argument.rescale` undoes.
+        given: The distribution's attribute that holds this view if it was built from it: what no arithmetic has
+            touched is recognised in any unit of measurement.
     """
 
     name: str
@@ -77,6 +81,12 @@ class View:
     normalised: str | None = None
     matrix: str | None = None
     scales: bool = False
+    given: str | None = None
+
+    def read(self, fn: Any, canonical: Tensor, event_dim: int) -> Tensor:
+        """This view of a distribution's argument: as given, else from the canonical value."""
+        given = None if self.given is None else vars(fn).get(self.given)
+        return self.encode(canonical) if given is None else compact(given, event_dim)
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,10 @@ class ClosedForm(ABC):
             weights: Posterior weight of each cell of the log-density, broadcastable to `fn`'s batch.
             variance_floor: Smallest variance allowed, relative to that of the value.
         """
+
+    def score(self, fn: Any, value: Tensor) -> Tensor | None:
+        """`fn.log_prob(value)` in a way that is faster or smaller, without a gradient; None if there is none here."""
+        return None
 
 
 @dataclass(frozen=True)

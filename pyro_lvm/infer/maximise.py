@@ -152,24 +152,31 @@ def groups(plan: Plan) -> list[list[ParameterPlan]]:
 
 
 def _joint(entries: list[ParameterPlan]) -> Joint | None:
-    """The joint maximum, if every argument it needs has a parameter of its own, cut into the same blocks."""
-    first = entries[0].uses[0]
-    joint = first.form.joint
-    if joint is None or any(len(entry.uses) != 1 or entry.uses[0].site != first.site for entry in entries):
+    """The joint maximum, if at every site its arguments have parameters of their own, cut into the same blocks."""
+    first = entries[0].uses[0].form
+    joint = first.joint
+    if joint is None or [entry.uses[0].argument.name for entry in entries] != list(joint.names):
         return None
-    uses = [entry.uses[0] for entry in entries]
-    if [use.argument.name for use in uses] != list(joint.names):
+    if any(entry.priors or len(entry.uses) != len(entries[0].uses) for entry in entries):
         return None
-    same = all(
-        use.blocks.batch == first.blocks.batch and torch.equal(use.blocks.block, first.blocks.block) for use in uses
-    )
-    return joint if same and not any(entry.priors for entry in entries) else None
+    for uses in zip(*(entry.uses for entry in entries), strict=True):
+        if any(use.form is not first or use.blocks.factor is not None or not _alike(use, uses[0]) for use in uses):
+            return None
+    return joint
+
+
+def _alike(one: Use, other: Use) -> bool:
+    """Whether two arguments of a site are cut into the same blocks."""
+    a, b = one.blocks, other.blocks
+    return one.site == other.site and a.batch == b.batch and torch.equal(a.block, b.block)
 
 
 def _solve_jointly(joint: Joint, entries: list[ParameterPlan], old: list[Tensor], sites: Sites) -> list[Tensor]:
-    use = entries[0].uses[0]
-    site = sites[use.site]
-    sums = [use.blocks.scatter(part, site.cells) for part in joint.accumulate(site.statistics)]
+    parts = []
+    for use in entries[0].uses:
+        site = sites[use.site]
+        parts.append([use.blocks.scatter(part, site.cells) for part in joint.accumulate(site.statistics)])
+    sums = (sum(more, first) for first, *more in zip(*parts, strict=True))
     solved = joint.solve(*sums)
     return [_write(entry.uses[0], value, before) for entry, value, before in zip(entries, solved, old, strict=True)]
 

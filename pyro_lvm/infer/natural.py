@@ -25,7 +25,7 @@ from torch import Tensor
 from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form
 from pyro_lvm.ops.cells import Cells
 
-__all__ = ["Kernel", "broadcast_mask", "dtype_of", "peel", "rows_of_a_block"]
+__all__ = ["Kernel", "broadcast_mask", "dtype_of", "has_family_density", "peel", "rows_of_a_block"]
 
 # Numbers in one block of features: larger blocks leave the cache, smaller ones starve the products.
 BLOCK_NUMBERS = 1 << 20
@@ -88,7 +88,7 @@ class Kernel:
         """
         base, inner, masks = peel(fn, mask)
         family = closed_form(base)
-        if not isinstance(family, ExponentialFamily) or not _has_family_density(base):
+        if not isinstance(family, ExponentialFamily) or not has_family_density(base):
             return None
         inside = len(inner) + family.event_dim
         reference = reference or family.reference(base, value, tuple(range(value.dim() - inside)))
@@ -225,7 +225,7 @@ def dtype_of(base: Any, value: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in found or not found else max(found, key=lambda t: torch.finfo(t).bits)
 
 
-def _has_family_density(fn: Any) -> bool:
+def has_family_density(fn: Any) -> bool:
     """Whether a distribution's density is its family's: a user's subclass may have one of its own."""
     owner = next(kind for kind in type(fn).__mro__ if "log_prob" in vars(kind))
     return (

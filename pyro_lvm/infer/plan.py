@@ -77,7 +77,8 @@ class ParameterPlan:
         """Number the parameter's blocks alike in all its uses; without that there is no closed form."""
         if self.reason or not self.uses:
             return
-        kinds = {(id(use.form), use.argument.name, use.view.name) for use in self.uses}
+        # families may share an argument, as a complete normal and one with gaps do; their statistics must add up
+        kinds = {(id(use.argument if use.form.additive else use.form), use.view.name) for use in self.uses}
         if len(kinds) > 1:
             shared = ", ".join(sorted({use.describe() for use in self.uses}))
             self.reason = f"it is shared by arguments of different kinds: {shared}"
@@ -318,7 +319,8 @@ def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tens
     unwrapped_batch = innermost(factor.fn).batch_shape
     for view in argument.views:
         with torch.enable_grad():
-            blocks = find_blocks(view.encode(tensor), parameter.value, argument.event_dim, view.normalised, view.matrix)
+            seen = view.read(innermost(factor.fn), tensor, argument.event_dim)
+            blocks = find_blocks(seen, parameter.value, argument.event_dim, view.normalised, view.matrix)
         if isinstance(blocks, Blocks) and blocks.factor is not None and not (argument.rescale and view.scales):
             reason = "it is a multiple of the parameter"
             continue

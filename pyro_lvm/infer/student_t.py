@@ -160,6 +160,15 @@ class _MultivariateStudentT(AugmentedForm):
         _DF,
     )
 
+    def score(self, fn: Any, value: Tensor) -> Tensor | None:
+        """Cell by cell: `log_prob` copies a matrix for every row."""
+        scale_tril, df, loc = compact(fn.scale_tril, 2), compact(fn.df), compact(fn.loc, 1)
+        d = fn.event_shape[0]
+        distance = _distance(value, loc, scale_tril, torch.broadcast_shapes(fn.batch_shape, value.shape[:-1]))
+        log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_normalizer = torch.lgamma(0.5 * df) - torch.lgamma(0.5 * (df + d)) + 0.5 * d * (math.pi * df).log()
+        return -0.5 * (df + d) * torch.log1p(distance / df) - (log_normalizer + log_det)
+
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
         scale_tril, df = compact(fn.scale_tril, 2), compact(fn.df)
         loc = compact(fn.loc, 1) + torch.zeros_like(df).unsqueeze(-1)  # cells of all arguments

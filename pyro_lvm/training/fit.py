@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from pyro_lvm.training.schedule import PATIENCE_STEPS, choose_batch_size, steps_
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_sites
 from pyro_lvm.training.stream import Stream, as_stream
+from pyro_lvm.training.trials import choose_start
 
 __all__ = ["fit", "train"]
 
@@ -86,7 +88,8 @@ def fit(
         batch_size: Rows per step; by default all of them (for SVI up to 4096 rows, else 1024), or a stream's own.
         num_rows: Rows of a stream, if its length does not tell; each batch then counts for all rows, else for itself.
         validation: Held-out data like `data`: early stopping then watches it, and the best state is kept.
-        restarts: Independent starts; the best is returned and all are reported in `fit.restarts`.
+        restarts: Independent starts; the best is returned and all are reported in `fit.restarts`. EM of a model that
+            draws its start takes each from the best of five draws, by ten steps on at most 4096 rows.
         tol: Relative improvement below which training stops; by default 1e-10 for EM and 1e-5 for SVI.
         patience: Epochs over which the improvement is measured; by default 1 for EM, 200 for SVI.
         seed: Makes the run reproducible, from 0 to 2**63 - 1; by default drawn from torch's generator.
@@ -180,7 +183,8 @@ def _start(
                 model.to(device)
             initialize = getattr(model, "initialize", None)
             if initialize is not None:
-                initialize(*unlabelled.args, **_accepted(initialize, unlabelled.kwargs))
+                initialize = partial(initialize, *unlabelled.args, **_accepted(initialize, unlabelled.kwargs))
+                initialize()
             check_labels(model, arguments)
             if isinstance(model, LatentVariableModel):
                 name_states(model, arguments)
@@ -200,6 +204,8 @@ def _start(
                 )
             chosen.model = model
             chosen.guide = choose_guide(guide, model, trace, chosen)
+            if initialize and isinstance(chosen, EM) and not (chosen.guide or labels_of(model, arguments.kwargs)):
+                choose_start(model, initialize, chosen, arguments)
             if restart and initialize is None and hasattr(chosen, "seed"):  # else all would start at the same point
                 chosen.seed(*unlabelled.args, **unlabelled.kwargs)
         rng = torch.get_rng_state()

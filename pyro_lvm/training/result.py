@@ -207,6 +207,22 @@ class Fit:
 
         return bic(self, x)
 
+    def plan(self, x: Any) -> Any:
+        """How the inference would update each parameter on rows `x`, and why; print it.
+
+        Raises:
+            ValueError: The inference does not plan its updates.
+        """
+        plan = getattr(self.inference, "plan", None)
+        if plan is None:
+            raise ValueError(
+                f"plan: expected an inference that plans its updates; got {type(self.inference).__name__}. "
+                "Fit with inference='em'."
+            )
+        arguments = self.arguments(x)
+        with self.scope():
+            return plan(*arguments.args, **arguments.kwargs)
+
     def to_arviz(self, x: Any = None) -> Any:
         """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.
 

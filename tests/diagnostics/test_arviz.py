@@ -142,3 +142,20 @@ def test_comparison_tells_held_out_from_in_sample(fits, faithful):
         lvm.compare({"m": mixture}, counts[:200])
     with pytest.raises(ValueError, match="at least one fit"):
         lvm.compare({}, test)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag", "tied", "spherical"])
+@pytest.mark.parametrize("num_components", [2, 3, 13])
+def test_axes_are_named_without_column_names(num_components, covariance):
+    x = lvm.datasets.load("wine").x
+    model = lvm.models.GaussianMixture(num_components, covariance=covariance)
+    groups = groups_of(lvm.fit(model, x, max_epochs=1, seed=0, progress=False), None)
+    expected = {
+        "full": ["component", "dimension", "dimension_2"],
+        "diag": ["component", "dimension"],
+        "tied": ["dimension", "dimension_2"],
+        "spherical": ["component"],
+    }
+    assert groups.dims["covariance"] == expected[covariance]
+    assert len(groups.coords["dimension"]) == 13
+    assert len(groups.coords["component"]) == num_components

@@ -296,3 +296,25 @@ def test_progress_is_silent_when_nobody_watches(faithful, capsys):
     lvm.fit(lvm.models.GaussianMixture(2), faithful, seed=0)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_the_plan_of_a_fit_leaves_the_global_store_alone():
+    def counts(x):
+        rate = pyro.param("rate", torch.tensor([1.0, 5.0]), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5])), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Poisson(rate[z]), obs=x)
+
+    x = torch.tensor([1.0, 2.0, 8.0, 9.0])
+    fit = lvm.fit(counts, x, inference="em", progress=False)
+    before, learned = dict(pyro.get_param_store()), fit.params["rate"]
+    assert "rate       (2,)   closed form  it is x.rate" in str(fit.plan(x))
+    assert dict(pyro.get_param_store()) == before
+    assert torch.equal(fit.params["rate"], learned)
+
+
+def test_an_inference_without_a_plan_says_so():
+    x = lvm.datasets.load("faithful").x
+    fit = lvm.fit(lvm.models.GaussianMixture(2), x, inference="svi", max_epochs=1, progress=False)
+    with pytest.raises(ValueError, match="expected an inference that plans its updates; got SVI"):
+        fit.plan(x)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.families.counts import ratio
-from pyro_lvm.infer.families.normal import spread
+from pyro_lvm.infer.families.normal import location
 from pyro_lvm.infer.families.rows import beside
 from pyro_lvm.infer.m_step import (
     Argument,
@@ -108,7 +108,7 @@ class _Gamma(ExponentialFamily):
         return ((), ())
 
     def reference(self, fn: Any, value: Tensor, rows: tuple[int, ...], keepdim: bool = False) -> Reference | None:
-        found = spread(self.gamma_value(value), rows, keepdim)
+        found = location(self.gamma_value(value), rows, keepdim)
         return _Level(torch.zeros_like(found.variance), found.variance, found.centre)
 
     def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:

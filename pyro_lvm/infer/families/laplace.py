@@ -21,6 +21,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_lvm.infer.families.normal import spread
 from pyro_lvm.infer.families.rows import Rows, learned
 from pyro_lvm.infer.m_step import Argument, ClosedForm, Conjugate, Statistics, View, closed_form
 from pyro_lvm.ops.cells import compact
@@ -77,7 +78,8 @@ class _Laplace(ClosedForm):
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
         rows = Rows.of(fn, value, weights, compact(fn.loc), compact(fn.scale))
         values, index = value.double().unique(return_inverse=True)
-        floor = 0.5 * variance_floor * value.double().var(correction=0)  # the variance is twice the scale squared
+        variance = spread(value, tuple(range(value.dim())), keepdim=False).variance
+        floor = 0.5 * variance_floor * variance  # the variance is twice the scale squared
         return Statistics(
             rows.cells,
             total=rows.sum(),

@@ -16,7 +16,7 @@ from pyro_lvm.infer.families.normal import spread
 from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, Statistics, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
-__all__ = ["COVARIANCE", "LOC", "scatter_matrix"]
+__all__ = ["COVARIANCE", "LOC", "pairs_of_columns", "scatter_matrix", "write_pairs"]
 
 
 def _gram(factor: Tensor) -> Tensor:
@@ -109,8 +109,8 @@ COVARIANCE = Argument(
     lambda scatter, total, floor: _floored(scatter / total[..., None, None], floor / total[..., None]),
     (
         View("covariance_matrix", matrix="symmetric", scales=True),
-        View("scale_tril", torch.linalg.cholesky, _gram, matrix="lower"),
-        View("precision_matrix", torch.linalg.inv, torch.linalg.inv, matrix="symmetric"),
+        View("scale_tril", torch.linalg.cholesky, _gram, matrix="lower", given="scale_tril"),
+        View("precision_matrix", torch.linalg.inv, torch.linalg.inv, matrix="symmetric", given="precision_matrix"),
     ),
     event_dim=2,
     conjugate={
@@ -131,7 +131,7 @@ GROUP = 4
 
 
 @cache
-def _pairs(d: int) -> tuple[Tensor, Tensor, Tensor]:
+def pairs_of_columns(d: int) -> tuple[Tensor, Tensor, Tensor]:
     """Columns i and j of every product in the order they are written, and what a quadratic form has for them.
 
     A group of columns is multiplied by itself and all columns after it: products inside of a group come twice.
@@ -151,7 +151,7 @@ def _groups(d: int) -> list[tuple[int, int]]:
     return [(start, min(d, start + step)) for start in range(0, d, step)]
 
 
-def _write_pairs(value: Tensor, out: Tensor) -> None:
+def write_pairs(value: Tensor, out: Tensor) -> None:
     """Products of pairs of columns, columns first."""
     position, d = 0, len(value)
     for start, stop in _groups(d):
@@ -180,19 +180,19 @@ class _MultivariateNormal(ExponentialFamily):
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         d = fn.event_shape[0]
-        return (d,), (len(_pairs(d)[0]),)
+        return (d,), (len(pairs_of_columns(d)[0]),)
 
     def reference(self, fn: Any, value: Tensor, rows: tuple[int, ...], keepdim: bool = False) -> Reference | None:
         return spread(value, rows, keepdim)
 
     def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
         pairs = value.new_empty(self.trailing(fn)[1][0], *value.shape[1:])
-        _write_pairs(value, pairs)
+        write_pairs(value, pairs)
         return value, pairs
 
     def fill(self, value: Tensor, fn: Any, reference: Reference | None, out: tuple[Tensor, ...]) -> None:
         out[0].copy_(value)
-        _write_pairs(out[0], out[1])
+        write_pairs(out[0], out[1])
 
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
         loc, scale_tril = compact(fn.loc, 1).double(), self.scale_tril(fn).double()
@@ -200,7 +200,7 @@ class _MultivariateNormal(ExponentialFamily):
         d = loc.shape[-1]
         precision = torch.cholesky_inverse(scale_tril)
         first = (precision @ loc.unsqueeze(-1)).squeeze(-1)
-        row, column, factor = (t.to(loc.device) for t in _pairs(d))
+        row, column, factor = (t.to(loc.device) for t in pairs_of_columns(d))
         second = precision[..., row, column] * factor
         log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_normalizer = 0.5 * (first * loc).sum(-1) + log_det + 0.5 * d * math.log(2 * math.pi)
@@ -213,7 +213,7 @@ class _MultivariateNormal(ExponentialFamily):
             raise ValueError("MultivariateNormal: expected the reference that the statistics were gathered about.")
         first, pairs = sums
         d = first.shape[-1]
-        row, column, _ = _pairs(d)
+        row, column, _ = pairs_of_columns(d)
         square = pairs.new_empty(*pairs.shape[:-1], d, d)
         square[..., row, column] = pairs
         square[..., column, row] = pairs

@@ -13,7 +13,10 @@ from pyro_lvm.infer.families.counts import ratio
 from pyro_lvm.infer.m_step import Argument, Conjugate, ExponentialFamily, Reference, Statistics, View, closed_form_of
 from pyro_lvm.ops.cells import compact
 
-__all__ = ["LOC", "VARIANCE", "moments", "spread"]
+__all__ = ["LOC", "VARIANCE", "location", "moments", "nonzero_variance", "spread"]
+
+# Equal values, averaged in float64, seem to vary by this much of their size.
+ROUNDING = 8 * torch.finfo(torch.float64).eps
 
 
 def scatter(statistics: Statistics, loc: Tensor) -> Tensor:
@@ -75,13 +78,25 @@ VARIANCE = Argument(
 )
 
 
-def spread(value: Tensor, rows: tuple[int, ...], keepdim: bool) -> Reference:
+def location(value: Tensor, rows: tuple[int, ...], keepdim: bool) -> Reference:
     """Mean and variance over the rows, the mean such that subtracting it from the values is harmless."""
     if not rows:
         return Reference(value.double(), torch.zeros_like(value, dtype=torch.float64))
     variance, centre = torch.var_mean(value.double(), rows, correction=0, keepdim=keepdim)
     centre = centre.to(value.dtype).double() if value.is_floating_point() else centre
     return Reference(centre, variance)
+
+
+def spread(value: Tensor, rows: tuple[int, ...], keepdim: bool) -> Reference:
+    """The same for families whose density has no bound where all values are equal."""
+    found = location(value, rows, keepdim)
+    return Reference(found.centre, nonzero_variance(found.variance, found.centre))
+
+
+def nonzero_variance(variance: Tensor, centre: Tensor) -> Tensor:
+    """What a floor is relative to: where all values are equal, their square, or one if all are zero."""
+    square = torch.where(centre == 0, 1.0, centre.square())
+    return torch.where(variance > (ROUNDING * centre).square(), variance, square)
 
 
 def moments(
