@@ -23,13 +23,14 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm.handlers.starting_values import StartingValues
+from pyro_lvm.infer.derive import make_plan
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.factors import Factor
-from pyro_lvm.infer.m_step import innermost
+from pyro_lvm.infer.m_step import ExponentialFamily, innermost
 from pyro_lvm.infer.maximise import Sites, groups, sums_of
 from pyro_lvm.infer.parameters import Parameter
-from pyro_lvm.infer.plan import ParameterPlan, Plan, make_plan
+from pyro_lvm.infer.plan import ParameterPlan, Plan
 from pyro_lvm.infer.row_pass import Memory
 from pyro_lvm.infer.seeding import reseed
 from pyro_lvm.infer.structure import plate_nesting, structure
@@ -251,6 +252,13 @@ def _conjugate_plan(expectation: Expectation) -> Plan:
     """The plan, if every site is conjugate."""
     plan = make_plan(expectation)
     for entry in plan:
+        for use in entry.uses:
+            if not isinstance(use.form, ExponentialFamily):
+                kind = type(innermost(expectation.factors[use.site].fn)).__name__
+                raise ValueError(
+                    f"CoordinateAscent: site '{use.site}' ({kind}) has no natural form, as normal rows with missing "
+                    "entries under full or tied covariances. Use covariance='diag' or 'spherical', 'em' or 'svi'."
+                )
         if not entry.closed or len(entry.priors) != 1 or entry.priors[0].conjugate.posterior is None:  # type: ignore
             reason = entry.reason or "its posterior is not of its prior's family"
             raise ValueError(

@@ -8,29 +8,30 @@ References:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import pyro
+from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm.infer.at_guide import at_guide
 from pyro_lvm.infer.averaging import Averages, keep_averages
+from pyro_lvm.infer.derive import make_plan, refresh
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
 from pyro_lvm.infer.guard import Step
+from pyro_lvm.infer.lost import report_lost
 from pyro_lvm.infer.maximise import maximise, own_m_step
 from pyro_lvm.infer.nonfinite import NonFiniteLoss, in_one_sentence
-from pyro_lvm.infer.plan import Plan, make_plan, refresh
+from pyro_lvm.infer.plan import Plan
 from pyro_lvm.infer.row_pass import Memory
 from pyro_lvm.infer.seeding import reseed
 from pyro_lvm.infer.squarem import extrapolate
 from pyro_lvm.infer.structure import REFUSALS, first_rows, plate_nesting
 
 __all__ = ["EM"]
-
-# A state with a smaller share of the rows is empty.
-LOST = 1e-12
 
 
 class EM:
@@ -182,13 +183,20 @@ class EM:
         """Negative log-likelihood of the data at the current parameters, in nats; nothing is updated."""
         return -self._expect(args, kwargs, keep_weights=False).log_likelihood
 
+    def held_out_loss(self, *args: Any, **kwargs: Any) -> float:
+        """Negative log-likelihood of other data, in nats: with a guide, the density of its values does not count."""
+        own = None if self.guide is None else poutine.trace(self.guide).get_trace(*args, **kwargs).stochastic_nodes
+        return -self._expect(args, kwargs, keep_weights=False, unscored=own or ()).log_likelihood
+
     def posterior(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior of every discrete site: its plates' shape, then its states along the last axis."""
         return self._expect(args, kwargs).marginals()
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
-        """How each parameter will be updated, and why; print it."""
-        return self._current_plan(self._expect(args, kwargs), args, kwargs)
+        """How each parameter will be updated, and why; print it. Parameters that the program creates do not stay."""
+        store = pyro.get_param_store()
+        with store.scope(store.get_state()):
+            return self._current_plan(self._expect(args, kwargs), args, kwargs)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the parameters."""
@@ -239,7 +247,7 @@ class EM:
         if self._weights_wanted and not expectation.has_weights:
             expectation = self._expect(args, kwargs, self._temperature)
         self._last = Step(args, kwargs, expectation)
-        self._report_lost(expectation, plan)
+        report_lost(expectation, plan, self._lost)
         try:
             with in_one_sentence("EM", started=True):
                 updates = maximise(plan, expectation, self.variance_floor, self._memory, self._averages)
@@ -290,6 +298,7 @@ class EM:
         temperature: float = 1.0,
         keep_weights: bool = True,
         floor: float | None = None,
+        unscored: Collection[str] = (),
     ) -> Expectation:
         program = self._program
         if self.max_plate_nesting is None:
@@ -303,6 +312,7 @@ class EM:
                 kwargs,
                 temperature=temperature,
                 memory=self._memory,
+                unscored=unscored,
                 keep_weights=keep_weights,
                 variance_floor=self.variance_floor if floor is None else floor,
             )
@@ -330,22 +340,6 @@ class EM:
         except REFUSALS:
             return None
         return plan if refresh(plan, expectation) else None
-
-    def _report_lost(self, expectation: Expectation, plan: Plan) -> None:
-        """Say once that a state is left without rows: its probability is zero from then on."""
-        kept = {use.site for entry in plan.closed if entry.priors for use in entry.uses}
-        for site, total in expectation.totals.items():
-            if site in kept:
-                continue
-            for state in (total < LOST * total.sum()).nonzero().flatten().tolist():
-                if (site, state) not in self._lost:
-                    self._lost.add((site, state))
-                    warnings.warn(
-                        f"EM: '{site}' has no rows left in state {state}; that is left out from here on and its other "
-                        "parameters stay as they are. Use fewer states, other starts (restarts=) or a prior.",
-                        RuntimeWarning,
-                        stacklevel=4,
-                    )
 
     def _excused(self, last: Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> bool:
         """Whether no closed form is to blame for a fall."""

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.factors import Factor, contract, trace_factors
+from pyro_lvm.infer.m_step import innermost
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_pass import Memory, RowPass
@@ -70,6 +71,8 @@ def expect(
     scored = {name: factor for name, factor in factors.items() if name not in unscored}
     memory = Memory() if memory is None else memory
     with torch.no_grad():
+        for factor in scored.values():
+            _check_support(factor, memory)
         for name in factors.keys() - scored.keys():
             factors[name].weights = torch.ones(factors[name].fn.batch_shape)
         for name, correction in (corrections(factors) if corrections else {}).items():
@@ -95,6 +98,28 @@ def expect(
             )
     value = weigh(trace, scored, temperature)
     return Expectation(value, factors, parameters.found, trace)
+
+
+def _check_support(factor: Factor, memory: Memory) -> None:
+    """Raise a ValueError for observed values outside of the support, the first time that they are seen."""
+    value, mask = factor.value, factor.site["mask"]
+    if factor.enumerated or not isinstance(value, Tensor) or value.requires_grad or mask is not None:
+        return
+    if not memory.is_new(factor.name, value):
+        return
+    fn = innermost(factor.fn)
+    try:
+        inside = fn.support.check(value)
+    except NotImplementedError:
+        return
+    if not bool(inside.all()):
+        place = (~inside).nonzero()[0].tolist()
+        wrong = value[tuple(place)] if value.dim() else value
+        shown = f"{wrong.item():g}" if wrong.numel() == 1 else str(wrong.tolist())
+        raise ValueError(
+            f"Exact enumeration: site '{factor.name}' ({type(fn).__name__}): expected values in the support "
+            f"{fn.support}; got {shown} at {tuple(place)}. Drop such rows, or mask them."
+        )
 
 
 def hand_out(table: Tensor, factors: Iterable[Factor]) -> None:

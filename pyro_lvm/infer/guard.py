@@ -85,6 +85,8 @@ class Step:
         free = unfloored()
         raised = False
         for entry in plan.closed:
+            if not entry.uses:
+                continue
             blocks, value = entry.uses[0].blocks, new[entry.name]
             close = torch.isclose(free[entry.name].to(value), value, rtol=1e-4, atol=0.0)
             bound = ~close.reshape(-1)[blocks.elements].reshape(len(blocks.elements), -1).all(-1)

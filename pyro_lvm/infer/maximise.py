@@ -153,6 +153,8 @@ def groups(plan: Plan) -> list[list[ParameterPlan]]:
 
 def _joint(entries: list[ParameterPlan]) -> Joint | None:
     """The joint maximum, if at every site its arguments have parameters of their own, cut into the same blocks."""
+    if not all(entry.uses for entry in entries):
+        return None
     first = entries[0].uses[0].form
     joint = first.joint
     if joint is None or [entry.uses[0].argument.name for entry in entries] != list(joint.names):
@@ -241,7 +243,9 @@ def _feasible(entry: ParameterPlan, sums: tuple[Tensor, ...]) -> tuple[Tensor, .
     if feasible is None or not entry.priors:
         return sums
     moved = feasible(sums)
-    if not entry.on_boundary and any(bool((b - a > 1e-9 * b).any()) for a, b in zip(sums, moved, strict=True)):
+    if not entry.on_boundary and any(
+        bool((b - a > 1e-5 * b.abs().amax()).any()) for a, b in zip(sums, moved, strict=True)
+    ):
         entry.on_boundary = True
         warnings.warn(
             f"EM: the prior of '{entry.name}' ({entry.priors[0].kind}, concentration below one) puts its mode on the "

@@ -36,6 +36,15 @@ class Memory:
     fixed: bool = False
     references: dict[str, tuple[Tensor, int, Reference | None]] = field(default_factory=dict)
     bases: dict[str, tuple[Tensor, int, Tensor | None]] = field(default_factory=dict)
+    seen: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+    def is_new(self, site: str, value: Tensor) -> bool:
+        """Whether these values were not seen at this site before; they are now."""
+        known = self.seen.get(site)
+        if known is not None and known[0] is value and known[1] == value._version:
+            return False
+        self.seen[site] = (value, value._version)
+        return True
 
     def reference(self, site: str, value: Tensor) -> Reference | None:
         """The reference of a site if it was found on this very tensor."""
@@ -129,7 +138,9 @@ class RowPass:
         scale = z.site["scale"]
         if any(not same_scale(f.site["scale"], scale) for f in inside):
             return None
-        if isinstance(scale, Tensor) and scale.numel() > 1:
+        if isinstance(scale, Tensor) and scale.numel() == 1:
+            scale = float(scale)
+        if isinstance(scale, Tensor):
             if scale.dim() < -row_dim or scale.shape[row_dim] != scale.numel():
                 return None
             scale = scale.reshape(-1)

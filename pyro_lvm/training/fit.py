@@ -44,6 +44,7 @@ from pyro_lvm.training.trials import choose_start
 __all__ = ["fit", "train"]
 
 SVI_STEPS = 2000
+HELD_OUT_PATIENCE = 10
 
 
 def fit(
@@ -91,7 +92,8 @@ def fit(
         restarts: Independent starts; the best is returned and all are reported in `fit.restarts`. EM of a model that
             draws its start takes each from the best of five draws, by ten steps on at most 4096 rows.
         tol: Relative improvement below which training stops; by default 1e-10 for EM and 1e-5 for SVI.
-        patience: Epochs over which the improvement is measured; by default 1 for EM, 200 for SVI.
+        patience: Epochs over which the improvement is measured; by default 1 for EM (10 with
+            `validation`), 200 steps for SVI.
         seed: Makes the run reproducible, from 0 to 2**63 - 1; by default drawn from torch's generator.
         device: "auto" (the data's own, or a GPU if there is one), "cpu", "cuda", ...
         checkpoint: Folder to save the running fit to, for `lvm.load(folder).resume(data)`.
@@ -265,7 +267,8 @@ def train(
             batch_size = choose_batch_size(result, data, batch_size)
             steps = steps_of_epoch(result, data, batch_size)
             epochs = max_epochs or (SVI_STEPS if full else max(10, math.ceil(SVI_STEPS / steps)))
-            patience = patience or (1 if full else max(1, math.ceil(PATIENCE_STEPS / steps)))
+            few = 1 if validation is None else HELD_OUT_PATIENCE
+            patience = patience or (few if full else max(1, math.ceil(PATIENCE_STEPS / steps)))
             tol = (1e-10 if full else 1e-5) if tol is None else tol
             stop = EarlyStopping(tol, patience, "loss" if validation is None else "validation_loss")
             bar = Progress(progress, epochs, label)

@@ -26,6 +26,7 @@ __all__ = [
     "Unlabelled",
     "as_labelled",
     "check_labels",
+    "in_order",
     "labels_of",
     "name_states",
     "unclamp",
@@ -63,6 +64,11 @@ class Unlabelled:
         """Run the guide."""
         labels = labels_of(self.model, kwargs)
         return self.guide(*args, **{k: v for k, v in kwargs.items() if k not in labels})
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("guide", "model"):
+            raise AttributeError(name)
+        return getattr(self.guide, name)
 
 
 class _Labels(clamp):
@@ -137,6 +143,18 @@ def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
             )
     moved = {name: value.to(arguments.main.device) for name, value in labels.items()}
     return Arguments(arguments.args, {**arguments.kwargs, **moved}, arguments.names)
+
+
+def in_order(table: Any, columns: tuple[str, ...]) -> Any:
+    """A table's columns in the order of another one.
+
+    Raises:
+        ValueError: Columns are missing, or there are others.
+    """
+    named = {str(name): name for name in table.columns}
+    if set(named) != set(columns) or len(named) != len(table.columns):
+        raise ValueError(f"data: expected columns {', '.join(columns)}; got {', '.join(named)}. Rename or drop some.")
+    return table if tuple(named) == columns else table[[named[name] for name in columns]]
 
 
 def unclamp(model: Callable, arguments: Arguments) -> tuple[Callable, Arguments]:

@@ -95,7 +95,8 @@ class Run:
             losses.append(loss)
         self.history["loss"].append(sum(losses) / (1 if rows is None else len(losses)))
         if self.validation is not None:
-            value = self.inference.loss(*self.validation.args, **self.validation.kwargs)
+            score: Callable[..., float] = getattr(self.inference, "held_out_loss", None) or self.inference.loss
+            value = score(*self.validation.args, **self.validation.kwargs)
             self.history.setdefault("validation_loss", []).append(value)
 
 

@@ -17,7 +17,7 @@ from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.guide_draws import draw_guide
-from pyro_lvm.training.labels import Labelled, as_labelled
+from pyro_lvm.training.labels import Labelled, as_labelled, in_order
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.stream import as_stream
@@ -298,7 +298,9 @@ class Fit:
         return Labelled(self.model)
 
     def arguments(self, x: Any) -> Arguments:
-        """Rows, checked and converted for this fit's model."""
+        """Rows, checked and converted for this fit's model; a table's columns are found by name."""
+        if self.columns and hasattr(x, "columns"):
+            x = in_order(x, self.columns)
         arguments = as_labelled(x, self.model, self.device)
         if isinstance(self.model, LatentVariableModel):
             self.model.check(arguments.main)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pyro_lvm.distributions import PartialMultivariateNormal
+from pyro_lvm.infer.log_density import log_density
 from pyro_lvm.infer.m_step import closed_form
-from pyro_lvm.infer.natural import log_density
 from pyro_lvm.infer.pattern_products import PatternProducts
 
 CELLS = {"own": (4, 1), "tied": (1, 1)}

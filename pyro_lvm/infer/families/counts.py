@@ -57,7 +57,7 @@ __all__ = [
 # How far from the boundary a mode is kept, as a share: small against any row, large against rounding.
 ALMOST_ZERO = 1e-6
 # Counts that are negative by less are zeros that were rounded.
-ROUNDING = 1e-9
+ROUNDING = 1e-5
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
