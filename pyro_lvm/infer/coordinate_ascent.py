@@ -28,7 +28,7 @@ from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.m_step import ExponentialFamily, innermost
-from pyro_lvm.infer.maximise import Sites, groups, sums_of
+from pyro_lvm.infer.maximise import Sites, counts_of, groups, sums_of
 from pyro_lvm.infer.parameters import Parameter
 from pyro_lvm.infer.plan import ParameterPlan, Plan
 from pyro_lvm.infer.row_pass import Memory
@@ -71,6 +71,7 @@ class CoordinateAscent:
         self.guide = guide
         self.max_plate_nesting = max_plate_nesting
         self._plan: Plan | None = None
+        self._known: tuple | None = None
         self._memory = Memory()
 
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -178,7 +179,11 @@ class CoordinateAscent:
 
     def _evaluate(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Expectation, float]:
         """The E-step under the present posterior, and minus the bound."""
-        if self._plan is None:  # a posterior that was read from a file
+        known = self._known is not None and all(
+            a is b for a, b in zip(self._known, (*args, *kwargs.values()), strict=False)
+        )
+        self._known = (*args, *kwargs.values())
+        if self._plan is None or not known:  # other rows may be selected by, or the posterior was read from a file
             self._plan = _conjugate_plan(self._expect(self._starting_values(args, kwargs), args, kwargs))
         values = self._plug_in()
         guide, plan = self._guide, self._plan
@@ -193,7 +198,7 @@ class CoordinateAscent:
                         continue  # the prior of a child: its expectation is part of the divergence
                     fn = innermost(factors[use.site].fn)
                     now = {argument.name: argument.read(fn).detach() for argument in use.form.arguments}
-                    cells = gap[use.blocks.block].reshape(*use.blocks.batch, *gap.shape[1:])
+                    cells = gap[use.blocks.block].reshape((*use.blocks.batch, *gap.shape[1:]))
                     term = use.argument.correct(cells, now)
                     found[use.site] = found.get(use.site, 0.0) + term
             return found
@@ -203,7 +208,7 @@ class CoordinateAscent:
         for name in guide.sites:
             prior = innermost(expectation.factors[name].fn)
             terms = _divergence(guide.posterior(name, values), prior)
-            divergence += float(terms.detach().double().sum())
+            divergence += counts_of(expectation.factors[name]) * float(terms.detach().double().sum())
         return expectation, divergence - expectation.log_likelihood
 
     def _update(self, expectation: Expectation) -> None:
@@ -237,7 +242,7 @@ class CoordinateAscent:
                     if entry.name not in children and entry.uses[0].argument.name == "loc":
                         gap = _by_block(prior.conjugate.gap(posterior), entry)  # type: ignore[union-attr, misc]
                         for use in entry.uses:
-                            spread = gap[use.blocks.block].reshape(*use.blocks.batch, *gap.shape[1:])
+                            spread = gap[use.blocks.block].reshape((*use.blocks.batch, *gap.shape[1:]))
                             sites[use.site].now["loc spread"] = spread
 
 
@@ -311,7 +316,7 @@ def _by_cell(blocks: Tensor, entry: ParameterPlan) -> Tensor:
 def _by_block(cells: Tensor, entry: ParameterPlan) -> Tensor:
     """From the layout of a prior to blocks of its parameter."""
     blocks = entry.priors[0].blocks
-    flat = cells.reshape(len(blocks.block), *cells.shape[len(blocks.batch) :])
+    flat = cells.reshape((len(blocks.block), *cells.shape[len(blocks.batch) :]))
     out = flat.new_empty(len(blocks.elements), *flat.shape[1:])
     out[blocks.block] = flat
     return out
@@ -320,7 +325,7 @@ def _by_block(cells: Tensor, entry: ParameterPlan) -> Tensor:
 def _parent_index(parent: ParameterPlan, child: str) -> Tensor:
     """Which entries of the parent's value are the spread of every entry of the child."""
     use = next(use for use in parent.uses if use.site == child)
-    return use.blocks.elements[use.blocks.block].reshape(*use.blocks.batch, *use.blocks.elements.shape[1:])
+    return use.blocks.elements[use.blocks.block].reshape((*use.blocks.batch, *use.blocks.elements.shape[1:]))
 
 
 def _count(sums: tuple[Tensor, ...], entry: ParameterPlan, sites: Sites, parent: ParameterPlan) -> Tensor:

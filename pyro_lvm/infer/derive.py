@@ -67,7 +67,9 @@ def refresh(plan: Plan, expectation: Expectation) -> bool:
                 if isinstance(found, str):
                     return False
                 uses[i] = found
-            elif tensor.shape[: tensor.dim() - use.argument.event_dim] != use.blocks.batch:
+            elif tensor.shape[: tensor.dim() - use.argument.event_dim] != use.blocks.batch or not _still_selects(
+                use, tensor, expectation.parameters[entry.name]
+            ):
                 return False
         if any(use.varies for use in uses):
             entry.uses = uses
@@ -75,6 +77,16 @@ def refresh(plan: Plan, expectation: Expectation) -> bool:
             if entry.reason:
                 return False
     return True
+
+
+def _still_selects(use: Use, tensor: Tensor, parameter: Parameter) -> bool:
+    """Whether an argument has the values that its blocks say: the selection may follow an argument of the program."""
+    if use.view.normalised or use.view.matrix:
+        return True
+    with torch.no_grad():
+        expected = use.blocks.read(parameter.value.detach())
+        found = use.view.encode(tensor.detach())
+        return torch.allclose(found, expected.to(found.dtype), rtol=1e-4, atol=0.0, equal_nan=True)
 
 
 def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expectation) -> None:

@@ -7,7 +7,6 @@ References:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -20,16 +19,17 @@ from pyro_lvm.infer.averaging import Averages, keep_averages
 from pyro_lvm.infer.derive import make_plan, refresh
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.expectation import Expectation
+from pyro_lvm.infer.few_rows import plan_of_few_rows, settings_of
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
-from pyro_lvm.infer.guard import Step
+from pyro_lvm.infer.guard import LOWERED, Step
 from pyro_lvm.infer.lost import report_lost
 from pyro_lvm.infer.maximise import maximise, own_m_step
 from pyro_lvm.infer.nonfinite import NonFiniteLoss, in_one_sentence
 from pyro_lvm.infer.plan import Plan
 from pyro_lvm.infer.row_pass import Memory
 from pyro_lvm.infer.seeding import reseed
-from pyro_lvm.infer.squarem import extrapolate
-from pyro_lvm.infer.structure import REFUSALS, first_rows, plate_nesting
+from pyro_lvm.infer.squarem import extrapolate, put
+from pyro_lvm.infer.structure import plate_nesting
 
 __all__ = ["EM"]
 
@@ -143,6 +143,7 @@ class EM:
         self._demoted: dict[str, str] = {}
         self._lost: set[tuple[str, int]] = set()
         self._last: Step | None = None
+        self._settings: tuple = ()
         self._memory = Memory(fixed=decay is not None)
         self._averages = None if decay is None else Averages(decay)
         self._gradient = GradientStep(gradient_steps, optimizer)
@@ -238,6 +239,11 @@ class EM:
         return expectation
 
     @property
+    def annealed(self) -> bool:
+        """Whether the last step was one of the annealed ones."""
+        return 0 < self._steps <= len(self.annealing)
+
+    @property
     def _temperature(self) -> float:
         return self.annealing[self._steps] if self._steps < len(self.annealing) else 1.0
 
@@ -275,13 +281,13 @@ class EM:
         target = extrapolate(start, list(last.values.values()), two)
         if target is None:
             return
-        _put(tensors, target)
+        put(tensors, target)
         try:
             tried = self._expect(args, kwargs, keep_weights=self._weights_wanted)
         except NonFiniteLoss:
             tried = None
         if tried is None or last.fell(tried):
-            _put(tensors, two)
+            put(tensors, two)
         else:
             self._maximise(tried, args, kwargs)
 
@@ -319,8 +325,11 @@ class EM:
 
     def _current_plan(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""
-        if self._plan is None or not refresh(self._plan, expectation):
-            self._plan = self._plan_from_few_rows(expectation, args, kwargs) or make_plan(expectation, True)
+        settings = settings_of(args, kwargs)
+        changed, self._settings = settings != self._settings, settings
+        if self._plan is None or changed or not refresh(self._plan, expectation):
+            few = plan_of_few_rows(self._program, self.max_plate_nesting or 0, expectation, args, kwargs)
+            self._plan = few or make_plan(expectation, True)
             if self._averages is not None:
                 keep_averages(self._plan, expectation)
             for name, reason in self._demoted.items():
@@ -329,17 +338,6 @@ class EM:
                 if not all(use.form.additive for use in entry.uses):
                     self._plan.demote(entry.name, "its statistics cannot be averaged over batches")
         return self._plan
-
-    def _plan_from_few_rows(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan | None:
-        """The plan is the same for any number of rows; differentiating through a broadcast argument costs its size."""
-        few = first_rows(args, kwargs)
-        if few is None:
-            return None
-        try:
-            plan = make_plan(expect(self._program, self.max_plate_nesting or 0, *few), True)
-        except REFUSALS:
-            return None
-        return plan if refresh(plan, expectation) else None
 
     def _excused(self, last: Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> bool:
         """Whether no closed form is to blame for a fall."""
@@ -355,29 +353,6 @@ class EM:
 
     def _undo(self, last: Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> None:
         """Go back one step and hand the parameters that caused the fall over to the gradient step."""
-        new = {name: p.unconstrained.detach().clone() for name, p in fallen.parameters.items()}
-        last.restore(fallen)
-        culprits = []
-        for entry in plan.closed:
-            parameter = fallen.parameters[entry.name]
-            parameter.unconstrained.data.copy_(new[entry.name])
-            if last.fell(self._expect(args, kwargs)):
-                culprits.append(entry.name)
-            last.restore(fallen)
-        culprits = culprits or [entry.name for entry in plan.closed]
-        reason = "its closed form lowered the log-likelihood"
-        if culprits:
-            warnings.warn(
-                f"EM: the log-likelihood fell from {last.log_likelihood:.6g} to {fallen.log_likelihood:.6g}; "
-                f"the step was undone and {', '.join(culprits)} will be updated by gradient.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-        for name in culprits:
-            self._demoted[name] = reason
-            plan.demote(name, reason)
-
-
-def _put(tensors: list[Tensor], values: list[Tensor]) -> None:
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.data.copy_(value)
+        for name in last.culprits(plan, fallen, lambda: self._expect(args, kwargs)):
+            self._demoted[name] = LOWERED
+            plan.demote(name, LOWERED)

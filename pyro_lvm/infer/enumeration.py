@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.factors import Factor, contract, trace_factors
@@ -31,6 +32,16 @@ from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_pass import Memory, RowPass
 
 __all__ = ["expect", "hand_out"]
+
+# Supports that do not depend on parameters, and whose violation a natural form does not see.
+FIXED = (
+    constraints.boolean,
+    constraints.nonnegative,
+    constraints.nonnegative_integer,
+    constraints.positive,
+    constraints.simplex,
+    constraints.unit_interval,
+)
 
 
 def expect(
@@ -108,10 +119,9 @@ def _check_support(factor: Factor, memory: Memory) -> None:
     if not memory.is_new(factor.name, value):
         return
     fn = innermost(factor.fn)
-    try:
-        inside = fn.support.check(value)
-    except NotImplementedError:
+    if not any(type(fn).support is support for support in FIXED):
         return
+    inside = fn.support.check(value)
     if not bool(inside.all()):
         place = (~inside).nonzero()[0].tolist()
         wrong = value[tuple(place)] if value.dim() else value

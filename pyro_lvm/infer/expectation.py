@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -52,7 +53,9 @@ class Expectation:
 
     def marginals(self) -> dict[str, Tensor]:
         """Posterior of every enumerated site, with its states along a new last axis after its plates."""
-        return {name: _states_last(factor) for name, factor in self.factors.items() if factor.enumerated}
+        tables = {name: _states_last(factor) for name, factor in self.factors.items() if factor.enumerated}
+        totals = {name: table.sum(-1, keepdim=True) for name, table in tables.items()}  # their scales
+        return {name: torch.where(totals[name] > 0, table / totals[name], table) for name, table in tables.items()}
 
 
 def _states_last(factor: Factor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,9 @@ from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.plan import Plan
 
-__all__ = ["Step"]
+__all__ = ["LOWERED", "Step"]
+
+LOWERED = "its closed form lowered the log-likelihood"
 
 # A fall of less than this many times what rounding the parameters does is none.
 ROUNDINGS = 2.0
@@ -23,6 +26,7 @@ class Step:
 
     def __init__(self, args: tuple, kwargs: dict[str, Any], expectation: Expectation) -> None:
         self.args, self.kwargs = args, kwargs
+        self.versions = [value._version for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         self.log_likelihood = expectation.log_likelihood
         self.values = {name: p.unconstrained.detach().clone() for name, p in expectation.parameters.items()}
         dtypes = {p.value.dtype for p in expectation.parameters.values()}
@@ -30,6 +34,9 @@ class Step:
 
     def same_data(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether these are the very same arguments."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if not tensors or [value._version for value in tensors] != self.versions:
+            return False
         return (
             len(args) == len(self.args)
             and all(a is b for a, b in zip(args, self.args, strict=True))
@@ -106,3 +113,29 @@ class Step:
         """Put the parameters back."""
         for name, value in self.values.items():
             expectation.parameters[name].unconstrained.data.copy_(value)
+
+    def culprits(self, plan: Plan, fallen: Expectation, expect: Callable[[], Expectation]) -> list[str]:
+        """Put the parameters back, and find which closed forms lower the log-likelihood by themselves; says so.
+
+        Args:
+            plan: The M-step of every parameter.
+            fallen: The E-step after the fall.
+            expect: An E-step at the current parameters.
+        """
+        new = {name: p.unconstrained.detach().clone() for name, p in fallen.parameters.items()}
+        self.restore(fallen)
+        found = []
+        for entry in plan.closed:
+            fallen.parameters[entry.name].unconstrained.data.copy_(new[entry.name])
+            if self.fell(expect()):
+                found.append(entry.name)
+            self.restore(fallen)
+        found = found or [entry.name for entry in plan.closed]
+        if found:
+            warnings.warn(
+                f"EM: the log-likelihood fell from {self.log_likelihood:.6g} to {fallen.log_likelihood:.6g}; "
+                f"the step was undone and {', '.join(found)} will be updated by gradient.",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        return found

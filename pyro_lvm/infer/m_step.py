@@ -228,11 +228,13 @@ class ExponentialFamily(ClosedForm):
 
     Attributes:
         event_dim: Dimensions of one value.
+        base_of_value: Whether the base measure depends on the value alone; it is then computed once.
         first_is_value: Whether the first statistic is the value itself; it may then be made in place.
     """
 
     event_dim: ClassVar[int] = 0
     first_is_value: ClassVar[bool] = False
+    base_of_value: ClassVar[bool] = False
 
     @abstractmethod
     def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, innermost
 from pyro_lvm.infer.plan import ParameterPlan, Plan, PriorUse, Use
 from pyro_lvm.infer.row_pass import Memory
 
-__all__ = ["Sites", "groups", "maximise", "own_m_step", "sums_of"]
+__all__ = ["Sites", "counts_of", "groups", "maximise", "own_m_step", "sums_of"]
 
 
 def maximise(
@@ -62,6 +62,18 @@ def maximise(
                 if all(torch.allclose(a, b, rtol=1e-12, atol=0.0) for a, b in zip(old, now, strict=True)):
                     break
         return values
+
+
+def counts_of(factor: Factor) -> float:
+    """How often a site outside of the rows counts: its scale, or not at all if masked."""
+    scale, mask = factor.site["scale"], factor.site["mask"]
+    entries = torch.as_tensor(scale).double() * (1.0 if mask is None else torch.as_tensor(mask).double())
+    if bool((entries != entries.reshape(-1)[0]).any()):
+        raise ValueError(
+            f"EM: expected one scale and mask for all of site '{factor.name}', a prior; got several. "
+            "Split it into sites, or use inference='svi'."
+        )
+    return float(entries.reshape(-1)[0])
 
 
 def own_m_step(expectation: Expectation, site: str) -> dict[str, Tensor]:
@@ -117,6 +129,14 @@ class Sites:
     def prior(self, use: PriorUse) -> Any:
         """The distribution of a prior."""
         return innermost(self.expectation.factors[use.site].fn)
+
+    def weight(self, use: PriorUse) -> float:
+        """How often a prior counts.
+
+        Raises:
+            ValueError: Not all of its entries count alike.
+        """
+        return counts_of(self.expectation.factors[use.site])
 
     def update(self, entry: ParameterPlan, new: Tensor) -> Tensor:
         """Let everything that follows see the new value of a parameter."""
@@ -224,7 +244,8 @@ def sums_of(
             accumulated = (accumulated[0], torch.zeros_like(accumulated[1]), *accumulated[2:])
         sums.append(tuple(use.blocks.scatter(part, site.cells) for part in accumulated))
     for prior in entry.priors:
-        sums.append(prior_sums(prior, sites.prior(prior)))
+        weight = sites.weight(prior)
+        sums.append(tuple(weight * part for part in prior_sums(prior, sites.prior(prior))))
     return tuple(sum(parts[1:], parts[0]) for parts in zip(*sums, strict=True))
 
 

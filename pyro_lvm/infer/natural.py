@@ -15,7 +15,7 @@ Products run about the values' centre, in float64 unless the data are float32 an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -127,7 +127,20 @@ class Kernel:
         if not exact and dtype_of(base, cells.rows) == torch.float32 and largest < SINGLE_LIMIT:
             dtype = torch.float32
         accurate = not largest > DOUBLE_LIMIT
-        return cls(base, family, cells, inner, reference, row_mask, coefficients, constant, dtype, accurate)
+        kernel = cls(base, family, cells, inner, reference, row_mask, coefficients, constant, dtype, accurate)
+        if dtype == torch.float32 and kernel._largest_term() > SINGLE_LIMIT:
+            kernel.dtype = torch.float64
+        return kernel
+
+    def _largest_term(self) -> float:
+        """Nats in the terms whose sum is a log-density, at rows taken evenly: correlated columns cancel in it."""
+        n = self.cells.num_rows
+        some = replace(self.cells, rows=self.cells.rows[:: max(1, n // 128)])
+        mask = None if self.mask is None else self.mask[:: max(1, n // 128)]
+        probe = replace(self, cells=some, mask=mask)
+        features = torch.empty(self.num_features, len(some.rows), dtype=torch.float64, device=some.rows.device)
+        probe.write(0, len(some.rows), features)
+        return float((self.coefficients.abs() @ features.abs()).max())
 
     @property
     def num_features(self) -> int:

@@ -73,7 +73,8 @@ class Memory:
     def log_base(self, site: str, value: Tensor, kernel: Kernel) -> Tensor | None:
         """The base measure of every row."""
         known = self.bases.get(site)
-        if known is not None and known[0] is value and known[1] == value._version and kernel.mask is None:
+        same = known is not None and known[0] is value and known[1] == value._version
+        if known is not None and same and kernel.mask is None and kernel.family.base_of_value:
             return known[2]
         base = kernel.log_base(0, kernel.cells.num_rows)
         base = base if base is None else base.double()
@@ -177,6 +178,8 @@ class RowPass:
                 statistics = family.sufficient(self.support(), z.fn, None)
                 self.prior = tuple(t.reshape(-1, self.states).double() for t in statistics)
                 density = -log_normalizer.reshape(1).double()
+                base = family.base(self.support().movedim(-1, 0), z.fn)
+                density = density if base is None else density + base.double()
                 if z.correction is not None:
                     density = density + z.correction.reshape(1)
                 for eta, statistic in zip(etas, self.prior, strict=True):

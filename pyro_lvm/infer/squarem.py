@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["extrapolate"]
+__all__ = ["extrapolate", "put"]
 
 # Extrapolating by less changes nothing.
 NO_STEP = 1.01
@@ -43,3 +43,9 @@ def extrapolate(first: list[Tensor], second: list[Tensor], third: list[Tensor]) 
         return None
     parts = target.split([t.numel() for t in first])
     return [part.reshape(t.shape).to(t.dtype) for part, t in zip(parts, first, strict=True)]
+
+
+def put(tensors: list[Tensor], values: list[Tensor]) -> None:
+    """Write values into tensors in place."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.data.copy_(value)

@@ -32,10 +32,14 @@ class EarlyStopping:
         self.tol = tol
         self.patience = patience
         self.key = key
+        self.skipped = 0
 
     def __call__(self, run: Run) -> bool:
         """Whether to stop."""
-        losses = run.history[self.key]
+        if getattr(run.inference, "annealed", False):  # its loss may rise on purpose
+            self.skipped = len(run.history[self.key])
+            return False
+        losses = run.history[self.key][self.skipped :]
         w = self.patience
         if len(losses) < 2 * w or run.epochs_done < 2 * w:
             return False

@@ -245,7 +245,7 @@ def by_hand(x, t, beta, intercept, scale, steps):
 
 def test_a_mixture_of_regressions_equals_em_written_by_hand(data):
     em = lvm.infer.EM(lines)
-    em.plan(*data)
+    em.loss(*data)
     store = pyro.get_param_store()
     start = [store[name].detach().numpy().copy() for name in ("beta", "intercept", "scale")]
     losses = [em.step(*data) for _ in range(30)]
@@ -322,7 +322,7 @@ def test_an_empty_component_keeps_its_coefficients(data):
             normal((t * beta[z]).sum(-1) + intercept[z], 1.0, x)
 
     em = lvm.infer.EM(program)
-    em.plan(x, t)
+    em.loss(x, t)
     before = pyro.param("beta").detach().clone()
     with pytest.warns(RuntimeWarning, match="'z' has no rows left in state 1"):
         em.step(x, t)

@@ -214,7 +214,7 @@ def test_sample_weights_follow_their_rows_into_batches(faithful, counting):
             return super().forward(x, size=size, sample_weights=None)
 
     data = {"x": faithful, "sample_weights": faithful[:, 0]}
-    lvm.fit(Watched(), data, inference="svi", batch_size=50, max_epochs=2, progress=False)
+    lvm.fit(Watched(), data, inference=lvm.infer.EM(decay=0.7), batch_size=50, max_epochs=2, progress=False)
     assert seen
     assert all(seen)
 

@@ -97,5 +97,12 @@ class _OneHotCategorical(ExponentialFamily):
 class _Multinomial(_OneHotCategorical):
     """Total counts are those of the rows, as in the density that torch computes."""
 
+    arguments = (
+        replace(
+            _OneHotCategorical.arguments[0],  # the expected normalizer would count once for each trial: no plug-in
+            conjugate={("probs", dist.Dirichlet): Conjugate(lambda prior: (prior.concentration - 1,))},
+        ),
+    )
+
     def base(self, value: Tensor, fn: Any) -> Tensor | None:
         return torch.lgamma(value.sum(-1) + 1) - torch.lgamma(value + 1).sum(-1)

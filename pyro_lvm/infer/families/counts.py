@@ -193,6 +193,7 @@ class _Poisson(ExponentialFamily):
         ),
     )
     first_is_value = True
+    base_of_value = True
 
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((),)
