@@ -90,7 +90,7 @@ def fit(
         num_rows: Rows of a stream, if its length does not tell; each batch then counts for all rows, else for itself.
         validation: Held-out data like `data`: early stopping then watches it, and the best state is kept.
         restarts: Independent starts; the best is returned and all are reported in `fit.restarts`. EM of a model that
-            draws its start takes each from the best of five draws, by ten steps on at most 4096 rows.
+            draws its start takes each from the best of five draws, by ten steps, for up to 4096 rows.
         tol: Relative improvement below which training stops; by default 1e-10 for EM and 1e-5 for SVI.
         patience: Epochs over which the improvement is measured; by default 1 for EM (10 with
             `validation`), 200 steps for SVI.

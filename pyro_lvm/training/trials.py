@@ -33,20 +33,18 @@ def choose_start(model: Model, initialize: Callable[[], None], em: EM, arguments
         model: A model at its first start.
         initialize: Draws a start anew.
         em: Untrained; it is copied.
-        arguments: The rows; a random part of them if they are many.
+        arguments: The rows; of more than 4096, the first draw is taken.
     """
     before = torch.get_rng_state()
     initialize()
-    if torch.equal(before, torch.get_rng_state()):
-        return  # nothing is drawn
+    if torch.equal(before, torch.get_rng_state()) or arguments.num_rows > ROWS:
+        return  # nothing is drawn, or drawing costs more than many steps
     states, losses = [], []
     for _ in range(STARTS):
         states.append(torch.get_rng_state())
         initialize()
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            rows = next(arguments.batches(ROWS))
-            losses.append(_loss_after_steps(model, em, rows))
+            losses.append(_loss_after_steps(model, em, arguments))
     torch.set_rng_state(states[losses.index(min(losses))])
     initialize()
 
