@@ -9,7 +9,6 @@ r"""Hidden Markov models: the steps of a sequence come from K states that follow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
@@ -26,14 +25,14 @@ from pyro_lvm.distributions.given_rows import as_row_family
 from pyro_lvm.distributions.hidden_markov import HMM
 from pyro_lvm.ops.kmeans import kmeans
 from pyro_lvm.ops.missing import fill
-from pyro_lvm.ops.steps import Steps
+from pyro_lvm.ops.steps import Steps, check_lengths
+from pyro_lvm.ops.topology import Topology, possible_moves
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
 __all__ = ["HiddenMarkov", "Priors", "Topology", "checked_width"]
 
 Priors = dict[str, Any]
-Topology = str | Sequence[Sequence[int]] | Tensor | None
 
 # Pseudo-counts of the noise in a start: far enough from equal for seeds to differ, near enough for no move to be lost.
 EVENNESS = 20.0
@@ -95,7 +94,9 @@ class HiddenMarkov(LatentVariableModel):
         self.num_states = whole_number(self._name, "num_states", num_states)
         self.given_emission = emission
         self.rows = as_row_family(self._name, emission, self.num_states)
-        self.topology = self._checked_topology(topology)
+        first, allowed, self.topology = possible_moves(self._name, topology, self.num_states)
+        self.register_buffer("first", first)
+        self.register_buffer("allowed", allowed)
         self.priors = priors
         unknown = set(priors) - set(self._kinds) if isinstance(priors, dict) else set()
         if unknown:
@@ -236,24 +237,14 @@ class HiddenMarkov(LatentVariableModel):
             )
 
     def check_covariates(self, rows: int, lengths: Any = None, **covariates: Any) -> None:
-        """Raise a ValueError unless `lengths` holds one whole number >= 1 for each of the sequences."""
-        if lengths is None:
-            return
-        lengths = torch.as_tensor(lengths)
-        if lengths.shape != (rows,) or lengths.is_floating_point() or bool((lengths < 1).any()):
-            got = f"{lengths.dtype} of shape {tuple(lengths.shape)}"
-            if lengths.shape == (rows,) and not lengths.is_floating_point():
-                place = int((lengths < 1).nonzero()[0])
-                got = f"{int(lengths[place])} for sequence {place}"
-            raise ValueError(
-                f"{self._name}: expected lengths, a whole number >= 1 for each of {rows} sequences; got {got}. "
-                "Leave empty sequences out."
-            )
+        """Raise a ValueError unless `lengths`, if given, holds one whole number >= 1 for each of the sequences."""
+        if lengths is not None:
+            check_lengths(self._name, lengths, rows)
 
     def check_training(self, x: Tensor, lengths: Tensor | None = None, sample_weights: Tensor | None = None) -> None:
         """Raise a ValueError for fewer steps than states, or steps from which the emission cannot be learned."""
         self.check(x)
-        self._check_steps(self._steps(x, lengths, sample_weights))
+        self._check_steps(Steps.of(self._name, x, lengths, sample_weights))
 
     def _check_steps(self, steps: Steps) -> None:
         if len(steps.rows) < max(2, self.num_states):
@@ -262,49 +253,6 @@ class HiddenMarkov(LatentVariableModel):
                 f"{len(steps.rows)} that are known. Lower num_states or add data."
             )
         self.rows.check_training(self._name, steps.rows)
-
-    def _steps(self, x: Tensor, lengths: Tensor | None, sample_weights: Tensor | None) -> Steps:
-        if lengths is not None:
-            self.check_covariates(len(x), lengths)
-            if bool((lengths > x.shape[1]).any()):
-                place = int((lengths > x.shape[1]).nonzero()[0])
-                raise ValueError(
-                    f"{self._name}: expected lengths of at most {x.shape[1]}, the number of steps in x; got "
-                    f"{int(lengths[place])} for sequence {place}. Pad x, or correct the length."
-                )
-        if sample_weights is not None and (
-            sample_weights.shape != x.shape[:1] or not bool((sample_weights >= 0).all() & (sample_weights.sum() > 0))
-        ):
-            raise ValueError(
-                f"{self._name}: expected sample_weights of shape ({len(x)},), one a sequence, >= 0 and not all 0; got "
-                f"shape {tuple(sample_weights.shape)}. Drop or repeat entries."
-            )
-        return Steps.of(x, lengths, sample_weights)
-
-    def _checked_topology(self, topology: Topology) -> Any:
-        """The topology as it can be written to a file."""
-        k = self.num_states
-        if topology is None or topology == "left-to-right":
-            table = torch.ones(k, k) if topology is None else torch.eye(k) + torch.ones(k - 1).diag(1)
-        elif isinstance(topology, str):
-            raise ValueError(
-                f"{self._name}: expected topology to be None, 'left-to-right' or a table; got {topology!r}."
-            )
-        else:
-            table = torch.as_tensor(topology).float()
-            if table.shape != (k, k) or not bool(((table == 0) | (table == 1)).all()):
-                raise ValueError(
-                    f"{self._name}: expected topology to be a ({k}, {k}) table of zeros and ones, row by previous "
-                    f"state; got shape {tuple(table.shape)}. Pass transition_probs > 0, for example."
-                )
-            if bool((table.sum(-1) == 0).any()):
-                row = int((table.sum(-1) == 0).nonzero()[0])
-                raise ValueError(f"{self._name}: expected a transition out of every state; state {row} has none.")
-            topology = table.long().tolist()
-        self.register_buffer("allowed", table)
-        first = torch.ones(k) if topology != "left-to-right" else torch.eye(k)[0]
-        self.register_buffer("first", first)
-        return topology
 
     # The start
 
@@ -323,10 +271,9 @@ class HiddenMarkov(LatentVariableModel):
         """
         self.rows.arrange(x.reshape(-1, x.shape[-1]))
         self.check(x)
-        steps = self._steps(x, lengths, sample_weights)
+        steps = Steps.of(self._name, x, lengths, sample_weights)
         self._check_steps(steps)
-        members = self._members(steps)
-        start = self.rows.start(steps.rows, members * steps.counts.unsqueeze(-1))
+        start = self._start_of_rows(steps, self._members(steps) * steps.counts.unsqueeze(-1))
         summary = self.rows.summary(steps.rows, steps.counts, self.num_states)
         self._declare(*self._noisy_chain(x), start, summary, int(x.shape[1]))
 
@@ -339,6 +286,9 @@ class HiddenMarkov(LatentVariableModel):
         else:
             assignment = kmeans(fill(self.rows.features(steps.rows))[0], k)
         return torch.nn.functional.one_hot(assignment, k).to(steps.rows)
+
+    def _start_of_rows(self, steps: Steps, members: Tensor) -> dict[str, Tensor]:
+        return self.rows.start(steps.rows, members)
 
     def _even_chain(self) -> tuple[Tensor, Tensor]:
         return self.first / self.first.sum(), self.allowed / self.allowed.sum(-1, keepdim=True)
