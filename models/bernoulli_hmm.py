@@ -12,7 +12,8 @@ from typing import Any
 
 from pyro_lvm.distributions.columns import Bernoulli
 from pyro_lvm.distributions.rows import IndependentColumns
-from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors, Topology, checked_width
+from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors, checked_width
+from pyro_lvm.ops.topology import Topology
 
 __all__ = ["BernoulliHMM"]
 

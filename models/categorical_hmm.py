@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from pyro_lvm.distributions.rows import Answers
-from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors, Topology, checked_width
+from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors, checked_width
+from pyro_lvm.ops.topology import Topology
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["CategoricalHMM"]

@@ -30,7 +30,7 @@ from pyro_lvm.ops.topology import Topology, possible_moves
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
-__all__ = ["HiddenMarkov", "Priors", "Topology", "checked_width"]
+__all__ = ["HiddenMarkov", "Priors", "checked_width"]
 
 Priors = dict[str, Any]
 

@@ -16,7 +16,7 @@ from pyro_lvm.distributions.rows import Kind, RowFamily
 from pyro_lvm.ops.clusters import member_moments
 from pyro_lvm.ops.missing import column_moments
 
-__all__ = ["NormalRows", "check_real_columns"]
+__all__ = ["NormalRows", "check_real_columns", "covariance_prior", "loc_prior"]
 
 # Of the largest and smallest number: room for variances of components, and for sums over rows.
 MARGIN = 1e-8
@@ -102,31 +102,47 @@ class NormalRows(RowFamily):
         """A weak prior."""
         centre, spread = summary["centre"], summary["spread"]
         if name == "covariance":
-            return self._covariance_prior(spread, num_states)
-        return self._loc_prior(centre, model.covariance, num_states)
-
-    def _covariance_prior(self, spread: Tensor, k: int) -> Any:
-        """A prior worth about one row per component, its scale that of the data shared among K components."""
-        d = len(spread)
-        if self.is_matrix:
-            wishart = InverseWishart(torch.tensor(d + 2.0).to(spread), spread.diag_embed())
-            return wishart if self.covariance == "tied" else wishart.expand([k]).to_event(1)
-        half = torch.tensor(0.5).to(spread)
-        if self.covariance == "diag":
-            return dist.InverseGamma(3 * half, half * spread).expand([k, d]).to_event(2)
-        return dist.InverseGamma(3 * half, half * spread.mean()).expand([k]).to_event(1)
-
-    def _loc_prior(self, centre: Tensor, covariance: Tensor, k: int) -> Any:
-        """Normal around the data's mean with 100 times the component's covariance."""
-        if self.is_matrix:
-            prior = dist.MultivariateNormal(centre, covariance_matrix=100 * covariance)
-            return prior.expand([k]).to_event(1)
-        variance = covariance.unsqueeze(-1) if self.covariance == "spherical" else covariance
-        return dist.Normal(centre, (100 * variance).sqrt()).expand([k, len(centre)]).to_event(2)
+            return covariance_prior(self.covariance, spread, (num_states,))
+        return loc_prior(self.covariance, centre, model.covariance, (num_states,))
 
     def check_training(self, caller: str, x: Tensor) -> None:
         """Raise a ValueError if rows are not enough to learn from."""
         check_real_columns(caller, x)
+
+
+def covariance_prior(kind: str, spread: Tensor, shape: tuple[int, ...]) -> Any:
+    """A prior worth about one row per component, its scale that of the data shared among the components.
+
+    Args:
+        kind: "full", "diag", "tied" or "spherical".
+        spread: Variances of the columns, divided among components, shape (d,).
+        shape: How many components there are.
+    """
+    d, depth = len(spread), len(shape)
+    if kind in ("full", "tied"):
+        wishart = InverseWishart(torch.tensor(d + 2.0).to(spread), spread.diag_embed())
+        return wishart if kind == "tied" else wishart.expand(shape).to_event(depth)
+    half = torch.tensor(0.5).to(spread)
+    if kind == "diag":
+        return dist.InverseGamma(3 * half, half * spread).expand([*shape, d]).to_event(depth + 1)
+    return dist.InverseGamma(3 * half, half * spread.mean()).expand(shape).to_event(depth)
+
+
+def loc_prior(kind: str, centre: Tensor, covariance: Tensor, shape: tuple[int, ...]) -> Any:
+    """Normal around the data's mean with 100 times the component's covariance.
+
+    Args:
+        kind: As for `covariance_prior`.
+        centre: Mean of the columns, shape (d,).
+        covariance: That of the components, as stored.
+        shape: How many components there are.
+    """
+    depth = len(shape)
+    if kind in ("full", "tied"):
+        prior = dist.MultivariateNormal(centre, covariance_matrix=100 * covariance)
+        return prior.expand(shape).to_event(depth)
+    variance = covariance.unsqueeze(-1) if kind == "spherical" else covariance
+    return dist.Normal(centre, (100 * variance).sqrt()).expand([*shape, len(centre)]).to_event(depth + 1)
 
 
 def check_real_columns(caller: str, x: Tensor) -> None:
