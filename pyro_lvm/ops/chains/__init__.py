@@ -38,9 +38,9 @@ def smooth(initial, transition, emission, lengths=None, *, pairwise=False, sum_b
     T, K = emission.shape[-2:]
     batch = emission.shape[:-2]
     with torch.enable_grad():
-        i = initial.detach().clone().requires_grad_()
-        big = transition.detach().expand(*batch, max(T - 1, 1), K, K).clone().requires_grad_()
-        e = emission.detach().clone().requires_grad_()
+        i = initial.detach().clamp_min(-1e30).clone().requires_grad_()
+        big = transition.detach().clamp_min(-1e30).expand(*batch, max(T - 1, 1), K, K).clone().requires_grad_()
+        e = emission.detach().clamp_min(-1e30).clone().requires_grad_()
         ll = log_likelihood(i, big, e, lengths)
         gt, ge = torch.autograd.grad(ll.sum(), (big, e), allow_unused=True)
     gt = torch.zeros_like(big) if gt is None else gt.nan_to_num()
