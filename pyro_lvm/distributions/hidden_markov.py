@@ -226,11 +226,11 @@ class HMM(TorchDistribution):
 
     def filter(self, value: Tensor) -> Tensor:
         """Law of every state given the steps up to its own, batch + (T, K)."""
-        return chains.filter(*self.tables(value), self._lengths(value))[0]
+        return chains.filter(*self.tables(value), self._lengths(value)).probabilities
 
-    def viterbi(self, value: Tensor) -> Tensor:
-        """The most probable states, batch + (T,); -1 in padding."""
-        return chains.viterbi(*self.tables(value), self._lengths(value))[0]
+    def viterbi(self, value: Tensor, num_best: int = 1) -> Tensor:
+        """The most probable states, batch + (T,), or batch + (num_best, T) best first if asked; -1 in padding."""
+        return chains.viterbi(*self.tables(value), self._lengths(value), num_best=num_best)[0]
 
     def sample_states(self, value: Tensor, num_samples: int = 1) -> Tensor:
         """States drawn from their posterior, (num_samples,) + batch + (T,); -1 in padding."""
@@ -238,7 +238,7 @@ class HMM(TorchDistribution):
 
     def forecast_states(self, value: Tensor, steps: int) -> Tensor:
         """Laws of the states that follow the last step, batch + (steps, K)."""
-        return chains.predict(*self.tables(value), self._lengths(value), num_steps=steps)
+        return chains.predict(*self.tables(value), self._lengths(value), horizon=steps)
 
     def _lengths(self, value: Tensor) -> Tensor | None:
         if self.lengths is None:
@@ -295,6 +295,7 @@ class HMM(TorchDistribution):
     def from_discrete_hmm(cls, hmm: dist.DiscreteHMM) -> HMM:
         """From Pyro's convention: the law of its first observed state is the initial one."""
         moves = hmm.transition_logits
+        moves = moves.unsqueeze(0) if moves.dim() == 2 else moves
         first = (hmm.initial_logits.unsqueeze(-1) + moves[..., 0, :, :]).logsumexp(-2)
         rest = moves[..., 1:, :, :] if moves.shape[-3] > 1 else moves
         steps = hmm.duration if hmm.duration is not None else (moves.shape[-3] if moves.shape[-3] > 1 else None)

@@ -361,7 +361,7 @@ def test_an_impossible_sequence_is_named() -> None:
 
     with (
         pyro.get_param_store().scope(),
-        pytest.raises(RuntimeError, match="sequence 0 of site 'x' has probability zero"),
+        pytest.raises(ValueError, match="sequence 0 of site 'x' has probability zero"),
     ):
         lvm.infer.EM(program).step(torch.randn(1, STEPS))
 
