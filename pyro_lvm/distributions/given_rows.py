@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_lvm.distributions.columns import Arguments
 from pyro_lvm.distributions.rows import Kind, RowFamily
-from pyro_lvm.handlers.open_mixtures import _arguments as arguments_of
+from pyro_lvm.handlers.open_mixtures import arguments_of
 
 __all__ = ["GivenRows", "ProgrammedRows", "as_row_family"]
 
