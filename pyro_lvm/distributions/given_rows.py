@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_lvm.distributions.columns import Arguments
 from pyro_lvm.distributions.rows import Kind, RowFamily
-from pyro_lvm.handlers.open_mixtures import arguments_of
+from pyro_lvm.handlers.open_mixtures import arguments_of, rebuilt
 
 __all__ = ["GivenRows", "ProgrammedRows", "as_row_family"]
 
@@ -52,9 +52,15 @@ class GivenRows(_AnyRows):
             self.inner += law.reinterpreted_batch_ndims
             law = law.base_dist
         self.made_of = law
-        names = arguments_of(law)
-        self.fixed = {name: getattr(law, name) for name in names if law.arg_constraints[name].is_discrete}
-        self.learned = {name: getattr(law, name).detach().clone() for name in names if name not in self.fixed}
+        found = arguments_of(law)
+        if found is None:
+            raise ValueError(
+                f"{caller}: expected an emission that can be made anew from its arguments; got {type(law).__name__}. "
+                "Pass a function that returns it."
+            )
+        tensors, self.settings = found
+        self.fixed = {name: value for name, value in tensors.items() if law.arg_constraints[name].is_discrete}
+        self.learned = {name: value.detach().clone() for name, value in tensors.items() if name not in self.fixed}
 
     @property
     def parameters(self) -> dict[str, Kind]:
@@ -66,7 +72,7 @@ class GivenRows(_AnyRows):
 
     def law(self, parameters: Arguments, known: Tensor | None) -> Any:
         """The distribution of rows."""
-        return type(self.made_of)(**parameters, **self.fixed).to_event(self.inner)
+        return type(self.made_of)(**parameters, **self.fixed, **self.settings).to_event(self.inner)
 
     def start(self, x: Tensor, members: Tensor) -> Arguments:
         """Estimates by cluster."""
@@ -158,11 +164,10 @@ def _as_rows(caller: str, law: Any, num_states: int) -> Any:
         )
     if law.event_shape:
         return law
-    names = arguments_of(law)
-    if not names:
+    wide = rebuilt(law, lambda tensor, event_dim: tensor.unsqueeze(-1 - event_dim))
+    if wide is None:
         raise ValueError(
             f"{caller}: expected an emission over rows of columns; got {type(law).__name__} over single values. "
             "Give it batch shape (num_states, 1) and end it with .to_event(1)."
         )
-    columns = {name: getattr(law, name).unsqueeze(-1 - law.arg_constraints[name].event_dim) for name in names}
-    return type(law)(**columns).to_event(1)
+    return wide.to_event(1)
