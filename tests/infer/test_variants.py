@@ -90,6 +90,31 @@ def test_stepwise_em_resumes_exactly(x, tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", ["lognormal", "gamma", "exponential", "normal"])
+def test_stepwise_em_resumes_exactly_wherever_statistics_are_measured_from(kind, tmp_path):
+    x = lvm.datasets.load("faithful").x.double()
+    laws.resume_is_exact(
+        lambda: lvm.models.HeterogeneousMixture(2, [kind, kind]),
+        x,
+        tmp_path / "fit",
+        epochs=2,
+        inference=lvm.infer.EM(decay=0.7),
+        batch_size=50,
+    )
+
+
+@pytest.mark.parametrize("model", ["gaps", "t law"])
+def test_stepwise_em_with_centres_of_batches_resumes_exactly(model, tmp_path):
+    x = lvm.datasets.load("faithful").x.double()
+    if model == "gaps":
+        x[::5, 0] = torch.nan
+        make = functools.partial(lvm.models.GaussianMixture, 2)
+    else:
+        make = functools.partial(lvm.models.StudentTMixture, 2)
+    inference = lvm.infer.EM(decay=0.7)
+    laws.resume_is_exact(make, x, tmp_path / "fit", epochs=2, inference=inference, batch_size=50)
+
+
 def test_stepwise_em_along_a_chain():
     """References are kept where statistics come from all values at once, too."""
 
