@@ -99,6 +99,8 @@ def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expe
         if name not in plans:
             continue
         hits = [i for i, tensor in enumerate(inputs) if _depends(tensor, parameter)]
+        if form and not hits:  # of a law with one state no density depends, but it has a posterior all the same
+            hits = [i for i in _certain(form, tensors) if _selects(factor, form, i, tensors, parameter)]
         if hits:
             touched[name] = hits
         elif tensors and any(_depends(tensor, parameter) for tensor in _tensors_of(fn)):
@@ -184,6 +186,16 @@ def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tens
         if blocks is not None:
             reason = blocks
     return reason
+
+
+def _certain(form: ClosedForm, tensors: list[Tensor]) -> list[int]:
+    """Arguments that can only be one: probabilities of a single state."""
+    normalised = [all(view.normalised for view in argument.views) for argument in form.arguments]
+    return [i for i, tensor in enumerate(tensors) if normalised[i] and tensor.shape[-1:] == (1,)]
+
+
+def _selects(factor: Factor, form: ClosedForm, i: int, tensors: list[Tensor], parameter: Parameter) -> bool:
+    return isinstance(_find_use(factor, form, form.arguments[i], tensors[i], parameter), Use)
 
 
 def _depends(tensor: Tensor, parameter: Parameter) -> bool:
