@@ -83,6 +83,8 @@ class HiddenMarkov(LatentVariableModel):
 
     sequences: ClassVar[bool] = True
     handles_missing: ClassVar[bool] = True
+    first: Tensor
+    allowed: Tensor
 
     def __init__(
         self,

@@ -184,7 +184,7 @@ CATALOG: dict[str, Entry] = {
             data="eruptions",
             reference="Rabiner (1989), A tutorial on hidden Markov models",
             example=lambda **kwargs: models.BernoulliHMM(**{"num_states": 2, **kwargs}),
-            variants=({}, {"topology": "left-to-right"}),
+            variants=({},),
         ),
         Entry(
             name="PoissonHMM",
@@ -261,8 +261,8 @@ CATALOG: dict[str, Entry] = {
             guides=("normal", "map"),
             data="geyser",
             reference="Rabiner (1989), A tutorial on hidden Markov models",
-            example=lambda **kwargs: models.HiddenMarkov(**{"num_states": 2, "emission": "gamma", **kwargs}),
-            variants=({},),
+            example=lambda **kwargs: models.HiddenMarkov(**{"num_states": 2, "emission": "normal", **kwargs}),
+            variants=({}, {"topology": "left-to-right"}),
         ),
     )
 }

@@ -17,6 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm.distributions import HMM
+from pyro_lvm.ops.clusters import cluster_moments
 from pyro_lvm.testing.chain_oracles import all_paths
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "broad_positives",
     "broad_reals",
     "broad_shares",
+    "broad_steps",
     "condition_on_states",
     "grid",
     "log_evidence_ratios",
@@ -213,6 +215,24 @@ def broad_answers(rows: Float[Tensor, "n d"]) -> Any:
 def broad_positives(rows: Float[Tensor, "n d"]) -> Any:
     """Independent half-Cauchy columns: finite at zero, heavy tails."""
     return dist.HalfCauchy(rows.double().median(0).values).to_event(1)
+
+
+def broad_steps(num_steps: int, num_clusters: int = 3) -> Callable[[Tensor], Repeated]:
+    """A proposal for sequences of real vectors: independent steps, each from Student's t laws about their clusters.
+
+    Args:
+        num_steps: Steps of a sequence.
+        num_clusters: Clusters of steps.
+    """
+
+    def proposal(rows: Tensor) -> Repeated:
+        steps = rows.double().reshape(len(rows) * num_steps, -1)
+        share, loc, within = cluster_moments(steps, num_clusters)
+        degrees = torch.tensor(4.0).to(steps)
+        law = dist.MultivariateStudentT(degrees, loc, torch.linalg.cholesky(2 * within))
+        return Repeated(dist.MixtureSameFamily(dist.Categorical(share), law), num_steps)
+
+    return proposal
 
 
 def broad_shares(num_columns: int) -> Callable[[Tensor], Repeated]:

@@ -70,11 +70,6 @@ def most_varied(x):
     return x[:, x.var(0).argsort(descending=True)[:6].sort().values]
 
 
-def standardised_about_three(x):
-    """Positive numbers of one spread."""
-    return 3 + (x - x.mean(0)) / x.std(0) / 2
-
-
 def few_draws(x):
     """Counts with one small total, in the proportions of those in every row."""
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +80,7 @@ def few_draws(x):
 # How the laws take the rows of the catalog's data sets: as they are, or prepared.
 PREPARED = {
     "faithful": standardised,
-    "geyser": standardised_about_three,
+    "geyser": standardised,
     "digits234": most_varied,
     "seatbelts": few_draws,
 }
@@ -101,7 +96,6 @@ KINDS = {
     "BernoulliHMM": ["bernoulli"] * STEPS,
     "CategoricalHMM": ["categorical"] * STEPS,
     "PoissonHMM": ["poisson"] * STEPS,
-    "HiddenMarkov": ["gamma"] * 2 * STEPS,
 }
 
 # Proposals for rows of other kinds than those.
@@ -158,7 +152,8 @@ def _catalog_programs(**options):
             name = "-".join([entry.name, *_words(variant)])
             make = functools.partial(entry.example, **variant, **options)
             kinds = variant.get("columns", KINDS.get(entry.name))
-            broad = oracles.broad_columns(kinds) if kinds else oracles.broad_reals
+            reals = oracles.broad_steps(STEPS) if entry.model.sequences else oracles.broad_reals
+            broad = oracles.broad_columns(kinds) if kinds else reals
             proposal = PROPOSALS.get(entry.name, broad)
             rows = functools.partial(example_rows, entry.data, entry.model.sequences)
             yield entry, Program(name, make, rows, proposal, kinds=kinds, num_covariates=entry.covariates)
