@@ -19,6 +19,7 @@ from pyro_lvm.training import choices, result
 
 GUIDE_DRAWS = 40
 NUM_ROWS = 120
+NUM_DRAWS = 15_000
 
 
 def bernoulli_mixture(x):
@@ -102,7 +103,15 @@ KINDS = {
 PROPOSALS = {"MultinomialHMM": oracles.broad_shares(3)}
 
 # Columns from which there is little to learn, but which do a model no harm.
-DISCRETE = ("BernoulliMixture", "PoissonMixture", "CategoricalMixture", "BernoulliHMM", "CategoricalHMM", "PoissonHMM")
+DISCRETE = (
+    "BernoulliMixture",
+    "PoissonMixture",
+    "CategoricalMixture",
+    "BernoulliHMM",
+    "CategoricalHMM",
+    "PoissonHMM",
+    "MultinomialHMM",
+)
 HARMLESS = dict.fromkeys(DISCRETE, ("constant column",))
 
 
@@ -229,7 +238,11 @@ def fitted(case):
 def test_density_integrates_to_one(case):
     program = case.program
     laws.density_integrates_to_one(
-        fitted(case), program.arguments["x"], proposal=program.proposal, covariates=program.one_row_of_covariates
+        fitted(case),
+        program.arguments["x"],
+        proposal=program.proposal,
+        num_draws=NUM_DRAWS,
+        covariates=program.one_row_of_covariates,
     )
 
 
@@ -268,7 +281,7 @@ def test_parameters_are_recovered(program):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.guide is not None and c.guide != "map"], ids=str)
 def test_bound_is_below_evidence(case):
-    laws.bound_is_below_evidence(fitted(case), case.program.rows(), num_bounds=50, num_draws=50)
+    laws.bound_is_below_evidence(fitted(case), case.program.data, num_bounds=50, num_draws=50)
 
 
 @each_case
