@@ -192,7 +192,8 @@ def posteriors(fits: Mapping[str, Fit], x: Any, site: str = "loc", columns: Sequ
             )
         arguments = fit.arguments(x)
         names = names or axis_names("posteriors", fit, arguments, columns)
-        axis = component_axes(fit, arguments, first_draw(fit))[0].get(site) if axis is None else axis
+        found = component_axes(fit, arguments, first_draw(fit))[0].get(site)
+        axis = found[0] if axis is None and found else axis
         draws[name] = align(fit, arguments, fit.draws, across_fits=True)[site].flatten(0, 1).double().cpu().numpy()
     shapes = {values.shape[1:] for values in draws.values()}
     if len(shapes) > 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import chain, product
 from typing import Any
 
@@ -111,8 +112,7 @@ def labels_of(model: Callable, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def without_labels(model: Callable, arguments: Arguments) -> Arguments:
     """The model's own arguments."""
     labels = labels_of(model, arguments.kwargs)
-    kwargs = {name: value for name, value in arguments.kwargs.items() if name not in labels}
-    return Arguments(arguments.args, kwargs, arguments.names)
+    return replace(arguments, kwargs={k: v for k, v in arguments.kwargs.items() if k not in labels})
 
 
 def as_labelled(data: Any, model: Callable, device: torch.device | None = None) -> Arguments:
@@ -130,7 +130,8 @@ def as_labelled(data: Any, model: Callable, device: torch.device | None = None) 
     if not labels or not (own.values if isinstance(own, Arguments) else own):
         return as_arguments(data, model, device)
     arguments = as_arguments(own, model, device)
-    return _join(arguments, {name: as_labels(value, name) for name, value in labels.items() if value is not None})
+    known = {name: as_labels(value, name, arguments) for name, value in labels.items() if value is not None}
+    return _join(arguments, known)
 
 
 def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
@@ -142,7 +143,7 @@ def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
                 "Write -1 (in whole numbers) or NaN where it is unknown."
             )
     moved = {name: value.to(arguments.main.device) for name, value in labels.items()}
-    return Arguments(arguments.args, {**arguments.kwargs, **moved}, arguments.names)
+    return replace(arguments, kwargs={**arguments.kwargs, **moved})
 
 
 def in_order(table: Any, columns: tuple[str, ...]) -> Any:

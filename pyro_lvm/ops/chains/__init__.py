@@ -1,7 +1,9 @@
 """Stub."""
 
 from __future__ import annotations
+
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
