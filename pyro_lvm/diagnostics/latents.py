@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate, infer_discrete
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.paths import decoded, discrete_kinds, drawn, smoothed
+from pyro_lvm.distributions import HMM
 from pyro_lvm.evidence.exact import log_likelihood, nesting
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
@@ -81,7 +83,8 @@ def responsibilities(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     found = _averaged(fit, arguments, draws) if enumerated or not hidden else {}
     if hidden:
         with possible_rows(fit, arguments):
-            found.update(smoothed(fit, arguments, draws, _common_order(fit, arguments, draws)))
+            paths = smoothed(fit, arguments, draws, common_states(fit, arguments, draws))
+        found.update({name: arguments.returned(table) for name, table in paths.items()})
     return found
 
 
@@ -99,7 +102,7 @@ def _averaged(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]) ->
     return {name: table.mean(0) for name, table in stacked.items()}
 
 
-def _common_order(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]) -> Tensor | None:
+def common_states(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]) -> Tensor | None:
     """The order in which the states of every draw mean the same, if there are several draws and orders."""
     from pyro_lvm.diagnostics.labels import common_order
 
@@ -121,7 +124,8 @@ def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     if hidden:
         draws = thinned(fit, AVERAGED_DRAWS)
         with possible_rows(fit, arguments):
-            found.update(decoded(fit, arguments, draws, _common_order(fit, arguments, draws)))
+            paths = decoded(fit, arguments, draws, common_states(fit, arguments, draws))
+        found.update({name: arguments.returned(path) for name, path in paths.items()})
     return found
 
 
@@ -158,7 +162,7 @@ def posterior_draws(fit: Fit, arguments: Arguments, count: int) -> dict[str, Ten
     return found
 
 
-def generate(fit: Fit, n: int, covariates: dict[str, Any]) -> dict[str, Tensor]:
+def generate(fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None = None) -> dict[str, Tensor]:
     """New rows of every observed site, each from a draw of its own."""
     draws = thinned(fit, n)
     counts = torch.bincount(torch.arange(n) % len(draws), minlength=len(draws)).tolist()
@@ -167,19 +171,24 @@ def generate(fit: Fit, n: int, covariates: dict[str, Any]) -> dict[str, Tensor]:
         start = 0
         for given, size in zip(draws, counts, strict=True):
             part = {k: v[start : start + size] for k, v in covariates.items()}
-            parts.append(_generate(fit, size, given, part))
+            parts.append(_generate(fit, size, given, part, num_steps))
             start += size
     rows = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     shuffled = torch.randperm(n) if len(draws) > 1 and not covariates else torch.arange(n)
     return {name: values[shuffled] for name, values in rows.items()}
 
 
-def _generate(fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[str, Any]) -> dict[str, Tensor]:
+def _generate(
+    fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[str, Any], num_steps: int | None
+) -> dict[str, Tensor]:
     prototype = fit.prototype(size)
+    if num_steps is not None:
+        prototype = prototype.lasting(num_steps)
     if isinstance(fit.model, LatentVariableModel) and not covariates:
-        model, args, kwargs = fit.model, (), {"size": size}
+        steps = prototype.main.shape[1] if fit.model.sequences else None
+        model, args, kwargs = fit.model, (), {"size": size, **({} if steps is None else {"num_steps": steps})}
     else:
-        model = poutine.uncondition(fit.model)
+        model = poutine.uncondition(_Lasting()(fit.model))
         args, kwargs = prototype.args, {**prototype.kwargs, **covariates}
     trace = poutine.trace(poutine.condition(model, given)).get_trace(*args, **kwargs)
     observed = {
@@ -188,3 +197,13 @@ def _generate(fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[st
         if site["type"] == "sample" and site["infer"].get("was_observed")
     }
     return observed or {"x": trace.nodes["_RETURN"]["value"]}
+
+
+class _Lasting(Messenger):
+    """Let a hidden Markov site that leaves its number of steps to the data draw as many as the data have."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, HMM) and fn.num_steps is None and msg["value"] is not None:
+            steps = msg["value"].shape[-fn.event_dim]
+            msg["fn"] = fn.clamp(torch.full((steps,), -1, device=msg["value"].device))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyro_lvm.distributions import HMM
     from pyro_lvm.training.result import Fit
 
-__all__ = ["Chains", "chains_of", "decoded", "discrete_kinds", "drawn", "smoothed"]
+__all__ = ["Chains", "chains_of", "decoded", "discrete_kinds", "drawn", "ordered", "smoothed"]
 
 CELLS = 2**22
 """Numbers that the tables of the draws worked on together may hold, 32 MB; three times as much in their posteriors."""
@@ -43,7 +43,7 @@ class Chains:
     """A hidden Markov site under several draws.
 
     Attributes:
-        law: The site's distribution under the last draw.
+        laws: The site's distribution under each draw.
         value: What it observes, batch + (T,) + event.
         initial: Log-probabilities of the first state, (s,) + batch + (K,), nats.
         transition: Log-probabilities of transitions, (s,) + batch + (1 or T - 1, K, K), nats.
@@ -53,7 +53,7 @@ class Chains:
             batch; None if there are none.
     """
 
-    law: HMM
+    laws: list[HMM]
     value: Tensor
     initial: Tensor
     transition: Tensor
@@ -157,7 +157,7 @@ def _stacked(ones: Sequence[_One]) -> Chains:
     initial, transition, emission = (torch.stack(tables) for tables in zip(*(o.tables for o in ones), strict=True))
     last = ones[-1]
     weights = None if last.weights is None else torch.stack([o.weights for o in ones if o.weights is not None])
-    return Chains(last.law, last.value, initial, transition, emission, last.law.lengths, weights)
+    return Chains([o.law for o in ones], last.value, initial, transition, emission, last.law.lengths, weights)
 
 
 def smoothed(fit: Fit, arguments: Arguments, draws: Draws, order: Tensor | None = None) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ def smoothed(fit: Fit, arguments: Arguments, draws: Draws, order: Tensor | None 
     total: dict[str, Tensor] = {}
     for where, sites in chains_of(fit, arguments, draws):
         for name, chain in sites.items():
-            part = _ordered(chain.smooth()[0], None if order is None else order[where], 1).sum(0)
+            part = ordered(chain.smooth()[0], None if order is None else order[where], 1).sum(0)
             total[name] = total[name] + part if name in total else part
     return {name: table / len(draws) for name, table in total.items()}
 
@@ -200,7 +200,7 @@ def decoded(fit: Fit, arguments: Arguments, draws: Draws, order: Tensor | None =
                 continue
             states, pairs = chain.smooth(pairwise=True)
             rank = None if order is None else order[where]
-            parts = [_ordered(states, rank, 1).sum(0), _ordered(pairs, rank, 2).sum(0)]
+            parts = [ordered(states, rank, 1).sum(0), ordered(pairs, rank, 2).sum(0)]
             total[name] = [a + b for a, b in zip(total[name], parts, strict=True)] if name in total else parts
             lengths[name] = chain.lengths
     for name, (states, pairs) in total.items():
@@ -220,7 +220,7 @@ def drawn(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dict[str,
     return {name: torch.cat(parts, 1).flatten(0, 1)[:count] for name, parts in paths.items()}
 
 
-def _ordered(table: Tensor, order: Tensor | None, axes: int) -> Tensor:
+def ordered(table: Tensor, order: Tensor | None, axes: int) -> Tensor:
     """A table by draw with the states along its last axes in a common order."""
     if order is None:
         return table

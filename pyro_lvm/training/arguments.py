@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lvm.training.sequences import LENGTHS, Layout, real_steps
+from pyro_lvm.training.sequences import LENGTHS, Layout, along_steps, real_steps
 
 __all__ = ["WEIGHTS", "Arguments"]
 
@@ -94,6 +94,20 @@ class Arguments:
         """The arguments of some rows."""
         n = self.num_rows
         return self.map(lambda t: t[index] if t.dim() and len(t) == n else t)
+
+    def lasting(self, num_steps: int) -> Arguments:
+        """Arguments of zeros that go along another number of steps; see `zeros`."""
+        main = self.main
+        if main.dim() < 2:
+            raise ValueError(f"sample: expected num_steps only of sequences; got rows of shape {tuple(main.shape)}.")
+
+        def one(value: Tensor) -> Tensor:
+            return value.new_zeros((len(value), num_steps, *value.shape[2:])) if along_steps(value, main) else value
+
+        made = self.map(one)
+        if isinstance(made.kwargs.get(LENGTHS), Tensor):
+            made.kwargs[LENGTHS] = torch.full_like(made.kwargs[LENGTHS], num_steps)
+        return made
 
     def batches(self, batch_size: int | None) -> Iterator[Arguments]:
         """Shuffled batches; all rows in their order if `batch_size` is None."""

@@ -147,11 +147,15 @@ def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
 
 
 def in_order(table: Any, columns: tuple[str, ...]) -> Any:
-    """A table's columns in the order of another one.
+    """A table's columns in the order of another one; of a list of tables, each; what has no columns as it is.
 
     Raises:
         ValueError: Columns are missing, or there are others.
     """
+    if isinstance(table, list) and table and all(hasattr(part, "columns") for part in table):
+        return [in_order(part, columns) for part in table]
+    if not hasattr(table, "columns"):
+        return table
     named = {str(name): name for name in table.columns}
     if set(named) != set(columns) or len(named) != len(table.columns):
         raise ValueError(f"data: expected columns {', '.join(columns)}; got {', '.join(named)}. Rename or drop some.")

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from pyro_lvm.training.tensors import as_tensor
 
-__all__ = ["LENGTHS", "Layout", "are_sequences", "check_lengths", "fill_padding", "read_sequences", "real_steps"]
+__all__ = [
+    "LENGTHS",
+    "Layout",
+    "along_steps",
+    "are_sequences",
+    "check_lengths",
+    "fill_padding",
+    "read_sequences",
+    "real_steps",
+]
 
 LENGTHS = "lengths"
 """The argument of a program that holds the number of steps of every sequence."""
@@ -220,6 +229,11 @@ def check_lengths(lengths: Any, x: Tensor) -> Tensor:
 def real_steps(lengths: Tensor, steps: int) -> Tensor:
     """Which steps are no padding, shape (n, T)."""
     return torch.arange(steps, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def along_steps(value: Any, x: Tensor) -> bool:
+    """Whether an argument has a value for every step of the sequences `x`, (n, T, ...)."""
+    return isinstance(value, Tensor) and value.dim() > 1 and value.shape[:2] == x.shape[:2]
 
 
 def fill_padding(value: Tensor, lengths: Tensor, steps: int) -> Tensor:
