@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyro_lvm.handlers.clamp import clamp
+from pyro_lvm.handlers.hidden_states import states_of
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.structure import structure
@@ -198,7 +199,8 @@ def check_labels(model: Callable, arguments: Arguments) -> None:
 
 def _latent_sites(model: Callable, arguments: Arguments) -> dict[str, Any]:
     trace = structure(model, arguments.args, arguments.kwargs)
-    return {name: trace.nodes[name] for name in trace.stochastic_nodes}
+    hidden = {name: site for site in trace.nodes.values() if (name := states_of(site)) is not None}
+    return {name: trace.nodes[name] for name in trace.stochastic_nodes} | hidden
 
 
 def name_states(model: Any, arguments: Arguments) -> None:
