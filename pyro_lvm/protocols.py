@@ -77,7 +77,7 @@ class LatentVariableModel(PyroModule):
     Attributes:
         dims: Names of the axes of each parameter, for labelled output.
         handles_missing: Whether NaN in `x` means missing and is summed out; else the front door turns it away.
-        sequences: Whether rows are sequences: `x` is (n, T, d), and the front door takes lists of ragged ones.
+        sequences: Whether a row is a sequence, `x` of shape (n, T, d), with an argument `lengths`.
         initial_values: Where inference starts the sites with priors.
     """
 
@@ -107,6 +107,10 @@ class LatentVariableModel(PyroModule):
     def check_training(self, x: Tensor) -> None:
         """Raise a ValueError if rows `x` are not enough to learn from."""
         self.check(x)
+
+    def fixed_entries(self, name: str) -> int:
+        """How many entries of a parameter are constants, as probabilities of what the model rules out."""
+        return 0
 
     @property
     def config(self) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def _observations(fit: Fit, arguments: Arguments) -> float:
 def _free_parameters(fit: Fit, name: str) -> int:
     if fit.latent:
         raise ValueError(f"{name}: expected a point fit, got a posterior. Use lvm.compare instead.")
-    return sum(_degrees_of_freedom(p) for p in fit.parameters().values())
+    fixed = getattr(fit.model, "fixed_entries", lambda _: 0)
+    return sum(_degrees_of_freedom(p) - fixed(name) for name, p in fit.parameters().items())
 
 
 def _degrees_of_freedom(parameter: Parameter) -> int:

@@ -233,7 +233,7 @@ def _posterior(model: Any, arguments: Arguments, site: str) -> Tensor:
 
 
 def _reorder(model: Any, arguments: Arguments, axis: str, aligned: int, order: Tensor) -> None:
-    """Reorder all entries along an axis, and along its twin in square matrices.
+    """Reorder all entries along an axis, and along its twin in square matrices ("dimension_2", "next_state").
 
     An array of fewer axes than declared is taken to have the first of them (`aligned` 0) or the last (-1).
     """
@@ -242,7 +242,7 @@ def _reorder(model: Any, arguments: Arguments, axis: str, aligned: int, order: T
         declared = model.dims.get(name, [])
         names = declared[: value.dim()] if aligned == 0 else declared[len(declared) - value.dim() :]
         for i, other in enumerate(names):
-            if other.removesuffix("_2") == axis and value.shape[i] == len(order):
+            if other.removesuffix("_2").removeprefix("next_") == axis and value.shape[i] == len(order):
                 value = value.index_select(i, order.to(value.device))
         return value
 
