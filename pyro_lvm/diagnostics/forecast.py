@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_lvm.diagnostics.impute import answer
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, common_states, possible_rows, thinned
-from pyro_lvm.diagnostics.paths import chains_of, discrete_kinds, ordered
+from pyro_lvm.diagnostics.paths import Draws, chains_of, discrete_kinds, ordered
 from pyro_lvm.ops import chains
 from pyro_lvm.training.arguments import Arguments
 from pyro_lvm.training.labels import labels_of
@@ -52,7 +52,8 @@ class Forecast:
         Args:
             probability: Between 0 and 1.
         """
-        return self.samples.to(torch.get_default_dtype()).quantile(probability, 0)
+        samples = self.samples if self.samples.is_floating_point() else self.samples.to(torch.get_default_dtype())
+        return samples.quantile(probability, 0)
 
 
 def forecast(fit: Fit, arguments: Arguments, steps: int, count: int, covariates: dict[str, Any]) -> Forecast:
@@ -65,24 +66,68 @@ def forecast(fit: Fit, arguments: Arguments, steps: int, count: int, covariates:
         )
     draws = thinned(fit, AVERAGED_DRAWS)
     order = common_states(fit, arguments, draws)
-    longer, place = _lengthened(fit, arguments, steps, covariates)
-    times = -(-count // len(draws))
-    states, mean, paths, samples = [], [], [], []
     with torch.random.fork_rng(), possible_rows(fit, arguments):
         torch.manual_seed(fit.seed)
-        for where, sites in chains_of(fit, longer, draws):
-            (chain,) = sites.values()
-            table = _future(chain.smooth()[0], place, 1)
-            states.append(ordered(table, None if order is None else order[where], 1).sum(0))
-            mean.append(sum(_expected(law, chain.value, table[s], place) for s, law in enumerate(chain.laws)))
-            future = _future(chains.sample(*chain.tables, num_samples=times).unsqueeze(-1), place, 1).squeeze(-1)
-            paths.append(future)
-            samples.append(torch.stack([_emitted(law, future[:, s], place) for s, law in enumerate(chain.laws)], 1))
-    drawn = [torch.cat(parts, 1).flatten(0, 1)[:count] for parts in (samples, paths)]
-    found = [sum(states) / len(draws), sum(mean) / len(draws), *drawn]
+        found = _at_once(fit, *_lengthened(fit, arguments, steps, covariates), draws, order, count)
+        if bool(found.mean.isnan().any()):  # a step's law depends on the values of steps before it
+            few = thinned(fit, count)
+            order = None if order is None else common_states(fit, arguments, few)
+            found = _step_by_step(fit, arguments, steps, covariates, few, order, count)
     if arguments.layout is not None and arguments.layout.form == "one":
-        found = [found[0][0], found[1][0], found[2][:, 0], found[3][:, 0]]
-    return Forecast(*found)
+        found = Forecast(found.states[0], found.mean[0], found.samples[:, 0], found.paths[:, 0])
+    return found
+
+
+def _at_once(fit: Fit, longer: Arguments, place: Tensor, draws: Draws, order: Tensor | None, count: int) -> Forecast:
+    """Forecasts under given draws of the parameters, of missing steps at given places."""
+    times = -(-count // len(draws))
+    states, mean = torch.zeros(()), torch.zeros(())
+    paths, samples = [], []
+    for where, sites in chains_of(fit, longer, draws):
+        (chain,) = sites.values()
+        table = _future(chain.smooth()[0], place, 1)
+        states = states + ordered(table, None if order is None else order[where], 1).sum(0)
+        for law, weights in zip(chain.laws, table, strict=True):
+            mean = mean + _expected(law, chain.value, weights, place)
+        future = _future(chains.sample(*chain.tables, num_samples=times).unsqueeze(-1), place, 1).squeeze(-1)
+        paths.append(future)
+        samples.append(torch.stack([_emitted(law, future[:, s], place) for s, law in enumerate(chain.laws)], 1))
+    drawn = [torch.cat(parts, 1).flatten(0, 1)[:count] for parts in (samples, paths)]
+    return Forecast(states / len(draws), mean / len(draws), *drawn)
+
+
+def _step_by_step(
+    fit: Fit,
+    arguments: Arguments,
+    steps: int,
+    covariates: dict[str, Any],
+    draws: Draws,
+    order: Tensor | None,
+    count: int,
+) -> Forecast:
+    """The same where a step depends on those before it: futures are drawn a step at a time; means are over draws."""
+    n, parts = arguments.num_rows, []
+    coming = {name: torch.as_tensor(value) for name, value in covariates.items()}
+    coming = {name: v.unsqueeze(0) if len(v) != n else v for name, v in coming.items()}
+    for i, given in enumerate(draws):
+        times = len(range(i, count, len(draws)))
+        rows = arguments.rows(torch.arange(n).repeat(times))
+        own = None if order is None else order[i : i + 1]
+        one = []
+        for h in range(steps):
+            now = {name: value[:, h : h + 1].repeat(times, *[1] * (value.dim() - 1)) for name, value in coming.items()}
+            longer, place = _lengthened(fit, rows, 1, now)
+            one.append(_at_once(fit, longer, place, [given], own, 1))
+            rows = _filled(longer, one[-1].samples[0], place)
+        ((_, sites),) = chains_of(fit, rows, [given])
+        (chain,) = sites.values()
+        path = chains.sample(*chain.tables, num_samples=1)[0, 0]
+        path = _future(path.unsqueeze(-1), place - torch.arange(steps - 1, -1, -1), 1).squeeze(-1)
+        tables = [torch.cat([getattr(o, name) for o in one], 1) for name in ("states", "mean")]
+        samples = torch.cat([o.samples[0] for o in one], 1)
+        parts.append([t.unflatten(0, (times, n)) for t in (*tables, samples, path)])
+    states, mean, samples, paths = (torch.cat(p) for p in zip(*parts, strict=True))
+    return Forecast(states.mean(0), mean.mean(0), samples, paths)
 
 
 def _lengthened(fit: Fit, arguments: Arguments, steps: int, covariates: dict[str, Any]) -> tuple[Arguments, Tensor]:
@@ -106,12 +151,22 @@ def _lengthened(fit: Fit, arguments: Arguments, steps: int, covariates: dict[str
             values.append(_put(value, _coming(name, covariates, value, steps), place))
     stray = covariates.keys() - set(names)
     if stray:
-        raise ValueError(f"forecast: expected covariates out of {', '.join(names)}; got {sorted(stray)[0]!r}.")
+        taken = [n for n, v in zip(names, arguments.values, strict=True) if along_steps(v, main) and v is not main]
+        raise ValueError(
+            f"forecast: expected covariates out of {', '.join(taken) or 'none'}; got '{sorted(stray)[0]}'. Drop it."
+        )
     count = len(arguments.args)
     kwargs = dict(zip(arguments.kwargs, values[count:], strict=True))
     if given is not None:
         kwargs[LENGTHS] = given + steps
     return replace(arguments, args=tuple(values[:count]), kwargs=kwargs), place
+
+
+def _filled(longer: Arguments, step: Tensor, place: Tensor) -> Arguments:
+    """The arguments with a step known."""
+    main = longer.main
+    filled = _put_in(main, step.reshape(len(place), 1, *main.shape[2:]), place)
+    return longer.map(lambda value: filled if value is main else value)
 
 
 def _coming(name: str, covariates: dict[str, Any], past: Tensor, steps: int) -> Tensor:
@@ -134,8 +189,13 @@ def _put(past: Tensor, coming: Tensor, place: Tensor) -> Tensor:
     """Values of the past, then, from each sequence's end, those to come."""
     steps = place.shape[1]
     room = past.new_zeros((len(past), steps, *past.shape[2:]))
-    index = place.reshape(*place.shape, *[1] * (past.dim() - 2)).expand(room.shape)
-    return torch.cat([past, room], 1).scatter(1, index, coming.expand(room.shape))
+    return _put_in(torch.cat([past, room], 1), coming.expand(room.shape), place)
+
+
+def _put_in(past: Tensor, step: Tensor, place: Tensor) -> Tensor:
+    """Values at given places."""
+    index = place.reshape(*place.shape, *[1] * (past.dim() - 2)).expand(step.shape)
+    return past.scatter(1, index, step.to(past))
 
 
 def _future(table: Tensor, place: Tensor, trailing: int) -> Tensor:

@@ -195,6 +195,8 @@ def check_labels(model: Callable, arguments: Arguments) -> None:
             f"fit: expected data for the model's arguments ({takes}) or its latent sites ({', '.join(sorted(sites))}); "
             f"got '{stray[0]}'. Rename it, or leave it out."
         )
+    if labels:
+        structure(Labelled(model), arguments.args, arguments.kwargs)  # clamping them checks their shapes
 
 
 def _latent_sites(model: Callable, arguments: Arguments) -> dict[str, Any]:
