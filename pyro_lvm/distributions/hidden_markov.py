@@ -16,7 +16,15 @@ from torch.distributions import constraints
 
 from pyro_lvm.ops import chains
 
-__all__ = ["HMM"]
+__all__ = ["HMM", "exact_log_probs"]
+
+
+def exact_log_probs(law: Any) -> Tensor:
+    """Normalised log-probabilities of a categorical law, -inf where a probability is exactly zero."""
+    if "logits" in vars(law):
+        return law.logits
+    possible = law.probs > 0
+    return torch.where(possible, torch.where(possible, law.probs, 1.0).log(), -torch.inf)
 
 
 class HMM(TorchDistribution):
@@ -168,7 +176,7 @@ class HMM(TorchDistribution):
         value, known = self.steps(value)
         density = self.emission.log_prob(value.unsqueeze(value.dim() - self.emission.event_dim))
         density = density.expand(*batch, value.shape[len(value.shape) - self.event_dim], self.num_states)
-        return self.initial.logits, self.transition.logits, self.restrict(density, known)
+        return exact_log_probs(self.initial), exact_log_probs(self.transition), self.restrict(density, known)
 
     def restrict(self, density: Tensor, known: Tensor | None) -> Tensor:
         """Log-densities of steps by state, with missing steps and known states worked in.
@@ -186,14 +194,27 @@ class HMM(TorchDistribution):
         return density
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Values with something inside the support at missing steps, and which steps are there (None: all)."""
-        if not value.is_floating_point() or not bool(torch.isnan(value.detach().sum())):
+        """Values with something inside the support at missing steps and in padding, and which are there (None: all)."""
+        known = None
+        if value.is_floating_point() and bool(torch.isnan(value.detach().sum())):
+            missing = value.isnan()
+            known = ~(missing.flatten(-self.emission.event_dim).all(-1) if self.emission.event_dim else missing)
+        total = value.shape[value.dim() - self.event_dim]
+        if self.lengths is not None and bool((self.lengths < total).any()):
+            inside = torch.arange(total, device=value.device) < self.lengths.unsqueeze(-1)
+            known = inside if known is None else known & inside
+        if known is None:
             return value, None
-        missing = value.isnan()
-        known = ~(missing.flatten(-self.emission.event_dim).all(-1) if self.emission.event_dim else missing)
+        batch = torch.broadcast_shapes(known.shape, value.shape[: value.dim() - self.emission.event_dim])
+        value, known = value.expand(*batch, *self.emission.event_shape), known.expand(batch)
         events = known.reshape(known.shape + (1,) * self.emission.event_dim)
-        example = value[known][0] if bool(known.any()) else torch.ones_like(value[(0,) * known.dim()])
+        example = value[known][0] if bool(known.any()) else self._inside_support(value)
         return torch.where(events, value, example), known
+
+    def _inside_support(self, value: Tensor) -> Tensor:
+        """Some value of a step: none is known."""
+        laws = self.emission.sample()
+        return laws.reshape(-1, *self.emission.event_shape)[0].to(value)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of whole sequences, states summed out, shape batch, nats."""
@@ -205,11 +226,11 @@ class HMM(TorchDistribution):
 
     def filter(self, value: Tensor) -> Tensor:
         """Law of every state given the steps up to its own, batch + (T, K)."""
-        return chains.filter(*self.tables(value), self._lengths(value))[0]
+        return chains.filter(*self.tables(value), self._lengths(value)).probabilities
 
-    def viterbi(self, value: Tensor) -> Tensor:
-        """The most probable states, batch + (T,); -1 in padding."""
-        return chains.viterbi(*self.tables(value), self._lengths(value))[0]
+    def viterbi(self, value: Tensor, num_best: int = 1) -> Tensor:
+        """The most probable states, batch + (T,), or batch + (num_best, T) best first if asked; -1 in padding."""
+        return chains.viterbi(*self.tables(value), self._lengths(value), num_best=num_best)[0]
 
     def sample_states(self, value: Tensor, num_samples: int = 1) -> Tensor:
         """States drawn from their posterior, (num_samples,) + batch + (T,); -1 in padding."""
@@ -217,7 +238,7 @@ class HMM(TorchDistribution):
 
     def forecast_states(self, value: Tensor, steps: int) -> Tensor:
         """Laws of the states that follow the last step, batch + (steps, K)."""
-        return chains.predict(*self.tables(value), self._lengths(value), num_steps=steps)
+        return chains.predict(*self.tables(value), self._lengths(value), horizon=steps)
 
     def _lengths(self, value: Tensor) -> Tensor | None:
         if self.lengths is None:
@@ -274,6 +295,7 @@ class HMM(TorchDistribution):
     def from_discrete_hmm(cls, hmm: dist.DiscreteHMM) -> HMM:
         """From Pyro's convention: the law of its first observed state is the initial one."""
         moves = hmm.transition_logits
+        moves = moves.unsqueeze(0) if moves.dim() == 2 else moves
         first = (hmm.initial_logits.unsqueeze(-1) + moves[..., 0, :, :]).logsumexp(-2)
         rest = moves[..., 1:, :, :] if moves.shape[-3] > 1 else moves
         steps = hmm.duration if hmm.duration is not None else (moves.shape[-3] if moves.shape[-3] > 1 else None)

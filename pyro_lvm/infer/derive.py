@@ -45,6 +45,8 @@ def make_plan(expectation: Expectation, least_squares: bool = False) -> Plan:
     ]
     shown = ", ".join(latent[:4]) + (f" and {len(latent) - 4} more sites" if len(latent) > 4 else "")
     strategy = f"exact enumeration of {shown}, one backward pass" if latent else "nothing is latent"
+    if expectation.chains:
+        strategy = " and ".join(chain.describe() for chain in expectation.chains)
     priors = frozenset(prior.site for plan in plans.values() for prior in plan.priors)
     return Plan(strategy, plans, frozenset(expectation.factors), priors)
 

@@ -9,6 +9,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_lvm.infer.chains import Chain
 from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.gather import gather
 from pyro_lvm.infer.m_step import ClosedForm, ExponentialFamily, Statistics, unwrap
@@ -28,6 +29,7 @@ class Expectation:
         has_weights: Whether factors hold their weights.
         totals: Expected number of rows in every state of a site, as far as the E-step found it on the way.
         rows: How the rows were passed over, if they were.
+        chains: Hidden Markov sites.
     """
 
     log_likelihood: float
@@ -38,6 +40,7 @@ class Expectation:
     has_weights: bool = True
     totals: dict[str, Tensor] = field(default_factory=dict)
     rows: RowPass | None = None
+    chains: list[Chain] = field(default_factory=list)
 
     def statistics(self, site: str, form: ClosedForm, variance_floor: float, memory: Memory) -> Statistics:
         """Expected sufficient statistics of a site."""
@@ -52,7 +55,9 @@ class Expectation:
         return form.statistics(fn, factor.value, weights, variance_floor)
 
     def marginals(self) -> dict[str, Tensor]:
-        """Posterior of every enumerated site, with its states along a new last axis after its plates."""
+        """Posterior of every enumerated site, with its states along a new last axis after its plates (and steps)."""
+        if self.chains:
+            return {chain.states: chain.marginals for chain in self.chains if chain.marginals is not None}
         tables = {name: _states_last(factor) for name, factor in self.factors.items() if factor.enumerated}
         totals = {name: table.sum(-1, keepdim=True) for name, table in tables.items()}  # their scales
         return {name: torch.where(totals[name] > 0, table / totals[name], table) for name, table in tables.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_lvm.infer.chains import open_chains
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.factors import trace_factors
 from pyro_lvm.infer.parameters import Parameters
@@ -54,6 +55,7 @@ class GradientStep:
         def closure() -> Tensor:
             with torch.enable_grad(), Parameters():
                 _, factors = trace_factors(program, max_plate_nesting, args, kwargs, differentiable=True)
+                factors, _ = open_chains(factors)
                 terms = []
                 for name in sites:
                     weights = expectation.factors[name].weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_lvm.infer.chains import Chain
 from pyro_lvm.infer.enumeration import hand_out
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.row_pass import RowPass
@@ -27,6 +28,10 @@ def reseed(expectation: Expectation) -> None:
     """
     rows = expectation.rows
     expectation.gathered = {}
+    if expectation.chains:
+        for chain in expectation.chains:
+            _reseed_chain(chain)
+        return
     if rows is None:
         for factor in expectation.factors.values():
             noise = torch.empty_like(factor.weights).exponential_()
@@ -38,6 +43,20 @@ def reseed(expectation: Expectation) -> None:
     weights = weights.to(expectation.factors[rows.latent.name].weights.dtype) * rows.scale
     inside = [factor for factor in expectation.factors.values() if factor not in rows.outside]
     hand_out(rows.spread(weights), inside)
+
+
+def _reseed_chain(chain: Chain) -> None:
+    """Steps clustered by k-means++ on their values; the weights of first states and transitions stay as they are."""
+    factor = chain.emission[-1]
+    steps = factor.value.reshape(*factor.weights.shape[1 if len(chain.emission) == 1 else 2 :], -1)
+    there = torch.ones(steps.shape[:-1], dtype=torch.bool) if chain.known is None else chain.known
+    states = chain.law.num_states
+    assignment = torch.zeros(steps.shape[:-1], dtype=torch.long, device=steps.device)
+    assignment[there] = kmeans(steps[there].double(), min(states, int(there.sum())))
+    hard = torch.nn.functional.one_hot(assignment, states).movedim(-1, 0)
+    weights = (CONFIDENCE * hard + (1 - CONFIDENCE) / states).to(factor.weights.dtype)
+    for part in chain.emission:
+        part.weights = part.weights.sum(-steps.dim(), keepdim=True) * weights
 
 
 def _table(rows: RowPass) -> Tensor:
