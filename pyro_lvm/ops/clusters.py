@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_lvm.ops.kmeans import kmeans
 from pyro_lvm.ops.missing import column_moments, fill
 
-__all__ = ["cluster_moments"]
+__all__ = ["cluster_moments", "member_moments"]
 
 
 def cluster_moments(
@@ -41,3 +41,32 @@ def cluster_moments(
     rows = (count + d).sqrt()
     within = (within + d * share) / (rows.unsqueeze(-1) * rows.unsqueeze(-2))
     return (members.sum(0) + 1) / (n + num_clusters), loc, within
+
+
+def member_moments(
+    x: Float[Tensor, "n d"], members: Float[Tensor, "n k"]
+) -> tuple[Float[Tensor, " k"], Float[Tensor, "k d"], Float[Tensor, "k d d"]]:
+    """Shares, means and covariances of clusters, from what is known of each row.
+
+    Args:
+        x: Rows, shape (n, d), NaN where missing.
+        members: How often every row counts in every cluster, shape (n, k).
+
+    Returns:
+        Shares, shape (k,), all positive; means, shape (k, d); positive-definite covariances, shape (k, d, d).
+    """
+    d, k = x.shape[1], members.shape[1]
+    known = ~x.isnan()
+    value, seen = torch.where(known, x, 0.0), known.to(x)
+    every, count = members.sum(1) @ seen, members.T @ seen
+    mean = members.sum(1) @ value / torch.where(every > 0, every, 1)
+    variance = members.sum(1) @ (seen * (value - mean)).square() / torch.where(every > 0, every, 1)
+    loc = torch.where(count > 0, members.T @ value / torch.where(count > 0, count, 1), mean)
+    within = torch.stack(
+        [(w.unsqueeze(-1) * (c := seen * (value - m))).T @ c for w, m in zip(members.T, loc, strict=True)]
+    )
+    # a cluster of few rows has no covariance of its own: add d rows' worth of a shrunken overall one
+    share = variance.diag_embed() / k ** (2 / d)
+    rows = (count + d).sqrt()
+    within = (within + d * share) / (rows.unsqueeze(-1) * rows.unsqueeze(-2))
+    return (members.sum(0) + 1) / (members.sum() + k), loc, within
