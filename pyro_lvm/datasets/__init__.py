@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["NAMES", "Data", "load"]
+from pyro_lvm.datasets.parallel import ParallelCorpus, parallel_corpus, phrases
+
+__all__ = ["NAMES", "Data", "ParallelCorpus", "load", "parallel_corpus", "phrases"]
 
 LABELS = {
     "faithful": None,
