@@ -244,6 +244,10 @@ class ExponentialFamily(ClosedForm):
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
         """The natural parameters, with their trailing dimensions last, and the log-normalizer; not expanded."""
 
+    def index(self, value: Tensor) -> Tensor | None:
+        """Which entry of the only statistic of each value is one, the others being zero; None if they are not so."""
+        return None
+
     def base(self, value: Tensor, fn: Any) -> Tensor | None:
         """The base measure h of values in the usual layout; None if zero."""
         return None
