@@ -43,9 +43,30 @@ class FastFilter:
     @property
     def increments(self) -> Tensor:
         """Log p(x_t | x before t), shape (N, T), nats, float64; of no meaning in the padding."""
+        return self._scale().double().squeeze(-1).log() + self._shift()
+
+    def lagged(self, lag: int) -> tuple[Tensor, Tensor]:
+        """Probabilities given x up to `lag` steps later, shape (N, T, K), and the chains lost thereby, shape (N,)."""
+        chains, scale, transition = self.chains, self._scale(), self.transition
+        scale = scale.masked_fill_(scale == 0, 1.0) if chains.valid is not None else scale
+        ratio = self.emission / scale
+        onwards = torch.ones_like(ratio)
+        for _ in range(lag):
+            weighed = ratio[:, 1:] * onwards[:, 1:]
+            if not chains.homogeneous:
+                earlier = (transition @ weighed.unsqueeze(-1)).squeeze(-1)
+            else:
+                earlier = weighed @ (transition[0, 0] if len(transition) == 1 else transition[:, 0]).mT
+            if chains.valid is not None:
+                earlier = torch.where(chains.valid[:, 1:, None], earlier, 1.0)
+            onwards[:, :-1] = earlier
+        losses = (onwards.amax(-1) / scale.squeeze(-1)).sum(-1, dtype=torch.float64)
+        return self.probabilities.mul_(onwards), self.lost | ~negligible(losses, chains.num_states, ratio.dtype)
+
+    def _scale(self) -> Tensor:
+        """What the recursion divides by, shape (N, T, 1), zero in the padding."""
         forward = self.forward
-        scale = forward.blocks.in_order(forward.first_scale, forward.scale, self.chains.num_steps)
-        return scale.double().squeeze(-1).log() + self._shift()
+        return forward.blocks.in_order(forward.first_scale, forward.scale, self.chains.num_steps)
 
     def _shift(self) -> Tensor:
         """What was taken out before exponentials, by step, float64, shape (N, T)."""

@@ -79,7 +79,12 @@ def filtered(chains: Chains, algorithm: str) -> tuple[Tensor, Tensor]:
 
 def lagged(chains: Chains, lag: int, algorithm: str) -> Tensor:
     """Probabilities of each state given x up to `lag` steps later, shape (N, T, K)."""
-    return lag_exactly(chains, lag, algorithm).to(chains.emission.dtype)
+    probabilities, losses = FastFilter(chains, block_length(chains, algorithm)).lagged(lag)
+    lost = losses.nonzero().squeeze(-1)
+    if len(lost):
+        again = lag_exactly(chains.select(lost), lag, algorithm)
+        probabilities.index_copy_(0, lost, again.to(probabilities.dtype))
+    return probabilities
 
 
 class _Mended:
