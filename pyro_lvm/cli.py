@@ -316,7 +316,7 @@ def _settings(model: type, pairs: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of the `pyro-lvm` command."""
-    sys.exit(app())
+    sys.exit(app(prog_name="pyro-lvm"))
 
 
 if __name__ == "__main__":
