@@ -5,7 +5,7 @@ import torch
 
 from pyro_lvm.ops import chains
 from pyro_lvm.ops.chains import scaled
-from pyro_lvm.ops.chains.blocks import Matrices
+from pyro_lvm.ops.chains.blocks import Matrices, cut
 from pyro_lvm.ops.chains.fast import FastFilter, FastPosterior
 from pyro_lvm.ops.chains.inputs import prepare
 
@@ -214,7 +214,8 @@ def test_the_bound_on_losses_holds():
         transition = (6 * torch.randn(1, 1, states, states).double()).softmax(-1)
         emission = (12 * torch.randn(1, steps, states).double()).softmax(-1)
         emission = emission / emission.amax(-1, keepdim=True)
-        exact = scaled.Forward(initial, transition, emission, None, steps)
+        places = cut(1, steps, None, steps, torch.device("cpu"))
+        exact = scaled.Forward(places, initial * emission[:, 0], transition, places.gather(emission))
         expected = float(exact.scale.log().sum() + exact.first_scale.log().sum())
         messages, total = initial * emission[0, 0], 0.0
         for t in range(steps):
