@@ -80,11 +80,13 @@ class LatentVariableModel(PyroModule):
     Attributes:
         dims: Names of the axes of each parameter, for labelled output.
         handles_missing: Whether NaN in `x` means missing and is summed out; else the front door turns it away.
+        sequences: Whether a row is a sequence, `x` of shape (n, T, d), with an argument `lengths`.
         initial_values: Where inference starts the sites with priors.
     """
 
     dims: ClassVar[dict[str, list[str]]] = {}
     handles_missing: ClassVar[bool] = False
+    sequences: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

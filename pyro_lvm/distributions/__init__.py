@@ -1,7 +1,8 @@
 """Distributions that Pyro lacks."""
 
+from pyro_lvm.distributions.hidden_markov import HMM
 from pyro_lvm.distributions.inverse_wishart import InverseWishart
 from pyro_lvm.distributions.partial_multivariate_normal import PartialMultivariateNormal
 from pyro_lvm.distributions.stick_breaking import StickBreaking
 
-__all__ = ["InverseWishart", "PartialMultivariateNormal", "StickBreaking"]
+__all__ = ["HMM", "InverseWishart", "PartialMultivariateNormal", "StickBreaking"]

@@ -59,6 +59,7 @@ class PartialMultivariateNormal(TorchDistribution):
     arg_constraints = {  # noqa: RUF012
         "loc": constraints.real_vector,
         "covariance_matrix": constraints.positive_definite,
+        "known": constraints.independent(constraints.boolean, 1),
     }
     support = constraints.real_vector
     has_rsample = True

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from pyro_lvm.ops.cells import compact
 
-__all__ = ["open_mixtures"]
+__all__ = ["arguments_of", "open_mixtures", "rebuilt", "select"]
 
+# What an argument may be that is no tensor.
+SETTING = (bool, int, float, str)
 # Arguments that say the same: a distribution is built from one of each.
 ALTERNATIVES = ({"probs", "logits"}, {"covariance_matrix", "precision_matrix", "scale_tril"})
 
@@ -57,7 +59,7 @@ def _choose(msg: Any) -> Reparam | None:
     fn = msg["fn"]
     if not msg["is_observed"] or not isinstance(fn, torch.distributions.MixtureSameFamily):
         return None
-    return _OpenMixture() if _arguments(_innermost(fn.component_distribution)) else None
+    return _OpenMixture() if rebuilt(_innermost(fn.component_distribution), lambda tensor, _: tensor) else None
 
 
 class _OpenMixture(Reparam):
@@ -65,7 +67,7 @@ class _OpenMixture(Reparam):
         mixture = msg["fn"]
         z = pyro.sample(f"{msg['name']}_component", mixture.mixture_distribution, infer={"enumerate": "parallel"})
         return {
-            "fn": _select(mixture.component_distribution, z),
+            "fn": select(mixture.component_distribution, z),
             "value": msg["value"],
             "is_observed": msg["is_observed"],
         }
@@ -75,25 +77,43 @@ def _innermost(fn: Any) -> Any:
     return _innermost(fn.base_dist) if isinstance(fn, torch.distributions.Independent) else fn
 
 
-def _arguments(fn: Any) -> list[str]:
-    """The arguments that a distribution can be made anew from; none if it wants more than those."""
+def rebuilt(fn: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
+    """A distribution made anew from its arguments, each changed; None if its arguments do not say all of it.
+
+    Args:
+        fn: A distribution that wraps no other.
+        change: From an argument and its number of event dimensions to the new argument.
+    """
+    found = arguments_of(fn)
+    if found is None:
+        return None
+    tensors, settings = found
+    new = {name: change(tensor, fn.arg_constraints[name].event_dim) for name, tensor in tensors.items()}
+    return type(fn)(**new, **settings, validate_args=False)
+
+
+def arguments_of(fn: Any) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What a distribution can be made anew from, tensors and settings; None if that does not say all of it."""
     wanted = [name for name in inspect.signature(type(fn).__init__).parameters if name not in ("self", "validate_args")]
-    if not wanted or not set(wanted) <= set(fn.arg_constraints):
-        return []
+    tensors = [name for name in wanted if name in fn.arg_constraints]
+    settings = {name: vars(fn).get(name) for name in wanted if name not in tensors}
+    if not tensors or not all(isinstance(value, SETTING) for value in settings.values()):
+        return None
     for group in ALTERNATIVES:
-        there = [name for name in vars(fn) if name in group]
-        wanted = [name for name in wanted if name not in group or name in there[:1]]
-    return wanted
+        there = [name for name in (*vars(fn), *tensors) if name in group]
+        tensors = [name for name in tensors if name not in group or name in there[:1]]
+    return {name: torch.as_tensor(getattr(fn, name)) for name in tensors}, settings
 
 
-def _select(fn: Any, z: Tensor, depth: int = 0) -> Any:
+def select(fn: Any, z: Tensor, depth: int = 0) -> Any:
     """The distribution at index z of the last batch dimension, `depth` dimensions further left inside `Independent`."""
     if isinstance(fn, torch.distributions.Independent):
         inner = fn.reinterpreted_batch_ndims
-        return _select(fn.base_dist, z, depth + inner).to_event(inner)
-    chosen = {}
-    for name in _arguments(fn):
-        inside = depth + fn.arg_constraints[name].event_dim
-        whole = (slice(None),) * inside
-        chosen[name] = Vindex(compact(getattr(fn, name), inside + 1))[(..., z, *whole)]
-    return type(fn)(**chosen, validate_args=False)
+        base = select(fn.base_dist, z, depth + inner)
+        return None if base is None else base.to_event(inner)
+
+    def chosen(tensor: Tensor, event_dim: int) -> Tensor:
+        inside = depth + event_dim
+        return Vindex(compact(tensor, inside + 1))[(..., z, *((slice(None),) * inside))]
+
+    return rebuilt(fn, chosen)

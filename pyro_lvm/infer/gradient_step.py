@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.infer.expectation import Expectation
-from pyro_lvm.infer.factors import trace_factors
+from pyro_lvm.infer.markov import opened_factors
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.plan import Plan
 
@@ -53,7 +53,8 @@ class GradientStep:
 
         def closure() -> Tensor:
             with torch.enable_grad(), Parameters():
-                _, factors = trace_factors(program, max_plate_nesting, args, kwargs, differentiable=True)
+                known = expectation.markov
+                factors = opened_factors(program, max_plate_nesting, args, kwargs, known, differentiable=True)[1]
                 terms = []
                 for name in sites:
                     weights = expectation.factors[name].weights

@@ -212,10 +212,13 @@ class Reference:
     Attributes:
         centre: Shape of one row.
         variance: Shape of one row; what a variance floor is relative to.
+        level: For families that keep their values' centre at zero: the unit, or the origin of the logarithms, that
+            their statistics are measured from. A checkpoint holds these three and nothing that a subclass adds.
     """
 
     centre: Tensor
     variance: Tensor
+    level: Tensor | None = None
 
 
 class ExponentialFamily(ClosedForm):
@@ -243,6 +246,10 @@ class ExponentialFamily(ClosedForm):
     @abstractmethod
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
         """The natural parameters, with their trailing dimensions last, and the log-normalizer; not expanded."""
+
+    def index(self, value: Tensor) -> Tensor | None:
+        """Which entry of the only statistic of each value is one, the others being zero; None if they are not so."""
+        return None
 
     def base(self, value: Tensor, fn: Any) -> Tensor | None:
         """The base measure h of values in the usual layout; None if zero."""

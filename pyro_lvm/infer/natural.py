@@ -32,6 +32,9 @@ BLOCK_NUMBERS = 1 << 20
 # Nats in the largest term of a log-density: beyond, float32 products lose more than 1e-4 nats, float64's 1e-6.
 SINGLE_LIMIT, DOUBLE_LIMIT = 500.0, 1e9
 
+# Symbols from which on looking them up beats products with their one-hot codes.
+MANY_SYMBOLS = 64
+
 
 def rows_of_a_block(num_features: int) -> int:
     """How many rows to make features for at a time."""
@@ -187,9 +190,50 @@ class Kernel:
         h = h.expand(len(h), *self.inner)
         return h.flatten(1).sum(-1) if self.inner else h
 
+    def _symbols(self) -> list[tuple[Tensor, Tensor | None]] | None:
+        """Where many symbols make one-hot features long: the symbol of every row and its mask, by column; else None."""
+        width = math.prod(self.inner)
+        if self.num_features < MANY_SYMBOLS * max(1, width):
+            return None
+        n, index = self.cells.num_rows, self.family.index(self.cells.rows)
+        if index is None:
+            return None
+        rows = index.reshape(n, -1).expand(n, width)
+        mask = None if self.mask is None else self.mask.reshape(n, -1).expand(n, width)
+        return [(rows[:, j], None if mask is None else mask[:, j]) for j in range(width)]
+
+    def _by_symbol(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (c, m) as (c, symbols, columns), and those of the mask, (c, columns or 1 or 0); views."""
+        width = math.prod(self.inner)
+        size = math.prod(self.family.trailing(self.base)[0]) * width
+        return features[:, :size].unflatten(1, (-1, width)), features[:, size:]
+
+    def _look_up(self, columns: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """`table`, every symbol looked up."""
+        symbols, masks = self._by_symbol(self.coefficients.to(self.dtype))
+        out = self.constant.to(self.dtype).expand(self.cells.num_rows, -1).clone()
+        for j, (rows, mask) in enumerate(columns):
+            found = symbols[:, :, j].T.contiguous()[rows]
+            out += found if mask is None else found * mask.unsqueeze(-1)
+        if self.mask is not None:
+            out += self.mask.flatten(1).to(self.dtype) @ masks.T
+        return out.T
+
+    def _count(self, columns: list[tuple[Tensor, Tensor | None]], weights: Tensor, out: Tensor) -> Tensor:
+        """`sums`, every weight added where its symbol is."""
+        symbols, masks = self._by_symbol(out)
+        for j, (rows, mask) in enumerate(columns):
+            symbols[:, :, j].index_add_(1, rows, weights if mask is None else weights * mask)
+        if self.mask is not None:
+            masks.copy_(weights @ self.mask.flatten(1).double())
+        return out
+
     def table(self) -> Tensor:
         """The log-density of every cell and row, (c, n), nats."""
         n = self.cells.num_rows
+        columns = self._symbols()
+        if columns is not None:
+            return self._look_up(columns)
         out = torch.empty(len(self.constant), n, dtype=self.dtype, device=self.coefficients.device)
         coefficients, constant = self.coefficients.to(self.dtype), self.constant.to(self.dtype).unsqueeze(-1)
         for start in range(0, n, block := rows_of_a_block(self.num_features)):
@@ -206,6 +250,9 @@ class Kernel:
         """Weighted sums of all features, (c, m), from weights (c, n)."""
         n = self.cells.num_rows
         out = torch.zeros(len(weights), self.num_features, dtype=torch.float64, device=weights.device)
+        columns = self._symbols()
+        if columns is not None:
+            return self._count(columns, weights.double(), out)
         for start in range(0, n, block := rows_of_a_block(self.num_features)):
             stop = min(n, start + block)
             features = torch.empty(self.num_features, stop - start, dtype=torch.float64, device=out.device)

@@ -342,3 +342,61 @@ def test_without_a_guide():
         lvm.infer.CoordinateAscent(coins).step(torch.ones(5, 2))
     with pytest.raises(ValueError, match="a guide that was trained"):
         lvm.guides.Conjugate(coins)()
+
+
+def normal_evidence(x, kind):
+    """Of one normal law under the default priors of `GaussianMixture`: Murphy (2007), equations 266 and 204."""
+    (n, d), prior_count = x.shape, 0.01
+    mean, spread = x.mean(0), x.var(0, correction=0)
+    count = n + prior_count
+    scatter = (x - mean).T @ (x - mean)  # the prior's mean is the data's
+    if kind in ("full", "tied"):
+        before, after = spread.diag_embed(), spread.diag_embed() + scatter
+        df = torch.tensor(d + 2.0).double()
+        terms = multigammaln((df + n) / 2, d) - multigammaln(df / 2, d)
+        terms = terms + 0.5 * df * before.logdet() - 0.5 * (df + n) * after.logdet()
+        constant = -0.5 * n * d * math.log(math.pi)
+    else:
+        columns = 1 if kind == "diag" else d
+        squares, rate = scatter.diagonal(), 0.5 * spread
+        if kind == "spherical":
+            squares, rate = squares.sum(), 0.5 * spread.mean()
+        a = torch.tensor(1.5).double()
+        more = a + 0.5 * n * columns
+        terms = (torch.lgamma(more) - torch.lgamma(a) + a * rate.log() - more * (rate + 0.5 * squares).log()).sum()
+        constant = -0.5 * n * d * math.log(2 * math.pi)
+    return float(terms + constant + 0.5 * d * math.log(prior_count / count))
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_the_bound_of_one_component_is_the_evidence(kind):
+    x = lvm.datasets.load("faithful").x.double()
+    model = lvm.models.GaussianMixture(1, covariance=kind, priors=True)
+    fit = lvm.fit(model, x, inference="coordinate-ascent", seed=0, progress=False)
+    assert -fit.history["loss"][-1] == pytest.approx(normal_evidence(x, kind), rel=1e-9)
+    torch.testing.assert_close(fit.draws["weights"], torch.ones(1, 500, 1).double())
+    assert torch.equal(fit.predict(x), torch.zeros(len(x), dtype=torch.long))
+
+
+def test_the_bound_of_one_class_is_the_evidence():
+    x = lvm.datasets.load("opinions").x.double()
+    fit = lvm.fit(lvm.models.CategoricalMixture(1, priors=True), x, inference="coordinate-ascent", progress=False)
+    evidence = 0.0
+    for column in x.T:
+        counts = column.long().bincount().double()
+        evidence += float(log_beta(1 + counts) - log_beta(torch.ones_like(counts)))
+    assert -fit.history["loss"][-1] == pytest.approx(evidence, rel=1e-9)
+
+
+def test_a_question_with_one_answer_says_nothing():
+    x = lvm.datasets.load("opinions").x.double()[:200]
+    more = torch.nn.functional.pad(x, (0, 2))
+    losses = []
+    for rows in (x, more):
+        torch.manual_seed(0)
+        model = lvm.models.CategoricalMixture(2, priors=True)
+        fit = lvm.fit(model, rows, inference="coordinate-ascent", seed=0, max_epochs=20, progress=False)
+        losses.append(fit.history["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    plan = lvm.fit(lvm.models.CategoricalMixture(2), more, seed=0, max_epochs=2, progress=False).plan(more)
+    assert all(entry.closed for entry in plan)

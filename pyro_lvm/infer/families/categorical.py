@@ -61,6 +61,9 @@ def log_probs_of(fn: Any) -> Tensor:
 class _Categorical(ExponentialFamily):
     arguments = (PROBS,)
 
+    def index(self, value: Tensor) -> Tensor | None:
+        return value.long()
+
     def trailing(self, fn: Any) -> tuple[tuple[int, ...], ...]:
         return ((fn._param.shape[-1],),)
 
