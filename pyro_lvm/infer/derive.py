@@ -17,7 +17,7 @@ from pyro_lvm.infer.plan import ParameterPlan, Plan, PriorUse, Use
 from pyro_lvm.infer.regression import find_regressions
 from pyro_lvm.ops.cells import compact
 
-__all__ = ["make_plan", "refresh"]
+__all__ = ["make_plan", "refresh", "strategy_of"]
 
 # Of products of so many parameters, all but one of them zero, the one is still seen.
 ORDERS = 4
@@ -43,17 +43,21 @@ def make_plan(expectation: Expectation, least_squares: bool = False) -> Plan:
         _add_regressions(plans, expectation)
     for plan in plans.values():
         plan.unify()
+    priors = frozenset(prior.site for plan in plans.values() for prior in plan.priors)
+    return Plan(strategy_of(expectation), plans, frozenset(expectation.factors), priors)
+
+
+def strategy_of(expectation: Expectation) -> str:
+    """How the E-step is done, in a few words."""
+    if expectation.chains:
+        return " and ".join(chain.describe() for chain in expectation.chains)
     latent = [
         f"{name} ({factor.value.shape[factor.site['infer']['_enumerate_dim'] - factor.fn.event_dim]} states)"
         for name, factor in expectation.factors.items()
         if factor.enumerated
     ]
     shown = ", ".join(latent[:4]) + (f" and {len(latent) - 4} more sites" if len(latent) > 4 else "")
-    strategy = f"exact enumeration of {shown}, one backward pass" if latent else "nothing is latent"
-    if expectation.chains:
-        strategy = " and ".join(chain.describe() for chain in expectation.chains)
-    priors = frozenset(prior.site for plan in plans.values() for prior in plan.priors)
-    return Plan(strategy, plans, frozenset(expectation.factors), priors)
+    return f"exact enumeration of {shown}, one backward pass" if latent else "nothing is latent"
 
 
 def refresh(plan: Plan, expectation: Expectation) -> bool:

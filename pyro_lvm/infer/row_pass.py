@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_lvm.infer.factors import Factor, same_scale
 from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form
+from pyro_lvm.infer.markov import Markov
 from pyro_lvm.infer.natural import Kernel, dtype_of, rows_of_a_block
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 
@@ -31,12 +32,14 @@ class Memory:
 
     Attributes:
         fixed: Keep the first reference of a site, as averages of statistics over batches need.
+        markov: What the program was recognised as, if it is a chain of equal steps.
     """
 
     fixed: bool = False
     references: dict[str, tuple[Tensor, int, Reference | None]] = field(default_factory=dict)
     bases: dict[str, tuple[Tensor, int, Tensor | None]] = field(default_factory=dict)
     seen: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    markov: Markov | None = None
 
     def is_new(self, site: str, value: Tensor) -> bool:
         """Whether these values were not seen at this site before; they are now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,11 +16,14 @@ from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
-from pyro_lvm.training.guide_draws import draw_guide
+from pyro_lvm.training.guide_draws import draw_guide, posterior_means
 from pyro_lvm.training.labels import Labelled, as_labelled, in_order
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.stream import as_stream
+
+if TYPE_CHECKING:
+    from pyro_lvm.diagnostics.forecast import Forecast
 
 __all__ = ["Fit"]
 
@@ -84,13 +87,18 @@ class Fit:
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """Learned parameters of model and guide, in the model's space; a posterior's are means of its draws."""
-        if self.sampled:
-            return {name: values.mean((0, 1)) for name, values in self.draws.items()}
-        return {name: p.value.detach().clone() for name, p in self.parameters().items()}
+        """The model's parameters by their names in the model, whatever found them, in the model's space.
+
+        These are its `param` sites and, where it has priors, its continuous sample sites outside of the plate of the
+        rows. Under EM and MAP they are point estimates; under coordinate ascent exact posterior means; under SVI and
+        NUTS means of `draws`, components as they were drawn: if chains may number them differently, use
+        `summary(x)`, which aligns them. What a guide learned inside is in `parameters()`.
+        """
+        points = {name: p.value.detach().clone() for name, p in self.parameters(guide=False).items()}
+        return {**points, **posterior_means(self, GUIDE_DRAWS)} if self.latent else points
 
     def parameters(self, guide: bool = True) -> dict[str, Parameter]:
-        """The `param` sites of the model, and of the guide if asked for."""
+        """The `param` sites of the model, and of the guide if asked for: what training moves."""
         arguments = self.prototype()
         with self.scope(), Parameters() as found, _pyro.validation(False):
             for program in (self.model, self.guide if guide else None):
@@ -118,6 +126,10 @@ class Fit:
         self._draws = values
         self.sampled = True
 
+    def forget_draws(self) -> None:
+        """Draw from the guide anew when `draws` are next read: it has moved."""
+        self._draws = None
+
     # Using it
 
     def log_likelihood(self, x: Any) -> Tensor:
@@ -136,13 +148,21 @@ class Fit:
         return evidence.total / evidence.num_rows
 
     def predict_proba(self, x: Any) -> Any:
-        """Posterior of the discrete latent sites of each row, shape (n, states); a dict if there are several sites."""
+        """Posterior of the discrete latent sites of each row, shape (n, states); a dict if there are several sites.
+
+        Of sequences: that of every step given the whole sequence, (n, T, states), 0 in padding; a list for a list, and
+        without the first axis for one series.
+        """
         from pyro_lvm.diagnostics.latents import responsibilities
 
         return _only(responsibilities(self, self.arguments(x)))
 
     def predict(self, x: Any) -> Any:
-        """Most probable state of the discrete latent sites of each row, shape (n,); a dict if there are several."""
+        """Most probable state of the discrete latent sites of each row, shape (n,); a dict if there are several.
+
+        Of sequences: the most probable path (Viterbi's), (n, T), -1 in padding; a list for a list, and without the
+        first axis for one series.
+        """
         from pyro_lvm.diagnostics.latents import most_probable
 
         return _only(most_probable(self, self.arguments(x)))
@@ -158,24 +178,42 @@ class Fit:
             "Use predict_proba for the posterior of its discrete ones."
         )
 
-    def impute(self, x: Any) -> Tensor:
+    def impute(self, x: Any) -> Any:
         """Rows with every missing entry (NaN) at its posterior mean, or at its most probable answer if categorical."""
         from pyro_lvm.diagnostics.impute import impute
 
         return impute(self, self.arguments(x))
 
+    def forecast(self, x: Any, steps: int, num_samples: int = 100, **covariates: Any) -> Forecast:
+        """The law of the steps that follow given sequences: states, means, and draws.
+
+        Args:
+            x: Sequences, as in `lvm.fit`.
+            steps: How many steps to look ahead.
+            num_samples: Draws of what is to come.
+            covariates: Arguments of the model that go along the steps, in the steps to come: (n, steps, ...).
+
+        Raises:
+            ValueError: The model has no hidden Markov site, or covariates are missing.
+        """
+        from pyro_lvm.diagnostics.forecast import forecast
+
+        steps, count = whole_number("forecast", "steps", steps), whole_number("forecast", "num_samples", num_samples)
+        return forecast(self, self.arguments(x), steps, count, covariates)
+
     def posterior(self, x: Any, num_samples: int = 100) -> dict[str, Tensor]:
-        """Joint draws of all latent sites given rows, shape (num_samples, ...) each."""
+        """Joint draws of all latent sites given rows, shape (num_samples, ...) each; paths are -1 in padding."""
         from pyro_lvm.diagnostics.latents import posterior_draws
 
         count = whole_number("posterior", "num_samples", num_samples)
         return posterior_draws(self, self.arguments(x), count)
 
-    def sample(self, n: int, **covariates: Any) -> Any:
+    def sample(self, n: int, *, num_steps: Any = None, **covariates: Any) -> Any:
         """Generate rows; of a posterior, each row from its own draw.
 
         Args:
             n: Number of rows.
+            num_steps: Steps of each row, >= 1, of a model of sequences; by default those of the training data.
             covariates: Arguments of the model that are not generated, with n rows.
 
         Returns:
@@ -186,7 +224,8 @@ class Fit:
         n = whole_number("sample", "n", n)
         if not isinstance(self.model, LatentVariableModel):
             check_plate(self, self.prototype(n))
-        return _only(generate(self, n, covariates))
+        num_steps = None if num_steps is None else whole_number("sample", "num_steps", num_steps)
+        return _only(generate(self, n, covariates, num_steps))
 
     def aic(self, x: Any) -> float:
         """Akaike's criterion, lower is better: twice the number of parameters minus twice the log-likelihood.
@@ -201,7 +240,8 @@ class Fit:
     def bic(self, x: Any) -> float:
         """Schwarz's criterion, lower is better; its penalty grows with the logarithm of the number of rows.
 
-        That number is the sum of the `sample_weights` if there are any, as in `aic`.
+        That number is the sum of the `sample_weights` if there are any, as in `aic`. Of sequences it is the number of
+        steps that were observed.
         """
         from pyro_lvm.evidence.criteria import bic
 
@@ -222,6 +262,20 @@ class Fit:
         arguments = self.arguments(x)
         with self.scope():
             return plan(*arguments.args, **arguments.kwargs)
+
+    def summary(self, x: Any = None, probability: float = 0.94) -> Any:
+        """A table of the parameters, one line a number: estimates, and of a posterior also its spread.
+
+        Args:
+            x: Rows by which the components of a sampler's draws are aligned; without them they are taken as drawn.
+            probability: What the interval of a posterior holds, in (0, 1), as much being left out on either side.
+
+        Returns:
+            A DataFrame with the column `estimate` for a point, else `mean`, `sd` and the interval's ends.
+        """
+        from pyro_lvm.diagnostics.summary import summary
+
+        return summary(self, None if x is None else self.arguments(x), probability)
 
     def to_arviz(self, x: Any = None) -> Any:
         """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.
@@ -259,34 +313,19 @@ class Fit:
         Returns:
             This fit.
         """
-        from pyro_lvm.infer.mcmc import MCMC
-        from pyro_lvm.training.fit import train
-        from pyro_lvm.training.options import check_options, list_of_callbacks
+        from pyro_lvm.training.resume import resume
 
-        check_options(self.model, 1, max_epochs, batch_size, tol, patience, None)
-        if isinstance(self.inference, MCMC):
-            raise ValueError("resume: a sampler cannot be resumed. Fit again with more num_samples.")
-        if self.missing:
-            raise ValueError(
-                f"resume: this fit was trained with a {self.missing[0]} of your own, which files do not hold. "
-                "Load it with lvm.load(folder, inference=...) as you passed it to lvm.fit."
-            )
-        held_out = None if validation is None else self.arguments(validation)
-        rows = as_stream(data, batch_size, num_rows) or self.arguments(data)
-        if isinstance(self.model, LatentVariableModel) and isinstance(rows, Arguments):
-            self.model.check_training(rows.main)
-        self._draws = None
-        train(
+        resume(
             self,
-            rows,
-            held_out,
+            data,
             max_epochs=max_epochs,
             batch_size=batch_size,
+            num_rows=num_rows,
+            validation=validation,
             tol=tol,
             patience=patience,
-            callbacks=list_of_callbacks(callbacks),
+            callbacks=callbacks,
             progress=progress,
-            label="resume",
         )
         return self
 
@@ -299,7 +338,7 @@ class Fit:
 
     def arguments(self, x: Any) -> Arguments:
         """Rows, checked and converted for this fit's model; a table's columns are found by name."""
-        if self.columns and hasattr(x, "columns"):
+        if self.columns:
             x = in_order(x, self.columns)
         arguments = as_labelled(x, self.model, self.device)
         if isinstance(self.model, LatentVariableModel):

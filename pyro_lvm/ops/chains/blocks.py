@@ -1,0 +1,104 @@
+"""Where the steps of many chains lie when all blocks of all chains are worked on at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Blocks", "Matrices", "cut"]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The transitions of N chains, cut into M blocks of at most S, longest first, place by place in time.
+
+    Longest first, the blocks that reach a place are a slice, and no work is done on padding.
+
+    Attributes:
+        reach: How many blocks reach each place, S numbers.
+        chain: The chain of each block, shape (M,).
+        number: Which block of its chain it is, shape (M,).
+        steps: The step t >= 1 after the transition at each place, shape (S, M); 0 where a block does not reach.
+        rows: The same as row numbers of tensors of shape (N * T, ...).
+        per_chain: The most blocks of a chain.
+    """
+
+    reach: list[int]
+    chain: Tensor
+    number: Tensor
+    steps: Tensor
+    rows: Tensor
+    per_chain: int
+
+    @property
+    def single(self) -> bool:
+        """Whether no chain has a second block."""
+        return self.per_chain <= 1
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Values of shape (N, T, m) where the blocks have their steps, shape (S, M, m)."""
+        return values.flatten(0, 1).index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+
+    def in_order(self, first: Tensor, later: Tensor, num_steps: int) -> Tensor:
+        """Values of first steps, shape (N, m), and at the places, shape (S, M, m), as shape (N, T, m), else zero."""
+        rows, later = self.rows.flatten(), later.flatten(0, 1)
+        if self.reach and self.reach[-1] < len(self.chain):
+            used = self.steps.flatten().nonzero().squeeze(-1)
+            rows, later = rows[used], later[used]
+        result = first.new_zeros(len(first), num_steps, first.shape[-1])
+        result[:, 0] = first
+        result.flatten(0, 1).index_copy_(0, rows, later)
+        return result
+
+
+def cut(num_chains: int, num_steps: int, lengths: Tensor | None, block: int, device: torch.device) -> Blocks:
+    """Cut the T - 1 transitions of each of N chains into blocks."""
+    block = min(block, num_steps - 1)
+    per_chain = -(-(num_steps - 1) // max(1, block))
+    begin = torch.arange(per_chain, device=device) * block
+    ends = torch.full((num_chains,), num_steps, device=device) if lengths is None else lengths
+    size, order = (ends.unsqueeze(-1) - 1 - begin).clamp(0, block).flatten().sort(descending=True, stable=True)
+    size = size[: int(size.count_nonzero())]
+    order = order[: len(size)]
+    chain, number = order // max(1, per_chain), order % max(1, per_chain)
+    place = torch.arange(block, device=device).unsqueeze(-1)
+    filled = place < size
+    steps = torch.where(filled, number * block + 1 + place, 0)
+    return Blocks(
+        reach=filled.sum(1).tolist(),
+        chain=chain,
+        number=number,
+        steps=steps,
+        rows=chain * num_steps + steps,
+        per_chain=per_chain,
+    )
+
+
+class Matrices:
+    """The transition matrices, as probabilities, at the places of blocks.
+
+    Args:
+        transition: Shape (N or 1, T - 1 or 1, K, K).
+        blocks: The places.
+    """
+
+    def __init__(self, transition: Tensor, blocks: Blocks) -> None:
+        shared, steady = len(transition) == 1, transition.shape[1] == 1
+        self._rows: Tensor | None = None
+        if shared and (steady or blocks.single):
+            self._fixed = transition[0].unbind(0)
+        elif steady:
+            self._fixed = (transition[:, 0].index_select(0, blocks.chain),)
+        else:
+            offset = 0 if shared else blocks.chain * transition.shape[1]
+            self._rows = (blocks.steps - 1).clamp_min(0) + offset
+            self._all = transition.flatten(0, 1)
+
+    def at(self, place: int, count: int) -> Tensor:
+        """The matrix of all blocks, shape (K, K), or those of the first few, shape (count, K, K)."""
+        if self._rows is not None:
+            return self._all.index_select(0, self._rows[place, :count])
+        fixed = self._fixed[place if len(self._fixed) > 1 else 0]
+        return fixed if fixed.dim() == 2 else fixed[:count]
