@@ -219,14 +219,17 @@ class HiddenMarkov(LatentVariableModel):
 
     # Checks
 
-    def check(self, x: Tensor) -> None:
-        """Raise a ValueError unless `x` has shape (n, T, d), with the right d and all known entries in the support."""
+    def _check_shape(self, x: Tensor) -> None:
         d = self.data_dim
         if x.dim() != 3 or x.shape[1] == 0 or (d is not None and x.shape[2] != d):
             hint = "Reshape it: sequences, steps, columns."
             if x.dim() == 3:
                 hint = f"Pass data_dim={x.shape[2]}, or give {d} columns." if x.shape[1] else "Leave out empty ones."
             raise ValueError(f"{self._name}: expected x of shape (n, T, {d or 'd'}); got {tuple(x.shape)}. {hint}")
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError unless `x` has shape (n, T, d), with the right d and all known entries in the support."""
+        self._check_shape(x)
         bad = ~(self.rows.contains(x) | x.isnan())
         if bool(bad.any()):
             row, step, column = bad.nonzero()[0].tolist()
@@ -279,6 +282,7 @@ class HiddenMarkov(LatentVariableModel):
     def _initialize(
         self, x: Tensor, lengths: Tensor | None, sample_weights: Tensor | None, covariates: Tensor | None = None
     ) -> None:
+        self._check_shape(x)
         self.rows.arrange(x.reshape(-1, x.shape[-1]))
         self.check(x)
         steps = Steps.of(self._name, x, lengths, sample_weights)
