@@ -1,5 +1,6 @@
 """Generative programs, one file each."""
 
+from pyro_lvm.models.autoregressive_hmm import AutoregressiveHMM
 from pyro_lvm.models.bernoulli_hmm import BernoulliHMM
 from pyro_lvm.models.bernoulli_mixture import BernoulliMixture
 from pyro_lvm.models.categorical_hmm import CategoricalHMM
@@ -14,10 +15,12 @@ from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
 from pyro_lvm.models.multinomial_hmm import MultinomialHMM
 from pyro_lvm.models.poisson_hmm import PoissonHMM
 from pyro_lvm.models.poisson_mixture import PoissonMixture
+from pyro_lvm.models.regression_hmm import RegressionHMM
 from pyro_lvm.models.student_t_hmm import StudentTHMM
 from pyro_lvm.models.student_t_mixture import StudentTMixture
 
 __all__ = [
+    "AutoregressiveHMM",
     "BernoulliHMM",
     "BernoulliMixture",
     "CategoricalHMM",
@@ -32,6 +35,7 @@ __all__ = [
     "MultinomialHMM",
     "PoissonHMM",
     "PoissonMixture",
+    "RegressionHMM",
     "StudentTHMM",
     "StudentTMixture",
 ]

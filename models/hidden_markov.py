@@ -104,7 +104,7 @@ class HiddenMarkov(LatentVariableModel):
                 f"{self._name}: expected priors for {', '.join(self._kinds)}; got {', '.join(sorted(unknown))}."
             )
         self.dims = {name: list(axes) for name, (_, axes) in self._kinds.items()}  # type: ignore[misc]  # by emission
-        if self.rows.data_dim is not None:
+        if self.rows.complete:
             self._declare(*self._even_chain(), *self.rows.unseen(self.num_states), 1)
 
     @property
@@ -166,7 +166,7 @@ class HiddenMarkov(LatentVariableModel):
         size: int | None,
         num_steps: int | None,
         sample_weights: Tensor | None,
-        **covariates: Tensor,
+        covariates: Tensor | None = None,
     ) -> Tensor:
         if x is None and size is None:
             raise ValueError(f"{self._name}: expected sequences x or a size to generate; got neither.")
@@ -175,7 +175,7 @@ class HiddenMarkov(LatentVariableModel):
         initial, transition = self.chain()
         parameters = {name: getattr(self, name) for name in self.rows.parameters}
         x, known = (None, None) if x is None else self._split(x)
-        emission = self._emission(parameters, x, known, **covariates)
+        emission = self._emission(parameters, known, covariates)
         law = HMM(initial, transition, emission, num_steps=steps, lengths=lengths)
         with pyro.plate("data", rows), self._counted(sample_weights, initial):
             return pyro.sample("x", law, obs=x, infer={"states": "z"})
@@ -192,9 +192,9 @@ class HiddenMarkov(LatentVariableModel):
             transition = transition * self.allowed
         return initial, transition
 
-    def _emission(self, parameters: dict[str, Tensor], x: Tensor | None, known: Tensor | None) -> Any:
+    def _emission(self, parameters: dict[str, Tensor], known: Tensor | None, covariates: Tensor | None = None) -> Any:
         """The law of steps, states along the last batch dimension."""
-        return self.rows.law(parameters, known)
+        return self.rows.law(parameters, known, *(() if covariates is None else (covariates,)))
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Sequences and which of their entries are known; None if steps are known as a whole or not at all."""
@@ -269,12 +269,19 @@ class HiddenMarkov(LatentVariableModel):
         Raises:
             ValueError: Too few steps, steps that do not fit the model, or bad lengths or weights.
         """
+        self._initialize(x, lengths, sample_weights)
+
+    def _initialize(
+        self, x: Tensor, lengths: Tensor | None, sample_weights: Tensor | None, covariates: Tensor | None = None
+    ) -> None:
         self.rows.arrange(x.reshape(-1, x.shape[-1]))
         self.check(x)
         steps = Steps.of(self._name, x, lengths, sample_weights)
         self._check_steps(steps)
-        start = self._start_of_rows(steps, self._members(steps) * steps.counts.unsqueeze(-1))
-        summary = self.rows.summary(steps.rows, steps.counts, self.num_states)
+        members = self._members(steps) * steps.counts.unsqueeze(-1)
+        extra = () if covariates is None else (covariates[steps.used],)
+        start = self.rows.start(steps.rows, members, *extra)
+        summary = self.rows.summary(steps.rows, steps.counts, self.num_states, *extra)
         self._declare(*self._noisy_chain(x), start, summary, int(x.shape[1]))
 
     def _members(self, steps: Steps) -> Tensor:
@@ -286,9 +293,6 @@ class HiddenMarkov(LatentVariableModel):
         else:
             assignment = kmeans(fill(self.rows.features(steps.rows))[0], k)
         return torch.nn.functional.one_hot(assignment, k).to(steps.rows)
-
-    def _start_of_rows(self, steps: Steps, members: Tensor) -> dict[str, Tensor]:
-        return self.rows.start(steps.rows, members)
 
     def _even_chain(self) -> tuple[Tensor, Tensor]:
         return self.first / self.first.sum(), self.allowed / self.allowed.sum(-1, keepdim=True)

@@ -44,7 +44,7 @@ class MultinomialHMM(HiddenMarkov):
         ValueError: An argument is out of range.
 
     References:
-        W. Zucchini, I. MacDonald, R. Langrock (2016), Hidden Markov Models for Time Series, second edition, section 9.2.
+        W. Zucchini, I. MacDonald, R. Langrock (2016), Hidden Markov Models for Time Series, 2nd edition, section 9.2.
 
     Example:
         >>> import pyro_lvm as lvm

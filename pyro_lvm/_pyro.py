@@ -19,7 +19,7 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.einsum import torch_log
 from pyro.ops.rings import LogRing
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame, IndepMessenger
 from pyro.poutine.mask_messenger import MaskMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK
@@ -41,6 +41,7 @@ __all__ = [
     "enclosing",
     "enumerated_trace",
     "exact_log_sums",
+    "frame",
     "localise",
     "module_local_store",
     "own_enumeration",
@@ -144,6 +145,11 @@ def copy_programs(*programs: Any) -> tuple[Any, ...]:
         twin._model = copy.deepcopy(model, memo)
         twin.master = None if master is None else weakref.ref(memo[id(master())])
     return copies
+
+
+def frame(name: str, dim: int, size: int) -> CondIndepStackFrame:
+    """The mark of a plate on a site."""
+    return CondIndepStackFrame(name, dim, size, 0)
 
 
 def localise(program: Any) -> None:

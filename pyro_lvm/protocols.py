@@ -20,7 +20,10 @@ Model = Callable[..., Any]
 """Any Pyro program. The leading axis of every data argument is the plate of the rows, by custom named "data"."""
 
 Guide = Callable[..., Any]
-"""Any Pyro program with the model's arguments."""
+"""Any Pyro program with the model's arguments.
+
+A method `means()`, if there is one, returns the exact mean of every site; else draws are averaged.
+"""
 
 
 @runtime_checkable
@@ -112,6 +115,10 @@ class LatentVariableModel(PyroModule):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.config.items() if value is not None)
+        return f"{type(self).__name__}({given})"
 
     def declare(self, name: str, start: Tensor, constraint: constraints.Constraint, prior: Any | None = None) -> None:
         """A parameter that starts at `start`: learned as a point, or, with a prior, inferred.

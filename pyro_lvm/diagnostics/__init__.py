@@ -3,5 +3,6 @@
 from pyro_lvm.diagnostics.arviz import to_arviz
 from pyro_lvm.diagnostics.compare import compare
 from pyro_lvm.diagnostics.psis import pareto_k
+from pyro_lvm.diagnostics.table import Table
 
-__all__ = ["compare", "pareto_k", "to_arviz"]
+__all__ = ["Table", "compare", "pareto_k", "to_arviz"]

@@ -16,15 +16,29 @@ from torch.distributions import constraints
 
 from pyro_lvm.ops import chains
 
-__all__ = ["HMM", "exact_log_probs"]
+__all__ = ["HMM", "built_from", "exact_log_probs", "restrict"]
+
+
+def built_from(law: Any) -> str:
+    """Which argument a categorical law was built from; asking for the other one would round."""
+    return "logits" if law._param is vars(law).get("logits") else "probs"
 
 
 def exact_log_probs(law: Any) -> Tensor:
     """Normalised log-probabilities of a categorical law, -inf where a probability is exactly zero."""
-    if "logits" in vars(law):
+    if built_from(law) == "logits":
         return law.logits
     possible = law.probs > 0
     return torch.where(possible, torch.where(possible, law.probs, 1.0).log(), -torch.inf)
+
+
+def restrict(density: Tensor, known_states: Tensor | None) -> Tensor:
+    """Log-densities of steps by state, batch + (T, K), -inf for states that contradict known ones (-1: unknown)."""
+    if known_states is None:
+        return density
+    states = known_states.unsqueeze(-1)
+    other = (states >= 0) & (states != torch.arange(density.shape[-1], device=states.device))
+    return torch.where(other, -torch.inf, density)
 
 
 class HMM(TorchDistribution):
@@ -176,22 +190,9 @@ class HMM(TorchDistribution):
         value, known = self.steps(value)
         density = self.emission.log_prob(value.unsqueeze(value.dim() - self.emission.event_dim))
         density = density.expand(*batch, value.shape[len(value.shape) - self.event_dim], self.num_states)
-        return exact_log_probs(self.initial), exact_log_probs(self.transition), self.restrict(density, known)
-
-    def restrict(self, density: Tensor, known: Tensor | None) -> Tensor:
-        """Log-densities of steps by state, with missing steps and known states worked in.
-
-        Args:
-            density: Log-densities, batch + (T, K), nats.
-            known: Which steps are there, batch + (T,); None if all are.
-        """
         if known is not None:
             density = torch.where(known.unsqueeze(-1), density, 0.0)
-        if self.known_states is not None:
-            states = self.known_states.unsqueeze(-1)
-            other = (states >= 0) & (states != torch.arange(self.num_states, device=states.device))
-            density = torch.where(other, -torch.inf, density)
-        return density
+        return exact_log_probs(self.initial), exact_log_probs(self.transition), restrict(density, self.known_states)
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values with something inside the support at missing steps and in padding, and which are there (None: all)."""

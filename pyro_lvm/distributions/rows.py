@@ -45,6 +45,11 @@ class RowFamily(ABC):
     example: float = 0.0
 
     @property
+    def complete(self) -> bool:
+        """Whether the shapes of all parameters are known."""
+        return self.data_dim is not None
+
+    @property
     @abstractmethod
     def parameters(self) -> dict[str, Kind]:
         """The parameters by name, each one after those that its prior depends on."""
@@ -198,6 +203,11 @@ class Answers(IndependentColumns):
     ) -> None:
         super().__init__(Categorical(num_categories or 1), data_dim, other_support, axes)
         self.num_categories = num_categories
+
+    @property
+    def complete(self) -> bool:
+        """Whether the numbers of columns and symbols are known."""
+        return super().complete and self.num_categories is not None
 
     def arrange(self, x: Tensor) -> None:
         """Learn from rows what the constructor left open."""

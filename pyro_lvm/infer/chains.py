@@ -16,14 +16,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.distributions.hidden_markov import HMM, exact_log_probs
+from pyro_lvm import _pyro
+from pyro_lvm.distributions.hidden_markov import HMM, built_from, exact_log_probs, restrict
 from pyro_lvm.infer.by_state import by_state, components
 from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.ops import chains
 from pyro_lvm.ops.cells import compact
 
-__all__ = ["Chain", "open_chains", "states_name"]
+__all__ = ["Chain", "open_chain", "open_chains", "states_name"]
 
 
 def states_name(site: dict) -> str:
@@ -48,42 +49,73 @@ class _StateFactor(Factor):
 
 @dataclass
 class Chain:
-    """A hidden Markov site in parts.
+    """Hidden states that follow one another, in parts.
 
     Attributes:
-        states: What its states are called.
-        law: Its distribution.
-        known: Which steps are there, plates + (T,); None if all are.
-        counted: Which sequences are not masked, plates; None if all.
-        lengths: Number of steps, plates; None if all have T.
-        batch: The plates' shape.
+        name: The site, or sites, that the states explain.
+        states: What the states are called.
+        num_states: K.
+        num_steps: T.
+        batch: Shape of the plates.
         initial: Factor of the first state.
         transition: Factor of the next state.
-        emission: Factors of a step: one, or mixture weights and components.
+        emissions: Factors of a step by site: one, or mixture weights and components.
+        lengths: Number of steps, plates; None if all have T.
+        counted: Which sequences are not masked, plates; None if all.
+        scale: How often sequences count: a number, or plates.
+        known_states: States where they are known, plates + (T,), -1 elsewhere.
+        sites: Names of the states one by one, if the program has a site for each.
+        inner: Number of plates to the right of theirs.
         marginals: Posterior of the states, plates + (T, K), once `run`.
     """
 
+    name: str
     states: str
-    law: HMM
-    site: dict
-    known: Tensor | None
-    counted: Tensor | None
-    lengths: Tensor | None
+    num_states: int
+    num_steps: int
     batch: torch.Size
     initial: Factor
     transition: Factor
-    emission: list[Factor]
+    emissions: list[list[Factor]]
+    lengths: Tensor | None = None
+    counted: Tensor | None = None
+    scale: Any = 1.0
+    known_states: Tensor | None = None
+    sites: list[str] | None = None
+    inner: int = 0
     marginals: Tensor | None = None
 
     @property
     def factors(self) -> list[Factor]:
         """All of its parts."""
-        return [self.initial, self.transition, *self.emission]
+        return [self.initial, self.transition, *(factor for parts in self.emissions for factor in parts)]
 
     def describe(self) -> str:
         """One line for a plan."""
-        steps = self.emission[-1].value.shape[-1 - self.law.emission.event_dim]
-        return f"forward-backward over {self.states} ({self.law.num_states} states, {steps} steps)"
+        return f"forward-backward over {self.states} ({self.num_states} states, {self.num_steps} steps)"
+
+    def posterior(self) -> dict[str, Tensor]:
+        """Posterior of the states by name, states along the last axis."""
+        if self.marginals is None:
+            return {}
+        if self.sites is None:
+            return {self.states: self.marginals}
+        steps = self.marginals.reshape(*self.batch, *([1] * self.inner), self.num_steps, self.num_states)
+        return dict(zip(self.sites, steps.unbind(-2), strict=True))
+
+    def tables(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Log-probabilities as the kernel takes them, and those of steps by site, states (and components) first."""
+        initial = self.initial.log_density.movedim(0, -1).squeeze(-2)
+        transition = self.transition.log_density.movedim((0, 1), (-2, -1))
+        joints, total = [], torch.zeros(())
+        for parts in self.emissions:
+            joint = sum((factor.log_density for factor in parts[1:]), parts[0].log_density)
+            joints.append(joint)
+            density = joint.logsumexp(0) if len(parts) > 1 else joint
+            mask = parts[0].site["mask"]
+            total = total + (density if mask is None else torch.where(mask, density, 0.0))
+        steps = total.movedim(0, -1).expand(*self.batch, self.num_steps, self.num_states)
+        return initial, transition, restrict(steps, self.known_states), joints
 
     def run(self, temperature: float) -> float:
         """Find the posterior weights of all parts; returns the log-likelihood, nats.
@@ -91,65 +123,53 @@ class Chain:
         Raises:
             NonFiniteLoss: A sequence has probability zero.
         """
-        law, depth = self.law, len(self.batch)
-        initial = self.initial.log_density.movedim(0, -1).squeeze(-2) * temperature
-        transition = self.transition.log_density.movedim((0, 1), (-2, -1)) * temperature
-        tables = [factor.log_density for factor in self.emission]
-        joint = sum(tables[1:], tables[0])  # (components,) states, plates, steps
-        parts = len(self.emission) > 1
-        density = joint.logsumexp(0) if parts else joint
-        steps = density.movedim(0, -1)
-        total = self.emission[-1].value.shape[-1 - law.emission.event_dim]
-        steps = law.restrict(steps.expand(*self.batch, total, law.num_states), self.known)
-        if temperature != 1.0:
-            steps = steps * temperature
-        scale = self.site["scale"]
-        per_row = isinstance(scale, Tensor) and scale.numel() > 1
-        shared = self.transition.log_density.shape[2:].numel() == 1 and not per_row and self.counted is None
-        found = chains.smooth(initial, transition, steps, self.lengths, sum_batch=shared)
+        initial, transition, steps, joints = self.tables()
+        tables = (initial * temperature, transition * temperature, steps * temperature)
+        tables = (initial, transition, steps) if temperature == 1.0 else tables
+        scale, homogeneous = self.scale, self.transition.log_density.shape[2:].numel() == 1
+        shared = homogeneous and self.counted is None and not (isinstance(scale, Tensor) and scale.numel() > 1)
+        found = chains.smooth(*tables, self.lengths, sum_batch=shared)
         rows = found.log_likelihood
         if temperature != 1.0:
-            rows = chains.log_likelihood(
-                initial / temperature, transition / temperature, steps / temperature, self.lengths
-            )
+            rows = chains.log_likelihood(initial, transition, steps, self.lengths)
         counts = torch.as_tensor(scale, device=rows.device)
         if self.counted is not None:
             rows, counts = torch.where(self.counted, rows, 0.0), counts * self.counted
         self._check(rows)
-        gamma = found.marginals
-        self.marginals = gamma
+        self.marginals = gamma = found.marginals
         weighted = bool(counts.dim()) or float(counts) != 1.0
+        counts = counts.to(gamma.dtype)
         if weighted:
-            counts = counts.to(gamma.dtype)
             gamma = gamma * counts.reshape(*counts.shape, 1, 1)
-        first = gamma[..., :1, :].movedim(-1, 0)
-        self.initial.weights = _sum_to(first, self.initial.log_density.shape)
+        self.initial.weights = _sum_to(gamma[..., :1, :].movedim(-1, 0), self.initial.log_density.shape)
         moves = found.transitions
         if shared:
-            moves = (moves * counts if weighted else moves).reshape(*moves.shape, *([1] * (depth + 1)))
+            moves = (moves * counts if weighted else moves).reshape(*moves.shape, *([1] * (len(self.batch) + 1)))
         else:
-            moves = moves if moves.dim() == depth + 3 else moves.unsqueeze(-3)
+            moves = moves if moves.dim() == len(self.batch) + 3 else moves.unsqueeze(-3)
             moves = moves * counts.reshape(*counts.shape, 1, 1, 1) if weighted else moves
             moves = moves.movedim((-2, -1), (0, 1))
         self.transition.weights = _sum_to(moves, self.transition.log_density.shape)
-        by_step = gamma.movedim(-1, 0)
-        if self.known is not None:
-            by_step = by_step * self.known
-        if parts:
-            share = torch.where(density == -torch.inf, 0.0, (joint - density).exp())
-            by_step = by_step * share
-        for factor in self.emission:
-            factor.weights = by_step
+        self._hand_out(gamma.movedim(-1, 0), joints)
         return float((rows.double() * counts).sum() if weighted else rows.double().sum())
+
+    def _hand_out(self, gamma: Tensor, joints: list[Tensor]) -> None:
+        """Give every emission its weights, states first."""
+        for parts, joint in zip(self.emissions, joints, strict=True):
+            mask = parts[0].site["mask"]
+            weights = gamma if mask is None else gamma * mask
+            if len(parts) > 1:
+                weights = weights * torch.where(joint.amax(0) == -torch.inf, 0.0, joint.softmax(0))
+            for factor in parts:
+                factor.weights = weights
 
     def _check(self, rows: Tensor) -> None:
         if bool(torch.isfinite(rows).all()):
             return
         place = (~torch.isfinite(rows)).nonzero()[0].tolist()
-        name = self.site["name"]
         which = f"sequence {place[0] if len(place) == 1 else tuple(place)} of " if place else ""
         raise NonFiniteLoss(
-            f"Forward-backward: {which}site '{name}' has probability zero under every path of '{self.states}'. "
+            f"Forward-backward: {which}site '{self.name}' has probability zero under every path of '{self.states}'. "
             "Check the support of the emission and transitions of probability zero, or start from other parameters."
         )
 
@@ -175,7 +195,7 @@ def open_chains(factors: dict[str, Factor]) -> tuple[dict[str, Factor], list[Cha
     found = []
     for name, factor in factors.items():
         if isinstance(factor.fn, HMM) and isinstance(factor.value, Tensor):
-            chain = _open(factor)
+            chain = open_chain(factor)
             found.append(chain)
             opened.update({part.name: part for part in chain.factors})
         else:
@@ -183,73 +203,102 @@ def open_chains(factors: dict[str, Factor]) -> tuple[dict[str, Factor], list[Cha
     return opened, found
 
 
-def _open(factor: Factor) -> Chain:
+def open_chain(factor: Factor, names: tuple[str, str, str] | None = None) -> Chain:
+    """Take a hidden Markov site apart.
+
+    Args:
+        factor: The site.
+        names: What to call the factors of the first state, of the next one, and of a step.
+    """
     law, site, name = factor.fn, factor.site, factor.name
     value, known = law.steps(factor.value)
     batch = torch.broadcast_shapes(law.batch_shape, value.shape[: value.dim() - law.event_dim])
     depth, total = len(batch), value.shape[value.dim() - law.event_dim]
-    lengths = None if law.lengths is None else law.lengths.expand(batch)
-    mask = site["mask"]
+    mask, scale = site["mask"], site["scale"]
     counted = None if mask is None else torch.as_tensor(mask).expand(batch)
-    there = known
-    if counted is not None:
-        there = counted.unsqueeze(-1) if there is None else there & counted.unsqueeze(-1)
-    k = law.num_states
-    frames = [frame._replace(dim=frame.dim - 1) for frame in site["cond_indep_stack"] if frame.vectorized]
-    steps = type(frames[0])(f"{name}_steps", -1, total, 0) if frames else _frame(f"{name}_steps", total)
-    scale = site["scale"]
-    scale = scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() else scale
-
-    def part(suffix: str, fn: Any, value: Tensor, mask: Tensor | None, kind: type[Factor] = Factor) -> Any:
-        infer = {key: entry for key, entry in site["infer"].items() if key == "m_step"}
-        new = {
-            **site,
-            "name": f"{name}{suffix}",
-            "fn": fn,
-            "value": value,
-            "mask": mask,
-            "scale": scale,
-            "cond_indep_stack": (*frames, steps),
-            "infer": infer,
-        }
-        return kind(new["name"], new, factor.differentiable)
-
-    support = torch.arange(k, device=value.device).reshape(k, *([1] * (depth + 1)))
     rows = None if counted is None else counted.unsqueeze(-1)
-    initial = part("_initial", _categorical(law.initial, depth, moved=0), support, rows, _StateFactor)
-    initial.axis = -(depth + 2)
-    transition = part("_transition", _categorical(law.transition, depth, moved=1), support, rows, _StateFactor)
-    transition.axis = -(depth + 2)
+    there = known if rows is None else (rows.expand(*batch, total) if known is None else known & rows)
+    support = torch.arange(law.num_states, device=value.device).reshape(-1, *([1] * (depth + 1)))
+    parts = Parts(factor, depth, total)
+    first, following, step = names or (f"{name}_initial", f"{name}_transition", name)
+    initial = parts.state(first, law.initial, support, rows)
+    transition = parts.state(following, law.transition, support, rows, moves=True)
     mixture = components(law.emission)
     if mixture is None:
-        emission = [part("", by_state(law.emission, depth, 1), value, there)]
+        emission = [parts.make(step, by_state(law.emission, depth, 1), value, there)]
     else:
         mixing, component = mixture
         kinds = torch.arange(mixing.param_shape[-1], device=value.device).reshape(-1, *([1] * (depth + 2)))
         emission = [
-            part("_component", by_state(mixing, depth, 1), kinds, there),
-            part("", by_state(component, depth, 2), value, there),
+            parts.make(f"{step}_component", by_state(mixing, depth, 1), kinds, there),
+            parts.make(step, by_state(component, depth, 2), value, there),
         ]
-    return Chain(states_name(site), law, site, known, counted, lengths, batch, initial, transition, emission)
+    lengths = None if law.lengths is None else law.lengths.expand(batch)
+    return Chain(
+        name,
+        states_name(site),
+        law.num_states,
+        total,
+        batch,
+        initial,
+        transition,
+        [emission],
+        lengths=lengths,
+        counted=counted,
+        scale=scale,
+        known_states=law.known_states,
+    )
 
 
-def _categorical(fn: Any, depth: int, moved: int) -> Any:
+@dataclass
+class Parts:
+    """Makes the factors of a chain from the site that they come from.
+
+    Attributes:
+        origin: The site.
+        depth: Number of batch dimensions of its plates.
+        num_steps: T.
+    """
+
+    origin: Factor
+    depth: int
+    num_steps: int
+
+    def make(self, name: str, fn: Any, value: Tensor, mask: Tensor | None, kind: type[Factor] = Factor) -> Any:
+        """A factor that stands in the site's plates and in one of steps."""
+        site = self.origin.site
+        frames = [frame._replace(dim=frame.dim - 1) for frame in site["cond_indep_stack"] if frame.vectorized]
+        scale = site["scale"]
+        new = {
+            **site,
+            "name": name,
+            "fn": fn,
+            "value": value,
+            "mask": mask,
+            "scale": scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.dim() else scale,
+            "cond_indep_stack": (*frames, _pyro.frame(f"{self.origin.name}_steps", -1, self.num_steps)),
+            "infer": {key: entry for key, entry in site["infer"].items() if key == "m_step"},
+        }
+        return kind(name, new, self.origin.differentiable)
+
+    def state(self, name: str, law: Any, support: Tensor, mask: Tensor | None, moves: bool = False) -> Any:
+        """The factor of the first state, or of the next one, at all states."""
+        factor = self.make(name, _categorical(law, self.depth, moves), support, mask, _StateFactor)
+        factor.axis = -(self.depth + 2)
+        return factor
+
+
+def _categorical(law: Any, depth: int, moves: bool) -> Any:
     """A law of states with its batch padded to plates and steps, previous states (if any) in front of next ones."""
-    kind = "probs" if "probs" in vars(fn) else "logits"
-    param = compact(vars(fn)[kind], 1)
+    kind = built_from(law)
+    param = vars(law)[kind]
     k = param.shape[-1]
-    if moved:  # plates, steps, previous, next -> previous, 1, plates, steps, next
-        param = compact(vars(fn)[kind], 2).movedim(-2, 0)
+    if moves:  # plates, steps, previous, next -> previous, 1, plates, steps, next
+        param = compact(param, 2).movedim(-2, 0)
         batch = param.shape[1:-1]
         param = param.reshape(k, *([1] * (depth + 2 - len(batch))), *batch, k)
     else:
+        param = compact(param, 1)
         batch = param.shape[:-1]
-        param = param.reshape(*([1] * (depth - len(batch))), *batch, 1, k)
-        param = param.unsqueeze(0)
+        param = param.reshape(*([1] * (depth + 1 - len(batch))), *batch, 1, k)
     return dist.Categorical(**{kind: param}, validate_args=False)
-
-
-def _frame(name: str, size: int) -> Any:
-    from pyro.poutine.indep_messenger import CondIndepStackFrame
-
-    return CondIndepStackFrame(name, -1, size, 0)

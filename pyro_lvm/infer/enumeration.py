@@ -24,10 +24,11 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_lvm.infer.chains import Chain, open_chains
+from pyro_lvm.infer.chains import Chain
 from pyro_lvm.infer.expectation import Expectation
-from pyro_lvm.infer.factors import Factor, contract, trace_factors
+from pyro_lvm.infer.factors import Factor, contract
 from pyro_lvm.infer.m_step import innermost
+from pyro_lvm.infer.markov import opened_factors
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_pass import Memory, RowPass
@@ -76,13 +77,12 @@ def expect(
         ValueError: A latent site cannot be enumerated.
         NonFiniteLoss: Some row has probability zero, or a density is not a number.
     """
+    memory = Memory() if memory is None else memory
     with Parameters(leaves=True) as parameters, torch.enable_grad():
-        trace, factors = trace_factors(model, max_plate_nesting, args, kwargs)
-        factors, chains = open_chains(factors)
+        trace, factors, chains, memory.markov = opened_factors(model, max_plate_nesting, args, kwargs, memory.markov)
     if not factors:
         raise ValueError("Exact enumeration: the model has no sample sites. Add pyro.sample(..., obs=x).")
     scored = {name: factor for name, factor in factors.items() if name not in unscored}
-    memory = Memory() if memory is None else memory
     with torch.no_grad():
         for factor in scored.values():
             _check_support(factor, memory)
@@ -91,7 +91,9 @@ def expect(
         for name, correction in (corrections(factors) if corrections else {}).items():
             factors[name].correction = correction
         if chains:
-            return _expect_chains(chains, scored, temperature, Expectation(0.0, factors, parameters.found, trace))
+            return _expect_chains(
+                chains, scored, temperature, Expectation(0.0, factors, parameters.found, markov=memory.markov)
+            )
         rows = RowPass.of(scored, memory)
         if rows is not None:
             result = rows.run(temperature, keep_weights, variance_floor)
@@ -105,14 +107,13 @@ def expect(
                 result.log_likelihood,
                 factors,
                 parameters.found,
-                trace,
                 result.gathered,
                 result.weights is not None,
                 {rows.latent.name: result.total},
                 rows,
             )
     value = weigh(trace, scored, temperature)
-    return Expectation(value, factors, parameters.found, trace)
+    return Expectation(value, factors, parameters.found)
 
 
 def _expect_chains(
@@ -126,7 +127,7 @@ def _expect_chains(
             factor.weights = _outside_weights(factor)
             terms.append(float((factor.weights * factor.log_density).sum(dtype=torch.float64)))
     found.log_likelihood, found.chains = math.fsum(terms), chains
-    found.totals = {c.site["name"]: c.marginals.flatten(0, -2).sum(0) for c in chains if c.marginals is not None}
+    found.totals = {c.name: c.marginals.flatten(0, -2).sum(0) for c in chains if c.marginals is not None}
     if not math.isfinite(found.log_likelihood):
         raise NonFiniteLoss(_blame(found.log_likelihood, scored))
     return found

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_lvm.infer.chains import Chain
 from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.gather import gather
 from pyro_lvm.infer.m_step import ClosedForm, ExponentialFamily, Statistics, unwrap
+from pyro_lvm.infer.markov import Markov
 from pyro_lvm.infer.parameters import Parameter
 from pyro_lvm.infer.row_pass import Memory, RowPass
 
@@ -29,18 +29,19 @@ class Expectation:
         has_weights: Whether factors hold their weights.
         totals: Expected number of rows in every state of a site, as far as the E-step found it on the way.
         rows: How the rows were passed over, if they were.
-        chains: Hidden Markov sites.
+        chains: Hidden Markov chains.
+        markov: The program's shape, if it was recognised as a chain.
     """
 
     log_likelihood: float
     factors: dict[str, Factor]
     parameters: dict[str, Parameter]
-    trace: Trace
     gathered: dict[str, Statistics] = field(default_factory=dict)
     has_weights: bool = True
     totals: dict[str, Tensor] = field(default_factory=dict)
     rows: RowPass | None = None
     chains: list[Chain] = field(default_factory=list)
+    markov: Markov | None = None
 
     def statistics(self, site: str, form: ClosedForm, variance_floor: float, memory: Memory) -> Statistics:
         """Expected sufficient statistics of a site."""
@@ -57,7 +58,7 @@ class Expectation:
     def marginals(self) -> dict[str, Tensor]:
         """Posterior of every enumerated site, with its states along a new last axis after its plates (and steps)."""
         if self.chains:
-            return {chain.states: chain.marginals for chain in self.chains if chain.marginals is not None}
+            return {name: table for chain in self.chains for name, table in chain.posterior().items()}
         tables = {name: _states_last(factor) for name, factor in self.factors.items() if factor.enumerated}
         totals = {name: table.sum(-1, keepdim=True) for name, table in tables.items()}  # their scales
         return {name: torch.where(totals[name] > 0, table / totals[name], table) for name, table in tables.items()}

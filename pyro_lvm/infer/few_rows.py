@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyro_lvm.infer.derive import make_plan, refresh
+from pyro_lvm.infer.derive import make_plan, refresh, strategy_of
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.plan import Plan
@@ -33,6 +33,7 @@ def plan_of_few_rows(
         plan = make_plan(expect(program, max_plate_nesting, *few), True)
     except REFUSALS:
         return None
+    plan.strategy = strategy_of(expectation)
     unused = [entry for entry in plan if not entry.sites]  # perhaps used by later rows only
     return plan if not unused and refresh(plan, expectation) else None
 

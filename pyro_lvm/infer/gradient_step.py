@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.chains import open_chains
 from pyro_lvm.infer.expectation import Expectation
-from pyro_lvm.infer.factors import trace_factors
+from pyro_lvm.infer.markov import opened_factors
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.plan import Plan
 
@@ -54,8 +53,8 @@ class GradientStep:
 
         def closure() -> Tensor:
             with torch.enable_grad(), Parameters():
-                _, factors = trace_factors(program, max_plate_nesting, args, kwargs, differentiable=True)
-                factors, _ = open_chains(factors)
+                known = expectation.markov
+                factors = opened_factors(program, max_plate_nesting, args, kwargs, known, differentiable=True)[1]
                 terms = []
                 for name in sites:
                     weights = expectation.factors[name].weights

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_lvm.infer.factors import Factor, same_scale
 from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form
+from pyro_lvm.infer.markov import Markov
 from pyro_lvm.infer.natural import Kernel, dtype_of, rows_of_a_block
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 
@@ -31,12 +32,14 @@ class Memory:
 
     Attributes:
         fixed: Keep the first reference of a site, as averages of statistics over batches need.
+        markov: What the program was recognised as, if it is a chain of equal steps.
     """
 
     fixed: bool = False
     references: dict[str, tuple[Tensor, int, Reference | None]] = field(default_factory=dict)
     bases: dict[str, tuple[Tensor, int, Tensor | None]] = field(default_factory=dict)
     seen: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    markov: Markov | None = None
 
     def is_new(self, site: str, value: Tensor) -> bool:
         """Whether these values were not seen at this site before; they are now."""
@@ -61,14 +64,12 @@ class Memory:
     def state_dict(self) -> dict[str, Any]:
         """The references, as far as they are kept over batches."""
         known = {site: found[2] for site, found in self.references.items() if found[2] is not None}
-        if not self.fixed:
-            return {}
-        return {site: {"centre": found.centre, "variance": found.variance} for site, found in known.items()}
+        return {site: dict(vars(found)) for site, found in known.items()} if self.fixed else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         for site, saved in state.items():
-            self.references[site] = (saved["centre"], 0, Reference(saved["centre"], saved["variance"]))
+            self.references[site] = (saved["centre"], 0, Reference(**saved))
 
     def log_base(self, site: str, value: Tensor, kernel: Kernel) -> Tensor | None:
         """The base measure of every row."""

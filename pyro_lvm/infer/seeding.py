@@ -37,7 +37,8 @@ def reseed(expectation: Expectation) -> None:
             noise = torch.empty_like(factor.weights).exponential_()
             factor.weights = factor.weights * noise
         return
-    assignment = kmeans(_table(rows), min(rows.states, rows.rows)).to(rows.constant.device)
+    counts = rows.scale.expand(rows.rows) if isinstance(rows.scale, Tensor) else None
+    assignment = kmeans(_table(rows), min(rows.states, rows.rows), sample_weights=counts).to(rows.constant.device)
     hard = torch.nn.functional.one_hot(assignment, rows.states).T
     weights = CONFIDENCE * hard + (1 - CONFIDENCE) / rows.states
     weights = weights.to(expectation.factors[rows.latent.name].weights.dtype) * rows.scale
@@ -47,16 +48,18 @@ def reseed(expectation: Expectation) -> None:
 
 def _reseed_chain(chain: Chain) -> None:
     """Steps clustered by k-means++ on their values; the weights of first states and transitions stay as they are."""
-    factor = chain.emission[-1]
-    steps = factor.value.reshape(*factor.weights.shape[1 if len(chain.emission) == 1 else 2 :], -1)
-    there = torch.ones(steps.shape[:-1], dtype=torch.bool) if chain.known is None else chain.known
-    states = chain.law.num_states
-    assignment = torch.zeros(steps.shape[:-1], dtype=torch.long, device=steps.device)
-    assignment[there] = kmeans(steps[there].double(), min(states, int(there.sum())))
-    hard = torch.nn.functional.one_hot(assignment, states).movedim(-1, 0)
-    weights = (CONFIDENCE * hard + (1 - CONFIDENCE) / states).to(factor.weights.dtype)
-    for part in chain.emission:
-        part.weights = part.weights.sum(-steps.dim(), keepdim=True) * weights
+    batch = (*chain.batch, chain.num_steps)
+    last = [parts[-1] for parts in chain.emissions]
+    values = torch.cat([factor.value.expand(*batch, *factor.fn.event_shape).reshape(*batch, -1) for factor in last], -1)
+    there = torch.ones(batch, dtype=torch.bool, device=values.device)
+    for factor in last:
+        there = there & torch.as_tensor(True if factor.site["mask"] is None else factor.site["mask"])
+    assignment = torch.zeros(batch, dtype=torch.long, device=values.device)
+    assignment[there] = kmeans(values[there].double(), min(chain.num_states, int(there.sum())))
+    hard = torch.nn.functional.one_hot(assignment, chain.num_states).movedim(-1, 0)
+    weights = CONFIDENCE * hard + (1 - CONFIDENCE) / chain.num_states
+    for part in [part for parts in chain.emissions for part in parts]:
+        part.weights = part.weights.sum(-len(batch) - 1, keepdim=True) * weights.to(part.weights.dtype)
 
 
 def _table(rows: RowPass) -> Tensor:
