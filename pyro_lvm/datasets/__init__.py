@@ -22,6 +22,10 @@ LABELS = {
     "visits": None,
     "opinions": None,
     "voters": None,
+    "geyser": None,
+    "eruptions": None,
+    "earthquakes": None,
+    "seatbelts": None,
 }
 NAMES = tuple(LABELS)
 
