@@ -136,6 +136,11 @@ class HiddenMarkov(LatentVariableModel):
         """Number of columns of a step."""
         return self.rows.data_dim
 
+    def fixed_entries(self, name: str) -> int:
+        """How many probabilities the topology rules out, or leaves no choice of."""
+        possible = {"initial_probs": self.first, "transition_probs": self.allowed}.get(name)
+        return 0 if possible is None else int((possible == 0).sum())
+
     # The program
 
     def forward(
