@@ -187,7 +187,7 @@ class HiddenMarkov(LatentVariableModel):
         emission = self._emission(parameters, known, covariates)
         law = HMM(initial, transition, emission, num_steps=steps, lengths=lengths)
         with pyro.plate("data", rows), self._counted(sample_weights, initial):
-            return pyro.sample("x", law, obs=x, infer={"states": "z"})
+            return pyro.sample("x", law, obs=x, infer={"states": "z"}).to(initial.dtype)
 
     def chain(self) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
         """Probabilities of the first state and of transitions; impossible ones are exactly 0."""
