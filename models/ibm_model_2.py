@@ -86,7 +86,7 @@ class IBMModel2(TranslationTable):
         if max_source_length is not None and max_target_length is not None:
             self._declare_positions()
 
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> IndependentAlignment:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out."""
         sentences = source, source_lengths, lengths, num_steps
         return IndependentAlignment(self._lexicon(source), *sentences, self.alignment_probs, self._memory)

@@ -48,7 +48,7 @@ class WordAlignment(LatentVariableModel):
         self._memory = Memory()
 
     @abstractmethod
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> AlignedSentence:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out.
 
         Args:
@@ -177,7 +177,7 @@ class WordAlignment(LatentVariableModel):
 
     def _checked_law(
         self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None
-    ) -> AlignedSentence:
+    ) -> Any:
         self.check(x)
         self.check_covariates(len(x), source, lengths, source_lengths)
         self._check_lengths("lengths", lengths, len(x), x.shape[1])

@@ -197,7 +197,7 @@ def _mean_transitions(caller: str, fit: Fit, arguments: Arguments) -> Array:
     _, order = _the_path(caller, fit, arguments)
     draws = thinned(fit, AVERAGED_DRAWS)
     few = arguments.rows(slice(0, 1))
-    total = 0.0
+    total = np.zeros(())
     for where, sites in chains_of(fit, few, draws):
         (chain,) = sites.values()
         table = ordered(chain.transition.exp(), None if order is None else order[where], 2)

@@ -208,12 +208,12 @@ class Fit:
         count = whole_number("posterior", "num_samples", num_samples)
         return posterior_draws(self, self.arguments(x), count)
 
-    def sample(self, n: int, *, num_steps: int | None = None, **covariates: Any) -> Any:
+    def sample(self, n: int, *, num_steps: Any = None, **covariates: Any) -> Any:
         """Generate rows; of a posterior, each row from its own draw.
 
         Args:
             n: Number of rows.
-            num_steps: Steps of each row, of a model of sequences; by default those of the training data.
+            num_steps: Steps of each row, >= 1, of a model of sequences; by default those of the training data.
             covariates: Arguments of the model that are not generated, with n rows.
 
         Returns:

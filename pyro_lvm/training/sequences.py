@@ -90,7 +90,7 @@ def wanted(data: Any, model: Any) -> bool:
     if getattr(model, "sequences", False):
         return True
     x = data.get("x") if isinstance(data, Mapping) else data
-    if not are_sequences(x):
+    if x is None or not are_sequences(x):
         return False
     return len({len(s) for s in x}) > 1 or _takes_lengths(model)
 
