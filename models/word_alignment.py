@@ -21,7 +21,7 @@ from pyro_lvm.distributions.aligned_sentence import AlignedSentence, Counts
 from pyro_lvm.distributions.independent_alignment import IndependentAlignment
 from pyro_lvm.distributions.lexicon import Lexicon, SparseLexicon
 from pyro_lvm.ops.cooccurrences import Cooccurrences
-from pyro_lvm.ops.sentence_pairs import Memory, lay_out
+from pyro_lvm.ops.sentence_pairs import Group, Memory, lay_out, number_pairs
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -261,10 +261,10 @@ class TranslationTable(WordAlignment):
     ) -> None:
         super().__init__(num_source_words, num_target_words)
         self.smoothing = self._pseudo_count("smoothing", smoothing)
+        self._meetings = Memory()
         self.num_warm_up = whole_number(self._name, "num_warm_up", num_warm_up, least=0)
         if num_source_words is not None and num_target_words is not None:
-            none = torch.zeros(0, dtype=torch.long)
-            self._declare_table(none, none)
+            self._declare_table(torch.zeros(0, dtype=torch.long))
 
     def initialize(
         self, x: Tensor, source: Tensor | None = None, lengths: Tensor | None = None, source_lengths: Tensor | None = None
@@ -287,11 +287,16 @@ class TranslationTable(WordAlignment):
         steps = torch.full_like(sizes, x.shape[1]) if lengths is None else lengths.long()
         self.num_source_words = self.num_source_words or int(source.max()) + 1
         self.num_target_words = self.num_target_words or int(x.max()) + 1
-        self._memory = Memory()
         vocabulary = self.num_target_words
-        groups = lay_out(source, sizes, x.long(), steps, self.num_source_words, lambda f, e: f * vocabulary + e)
-        keys = torch.cat([group.cells[group.inside].reshape(-1).unique() for group in groups]).unique()
-        self._declare_table(keys // vocabulary, keys % vocabulary)
+        tensors = x, source, sizes, steps
+
+        def meetings() -> tuple[Tensor, list[Group]]:
+            empty = self.num_source_words or 0
+            return number_pairs(lay_out(source, sizes, x.long(), steps, empty, lambda f, e: f * vocabulary + e))
+
+        keys, groups = self._meetings.get(tensors, meetings)
+        self._memory.put(tensors, groups)
+        self._declare_table(keys)
         table = self.translation_probs.detach()
         for _ in range(self.num_warm_up):
             law = IndependentAlignment(self._as_lexicon(table), source, sizes, steps, x.shape[1], memory=self._memory)
@@ -302,9 +307,9 @@ class TranslationTable(WordAlignment):
     def _arrange(self, source_lengths: Tensor, lengths: Tensor) -> None:
         """Declare what else the model has for sentences of these lengths."""
 
-    def _declare_table(self, sources: Tensor, targets: Tensor) -> None:
+    def _declare_table(self, keys: Tensor) -> None:
         rows, columns = (self.num_source_words or 0) + 1, self.num_target_words or 0
-        self.pairs = Cooccurrences(sources, targets, rows, columns)
+        self.pairs = Cooccurrences(keys, rows, columns)
         start = self.pairs.shares.to(torch.get_default_dtype()) / columns
         self.declare("translation_probs", start, constraints.nonnegative)
 

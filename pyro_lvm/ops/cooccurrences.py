@@ -16,17 +16,13 @@ class Cooccurrences(torch.nn.Module):
     row, what all columns that do not occur in it have together, in equal shares.
 
     Args:
-        rows: Row of each pair, any shape; pairs may repeat.
-        columns: Column of each pair, of the same shape.
+        keys: Pairs as row times C plus column, ascending, each once, shape (P,).
         num_rows: Number of rows R.
         num_columns: Number of columns C.
 
-    Attributes:
-        keys: Pairs as row times C plus column, ascending, shape (P,).
-
     Example:
         >>> import torch
-        >>> pairs = Cooccurrences(torch.tensor([0, 0, 1]), torch.tensor([2, 0, 0]), num_rows=2, num_columns=3)
+        >>> pairs = Cooccurrences(torch.tensor([0, 2, 3]), num_rows=2, num_columns=3)
         >>> pairs.find(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 2]))
         tensor([1, 2, 4])
         >>> pairs.normalise(torch.tensor([3.0, 1.0, 5.0, 0.0, 0.0]))
@@ -35,11 +31,11 @@ class Cooccurrences(torch.nn.Module):
 
     keys: Tensor
 
-    def __init__(self, rows: Int[Tensor, "..."], columns: Int[Tensor, "..."], num_rows: int, num_columns: int) -> None:
+    def __init__(self, keys: Int[Tensor, " pairs"], num_rows: int, num_columns: int) -> None:
         super().__init__()
         self.num_rows = num_rows
         self.num_columns = num_columns
-        self.register_buffer("keys", torch.unique(rows.long() * num_columns + columns.long()))
+        self.register_buffer("keys", keys)
         self._derived: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
