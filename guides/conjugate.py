@@ -100,6 +100,13 @@ class Conjugate(PyroModule):
             return dist.Normal(arguments["loc"], (spread / count).sqrt())
         return dist.MultivariateNormal(arguments["loc"], covariance_matrix=spread / count[..., None, None])
 
+    def means(self) -> dict[str, Tensor]:
+        """The exact posterior mean of every site; not finite where there is none."""
+        found: dict[str, Tensor] = {}
+        for name in self.sites:  # a location's mean is the same whatever the scale it is given
+            found[name] = self.posterior(name, found).mean.detach().clone()
+        return found
+
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every site."""
         if not self.sites:

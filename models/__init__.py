@@ -1,27 +1,47 @@
 """Generative programs, one file each."""
 
+from pyro_lvm.models.autoregressive_hmm import AutoregressiveHMM
+from pyro_lvm.models.bernoulli_hmm import BernoulliHMM
 from pyro_lvm.models.bernoulli_mixture import BernoulliMixture
+from pyro_lvm.models.categorical_hmm import CategoricalHMM
 from pyro_lvm.models.categorical_mixture import CategoricalMixture
 from pyro_lvm.models.dirichlet_process_mixture import DirichletProcessMixture
+from pyro_lvm.models.gaussian_hmm import GaussianHMM
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
-from pyro_lvm.models.hidden_markov_alignment import HMMAlignment
+from pyro_lvm.models.gaussian_mixture_hmm import GaussianMixtureHMM
 from pyro_lvm.models.heterogeneous_mixture import HeterogeneousMixture
+from pyro_lvm.models.hidden_markov import HiddenMarkov
+from pyro_lvm.models.hidden_markov_alignment import HMMAlignment
 from pyro_lvm.models.ibm_model_1 import IBMModel1
 from pyro_lvm.models.ibm_model_2 import IBMModel2
 from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
+from pyro_lvm.models.multinomial_hmm import MultinomialHMM
+from pyro_lvm.models.poisson_hmm import PoissonHMM
 from pyro_lvm.models.poisson_mixture import PoissonMixture
+from pyro_lvm.models.regression_hmm import RegressionHMM
+from pyro_lvm.models.student_t_hmm import StudentTHMM
 from pyro_lvm.models.student_t_mixture import StudentTMixture
 
 __all__ = [
+    "AutoregressiveHMM",
+    "BernoulliHMM",
     "BernoulliMixture",
+    "CategoricalHMM",
     "CategoricalMixture",
     "DirichletProcessMixture",
+    "GaussianHMM",
     "GaussianMixture",
+    "GaussianMixtureHMM",
     "HMMAlignment",
     "HeterogeneousMixture",
+    "HiddenMarkov",
     "IBMModel1",
     "IBMModel2",
     "MixtureOfExperts",
+    "MultinomialHMM",
+    "PoissonHMM",
     "PoissonMixture",
+    "RegressionHMM",
+    "StudentTHMM",
     "StudentTMixture",
 ]

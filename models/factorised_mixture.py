@@ -130,11 +130,13 @@ class FactorisedMixture(Mixture):
         self._learn_columns(self._coded(x))
         self.groups = self._grouped()
 
-    def _start(self, x: Tensor) -> None:
+    def _start(self, x: Tensor, sample_weights: Tensor | None) -> None:
         x = self._coded(x)
         features = torch.cat([group.family.features(self._select(x, group)) for group in self.groups], -1)
-        assignment = kmeans(fill(features)[0], self.num_components)
-        self._declare(x, torch.nn.functional.one_hot(assignment, self.num_components).to(x))
+        features, _ = fill(features, sample_weights)
+        assignment = kmeans(features, self.num_components, sample_weights=sample_weights)
+        members = torch.nn.functional.one_hot(assignment, self.num_components).to(x)
+        self._declare(x, members if sample_weights is None else members * sample_weights.unsqueeze(-1))
 
     def _coded(self, x: Tensor) -> Tensor:
         """Rows with NaN where an entry is missing."""

@@ -18,8 +18,8 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions import InverseWishart, PartialMultivariateNormal
 from pyro_lvm.models.mixture import Mixture, Priors
-from pyro_lvm.models.real_mixture import RealMixture
-from pyro_lvm.ops.missing import column_moments, fill
+from pyro_lvm.models.real_mixture import Moments, RealMixture
+from pyro_lvm.ops.missing import fill
 
 __all__ = ["GaussianMixture"]
 
@@ -129,9 +129,9 @@ class GaussianMixture(RealMixture):
         normal = dist.Normal(loc, variance.sqrt())
         return (normal if known is None else normal.mask(known)).to_event(1)
 
-    def _declare(self, x: Tensor, weights: Tensor, loc: Tensor, within: Tensor) -> None:
+    def _declare(self, moments: Moments, weights: Tensor, loc: Tensor, within: Tensor) -> None:
         """Create the three parameters at the given start, with the priors that the data's scale suggests."""
-        k, d = loc.shape
+        (mean, variance), (k, d) = moments, loc.shape
         diagonal = within.diagonal(dim1=-2, dim2=-1)
         start = {
             "full": within,
@@ -143,7 +143,6 @@ class GaussianMixture(RealMixture):
         given = self.priors if isinstance(self.priors, dict) else {}
         default = type(self).default_priors if self.priors else {}
         priors = {**default, **given}
-        mean, variance = column_moments(x) if len(x) > 1 else (x[0], torch.ones(d).to(within))
         self.register_buffer("prior_centre", mean)
         self.register_buffer("prior_spread", variance / k ** (2 / d))
         self._declare_mixing(weights, priors)

@@ -60,7 +60,7 @@ class Mixture(LatentVariableModel):
         """Learn from rows what the constructor left open: number and kinds of columns."""
 
     @abstractmethod
-    def _start(self, x: Tensor) -> None:
+    def _start(self, x: Tensor, sample_weights: Tensor | None) -> None:
         """Declare the parameters at a start for these rows."""
 
     @abstractmethod
@@ -148,10 +148,12 @@ class Mixture(LatentVariableModel):
         Mixture.check(self, x)
         if sample_weights is not None:
             self._check_weights(x, sample_weights)
-            x = x[sample_weights > 0]
+            x, sample_weights = x[sample_weights > 0], sample_weights[sample_weights > 0].to(x)
+            # a start adds rows to clusters: weights that sum to one must not be drowned by them
+            sample_weights = sample_weights * (len(x) / sample_weights.sum()).clamp_min(1)
         self._arrange(x)
         self.check_training(x)
-        self._start(x)
+        self._start(x, sample_weights)
 
     def _check_weights(self, x: Tensor, sample_weights: Tensor) -> None:
         if sample_weights.shape != x.shape[:1]:

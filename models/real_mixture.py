@@ -11,10 +11,12 @@ from pyro_lvm.models.mixture import Mixture, Priors
 from pyro_lvm.ops.clusters import cluster_moments
 from pyro_lvm.ops.missing import column_moments
 
-__all__ = ["RealMixture"]
+__all__ = ["Moments", "RealMixture"]
 
 # Of the largest and smallest number: room for variances of components, and for sums over rows.
 MARGIN = 1e-8
+
+Moments = tuple[Tensor, Tensor]
 
 
 class RealMixture(Mixture):
@@ -34,15 +36,22 @@ class RealMixture(Mixture):
         self.data_dim = self._checked_columns(data_dim)
 
     @abstractmethod
-    def _declare(self, x: Tensor, weights: Tensor, loc: Tensor, within: Tensor) -> None:
-        """Create the parameters at the moments of clusters: shapes (K,), (K, d) and (K, d, d)."""
+    def _declare(self, moments: Moments, weights: Tensor, loc: Tensor, within: Tensor) -> None:
+        """Create the parameters at the moments of clusters: shapes (K,), (K, d) and (K, d, d).
+
+        Args:
+            moments: Mean and variance of the columns, shape (d,) each.
+            weights: Shares of the clusters.
+            loc: Their means.
+            within: Their covariances.
+        """
 
     def _declare_unseen(self) -> None:
         """Create the parameters before any data are there, alike for all components."""
         if self.data_dim is not None:
             k, d = self.num_components, self.data_dim
             within = torch.eye(d).expand(k, -1, -1)
-            self._declare(torch.zeros(1, d), torch.full((k,), 1 / k), torch.zeros(k, d), within)
+            self._declare((torch.zeros(d), torch.ones(d)), torch.full((k,), 1 / k), torch.zeros(k, d), within)
 
     @property
     def _num_columns(self) -> int | None:
@@ -51,8 +60,9 @@ class RealMixture(Mixture):
     def _arrange(self, x: Tensor) -> None:
         self.data_dim = x.shape[1]
 
-    def _start(self, x: Tensor) -> None:
-        self._declare(x, *cluster_moments(x, self.num_components))
+    def _start(self, x: Tensor, sample_weights: Tensor | None) -> None:
+        clusters = cluster_moments(x, self.num_components, sample_weights)
+        self._declare(column_moments(x, sample_weights), *clusters)
 
     def check_training(self, x: Tensor) -> None:
         """Raise a ValueError for fewer rows than components, fewer than two rows, or a constant or empty column."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_lvm.models.real_mixture import RealMixture
+from pyro_lvm.models.real_mixture import Moments, RealMixture
 
 __all__ = ["StudentTMixture"]
 
@@ -117,7 +117,7 @@ class StudentTMixture(RealMixture):
             return dist.MultivariateStudentT(df, loc, root)
         return dist.StudentT(df.unsqueeze(-1), loc, root).to_event(1)
 
-    def _declare(self, x: Tensor, weights: Tensor, loc: Tensor, within: Tensor) -> None:
+    def _declare(self, moments: Moments, weights: Tensor, loc: Tensor, within: Tensor) -> None:
         """Create the parameters at the given start."""
         full = self.covariance == "full"
         self.declare("weights", weights, constraints.simplex)

@@ -271,7 +271,7 @@ def _write(table: pd.DataFrame, out: Path | None) -> None:
 
 def main() -> None:
     """Entry point of the `pyro-lvm` command."""
-    sys.exit(app())
+    sys.exit(app(prog_name="pyro-lvm"))
 
 
 if __name__ == "__main__":

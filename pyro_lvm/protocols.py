@@ -20,7 +20,10 @@ Model = Callable[..., Any]
 """Any Pyro program. The leading axis of every data argument is the plate of the rows, by custom named "data"."""
 
 Guide = Callable[..., Any]
-"""Any Pyro program with the model's arguments."""
+"""Any Pyro program with the model's arguments.
+
+A method `means()`, if there is one, returns the exact mean of every site; else draws are averaged.
+"""
 
 
 @runtime_checkable
@@ -77,11 +80,13 @@ class LatentVariableModel(PyroModule):
     Attributes:
         dims: Names of the axes of each parameter, for labelled output.
         handles_missing: Whether NaN in `x` means missing and is summed out; else the front door turns it away.
+        sequences: Whether a row is a sequence, `x` of shape (n, T, d), with an argument `lengths`.
         initial_values: Where inference starts the sites with priors.
     """
 
     dims: ClassVar[dict[str, list[str]]] = {}
     handles_missing: ClassVar[bool] = False
+    sequences: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,6 +115,10 @@ class LatentVariableModel(PyroModule):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.config.items() if value is not None)
+        return f"{type(self).__name__}({given})"
 
     def declare(self, name: str, start: Tensor, constraint: constraints.Constraint, prior: Any | None = None) -> None:
         """A parameter that starts at `start`: learned as a point, or, with a prior, inferred.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import runpy
 import sys
 
 import numpy as np
@@ -173,3 +174,11 @@ def test_the_bar_is_for_those_who_watch(tmp_path, monkeypatch):
         shown[flag] = terminal.getvalue()
     assert "fit:" in shown["--progress"]
     assert shown["--no-progress"] == ""
+
+
+def test_python_runs_the_package(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pyro_lvm", "list"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("pyro_lvm", run_name="__main__")
+    assert not end.value.code
+    assert "GaussianMixture" in capsys.readouterr().out

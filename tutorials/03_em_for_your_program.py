@@ -192,7 +192,7 @@ if not SHORT:
 # ## What we claimed
 
 # %%
-assert hidden.params["transition"][0, 0] < mode.params["MAP.transition"][0, 0] < 0.1
+assert hidden.params["transition"][0, 0] < mode.params["transition"][0, 0] < 0.1
 assert ranking.index[-1] == "no memory"
 assert max(final[1:] if SHORT else final) - min(final) < 1e-3
 assert curves["squarem"][-1][1] <= curves["plain EM"][-1][1] + 1e-6

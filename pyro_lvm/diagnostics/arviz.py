@@ -26,7 +26,7 @@ from pyro_lvm.training.data import Arguments
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["Groups", "to_arviz"]
+__all__ = ["Groups", "name_axes", "to_arviz"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -92,7 +92,7 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
         attrs["guide"] = type(fit.guide).__name__
     if arguments is None:
         groups = Groups({name: _numpy(v) for name, v in draws.items()}, attrs=attrs)
-        _name_dims(groups, fit)
+        name_axes(groups, fit)
         return groups
     likelihood = pointwise(fit, arguments)
     observed = {name: _with_gaps(value, arguments.main) for name, value in fit.observed(arguments).items()}
@@ -108,7 +108,7 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
         groups.attrs["pareto_k"] = pareto_k(ratios)
     if fit.sampled:
         groups.attrs.update(getattr(fit.inference, "diagnostics", {}))
-    _name_dims(groups, fit)
+    name_axes(groups, fit)
     return groups
 
 
@@ -133,7 +133,7 @@ def _importance_ratios(fit: Fit, arguments: Arguments, likelihood: Tensor) -> ND
     return _numpy(log_joint - fit.guide_log_density.double())
 
 
-def _name_dims(groups: Groups, fit: Fit) -> None:
+def name_axes(groups: Groups, fit: Fit) -> None:
     """Name the axes: by the model's own table, by the data's columns, by row."""
     declared = getattr(fit.model, "dims", {})
     columns = list(fit.columns) if fit.columns else None

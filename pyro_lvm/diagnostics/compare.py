@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
+from pyro_lvm.diagnostics.table import Table
 from pyro_lvm.evidence import Evidence
 from pyro_lvm.training.fingerprint import row_hashes, share_seen
 
@@ -21,7 +21,7 @@ __all__ = ["compare"]
 HELD_OUT, RECURRING, IN_SAMPLE = "held-out rows", "rows that recur in the training data", "in-sample"
 
 
-def compare(fits: Mapping[str, Fit], x: Any) -> pd.DataFrame:
+def compare(fits: Mapping[str, Fit], x: Any) -> Table:
     """Rank fits by their expected log predictive density on rows `x`.
 
     Rows held out from all fits give an honest estimate. Rows that a fit was trained on do not: then every fit is
@@ -94,7 +94,7 @@ def compare(fits: Mapping[str, Fit], x: Any) -> pd.DataFrame:
             stacklevel=2,
         )
     order = ["elpd", "se", "elpd_diff", "dse", "per_row", "rows_seen", "estimator"]
-    return pd.DataFrame(rows).set_index("name").sort_values("elpd", ascending=False)[order]
+    return Table(rows).set_index("name").sort_values("elpd", ascending=False)[order]
 
 
 def _provenance(fit: Fit, hashes: Tensor) -> tuple[float, str]:

@@ -55,7 +55,7 @@ class ColumnFamily(ABC):
 
         Args:
             x: Columns of this family, NaN where missing.
-            members: Weight of every row in every cluster.
+            members: How often every row counts in every cluster.
 
         Returns:
             By argument, shape (k, d) or (k, d, number of categories).
@@ -82,16 +82,18 @@ def _average(x: Tensor, members: Tensor) -> Tensor:
     """Mean of the known entries by cluster, shape (k, ...), each cluster with one average row added."""
     known = ~x.isnan()
     value = torch.where(known, x, torch.zeros_like(x))
-    overall = value.sum(0) / known.sum(0).clamp_min(1)
+    every = members.sum(1)
+    seen = torch.einsum("n,n...->...", every, known.to(x))
+    overall = torch.einsum("n,n...->...", every, value) / torch.where(seen > 0, seen, 1)
     total = torch.einsum("nk,n...->k...", members, known.to(x))
     return (torch.einsum("nk,n...->k...", members, value) + overall) / (total + 1)
 
 
 def _spread(x: Tensor, members: Tensor) -> Tensor:
     """Standard deviation of the known entries by cluster; the row added counts with the overall variance's share."""
-    k = members.shape[-1]
-    centre = _average(x, torch.ones_like(members[:, :1]))
-    overall = _average((x - centre).square(), torch.ones_like(members[:, :1]))
+    k, every = members.shape[-1], members.sum(1, keepdim=True)
+    centre = _average(x, every)
+    overall = _average((x - centre).square(), every)
     within = (x.unsqueeze(1) - _average(x, members)).square()
     known = ~within.isnan()
     square = torch.where(known, within, torch.zeros_like(within))
@@ -99,9 +101,9 @@ def _spread(x: Tensor, members: Tensor) -> Tensor:
     return ((torch.einsum("nk,nkd->kd", members, square) + overall / k**2) / (total + 1)).sqrt()
 
 
-def _half_a_row(x: Tensor) -> float:
+def _half_a_row(members: Tensor) -> float:
     """The smallest mean that n rows of zeros and ones allow to tell from none at all."""
-    return 0.5 / (len(x) + 1)
+    return 0.5 / (float(members.sum()) + 1)
 
 
 class Normal(ColumnFamily):
@@ -204,7 +206,7 @@ class Poisson(_Rate):
         return torch.isfinite(x) & (x >= 0) & (x == x.floor())
 
     def start(self, x: Tensor, members: Tensor) -> Arguments:
-        return {"rate": _average(x, members).clamp_min(_half_a_row(x))}
+        return {"rate": _average(x, members).clamp_min(_half_a_row(members))}
 
     def features(self, x: Tensor) -> Tensor:
         return x.sqrt()  # steadies the variance of counts
@@ -225,7 +227,7 @@ class Bernoulli(ColumnFamily):
         return (x == 0) | (x == 1)
 
     def start(self, x: Tensor, members: Tensor) -> Arguments:
-        margin = _half_a_row(x)
+        margin = _half_a_row(members)
         return {"probs": _average(x, members).clamp(margin, 1 - margin)}
 
     def priors(self, overall: Arguments) -> dict[str, Any]:
@@ -255,7 +257,7 @@ class Categorical(ColumnFamily):
         return (x >= 0) & (x < self.num_categories) & (x == x.floor())
 
     def start(self, x: Tensor, members: Tensor) -> Arguments:
-        probs = _average(self._indicators(x), members).clamp_min(_half_a_row(x))
+        probs = _average(self._indicators(x), members).clamp_min(_half_a_row(members))
         return {"probs": probs / probs.sum(-1, keepdim=True)}
 
     def priors(self, overall: Arguments) -> dict[str, Any]:

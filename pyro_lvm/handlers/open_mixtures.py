@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_lvm.ops.cells import compact
 
-__all__ = ["open_mixtures", "rebuilt", "select"]
+__all__ = ["arguments_of", "open_mixtures", "rebuilt", "select"]
 
 # What an argument may be that is no tensor.
 SETTING = (bool, int, float, str)
@@ -84,16 +84,25 @@ def rebuilt(fn: Any, change: Callable[[Tensor, int], Tensor]) -> Any:
         fn: A distribution that wraps no other.
         change: From an argument and its number of event dimensions to the new argument.
     """
+    found = arguments_of(fn)
+    if found is None:
+        return None
+    tensors, settings = found
+    new = {name: change(tensor, fn.arg_constraints[name].event_dim) for name, tensor in tensors.items()}
+    return type(fn)(**new, **settings, validate_args=False)
+
+
+def arguments_of(fn: Any) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What a distribution can be made anew from, tensors and settings; None if that does not say all of it."""
     wanted = [name for name in inspect.signature(type(fn).__init__).parameters if name not in ("self", "validate_args")]
     tensors = [name for name in wanted if name in fn.arg_constraints]
     settings = {name: vars(fn).get(name) for name in wanted if name not in tensors}
     if not tensors or not all(isinstance(value, SETTING) for value in settings.values()):
         return None
     for group in ALTERNATIVES:
-        there = [name for name in vars(fn) if name in group]
+        there = [name for name in (*vars(fn), *tensors) if name in group]
         tensors = [name for name in tensors if name not in group or name in there[:1]]
-    new = {name: change(torch.as_tensor(getattr(fn, name)), fn.arg_constraints[name].event_dim) for name in tensors}
-    return type(fn)(**new, **settings, validate_args=False)
+    return {name: torch.as_tensor(getattr(fn, name)) for name in tensors}, settings
 
 
 def select(fn: Any, z: Tensor, depth: int = 0) -> Any:

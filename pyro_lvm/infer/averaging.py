@@ -46,6 +46,7 @@ class Averages:
         """Blend a site's statistics on the present batch into its average."""
         old = self.sites.get(site)
         if old is not None and old.cells == statistics.cells:
+            statistics = _about_the_same(old, statistics)
             blended = {
                 name: new if name in Statistics.CONSTANT else torch.lerp(old[name].to(new), new, self.rate)
                 for name, new in statistics.items()
@@ -66,6 +67,21 @@ class Averages:
             name: Statistics(torch.Size(saved["cells"]), **{k: v for k, v in saved.items() if k != "cells"})
             for name, saved in state["sites"].items()
         }
+
+
+def _about_the_same(old: Statistics, new: Statistics) -> Statistics:
+    """New moments about the centre of the old ones: rows with gaps or of a t law bring one with every batch."""
+    if "centre" not in old or torch.equal(old["centre"], new["centre"]):
+        return new
+    change, total, first = new["centre"] - old["centre"], new["total"], new["centred_sum"]
+    if first.dim() > total.dim():  # moments of vectors
+        cross = first.unsqueeze(-1) * change.unsqueeze(-2)
+        outer = total[..., None, None] * change.unsqueeze(-1) * change.unsqueeze(-2)
+        first, square = first + total.unsqueeze(-1) * change, new["square"] + cross + cross.mT + outer
+    else:
+        square = new["square"] + 2 * change * first + total * change.square()
+        first = first + total * change
+    return Statistics(new.cells, **{**new, "centre": old["centre"], "centred_sum": first, "square": square})
 
 
 def keep_averages(plan: Plan, expectation: Expectation) -> None:

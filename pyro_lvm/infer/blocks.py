@@ -229,11 +229,10 @@ def _find_rows(argument: Tensor, parameter: Tensor, normalised: str) -> Blocks |
     products = _jacobian_product(argument, parameter, [tangent.reshape(parameter.shape)])
     if products is None:
         return None
-    if states == 1:  # the only state has probability one, whatever the parameter
-        block = torch.zeros(math.prod(batch), dtype=torch.long, device=rows.device)
-        if len(rows) > 1:
-            return "every row has one state: there is nothing to learn"
-        return Blocks(block, elements, batch, len(block) == 1)
+    if states == 1:  # the only state has probability one, whatever the parameter: no matter which row is whose
+        block = torch.arange(math.prod(batch), device=rows.device) % len(rows)
+        used = min(len(rows), len(block))
+        return Blocks(block, elements[:used], batch, used == len(block))
     change = products[0] - products[0][..., :1]
     row = (change[..., -1] / (states - 1)).round().long() - 1
     if not bool(((row >= 0) & (row < len(rows))).all()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ from pyro_lvm.infer.regression import find_regressions
 from pyro_lvm.ops.cells import compact
 
 __all__ = ["make_plan", "refresh", "strategy_of"]
+
+# Of products of so many parameters, all but one of them zero, the one is still seen.
+ORDERS = 4
 
 
 def make_plan(expectation: Expectation, least_squares: bool = False) -> Plan:
@@ -101,13 +106,16 @@ def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expe
     tensors = [argument.read(fn) for argument in form.arguments] if form else []
     inputs = tensors or _tensors_of(fn)
     touched: dict[str, list[int]] = {}
+    known = expectation.parameters.values()
     for name, parameter in expectation.parameters.items():
         if name not in plans:
             continue
-        hits = [i for i, tensor in enumerate(inputs) if _depends(tensor, parameter)]
+        hits = [i for i, tensor in enumerate(inputs) if _depends(tensor, parameter, known)]
+        if form and not hits:  # of a law with one state no density depends, but it has a posterior all the same
+            hits = [i for i in _certain(form, tensors) if _selects(factor, form, i, tensors, parameter)]
         if hits:
             touched[name] = hits
-        elif tensors and any(_depends(tensor, parameter) for tensor in _tensors_of(fn)):
+        elif tensors and any(_depends(tensor, parameter, known) for tensor in _tensors_of(fn)):
             plans[name].sites = (*plans[name].sites, factor.name)
             plans[name].reason = f"the closed form of '{factor.name}' ({type(fn).__name__}) leaves it out"
     for name, hits in touched.items():
@@ -142,7 +150,7 @@ def _add_priors(plans: dict[str, ParameterPlan], factor: Factor, expectation: Ex
     prior = innermost(factor.fn)
     for name, plan in plans.items():
         parameter = expectation.parameters[name]
-        if not _depends(factor.value, parameter):
+        if not _depends(factor.value, parameter, expectation.parameters.values()):
             continue
         plan.sites = (*plan.sites, factor.name)
         plan.roles.append((factor.name, "value"))
@@ -192,16 +200,51 @@ def _find_use(factor: Factor, form: ClosedForm, argument: Argument, tensor: Tens
     return reason
 
 
-def _depends(tensor: Tensor, parameter: Parameter) -> bool:
+def _certain(form: ClosedForm, tensors: list[Tensor]) -> list[int]:
+    """Arguments that can only be one: probabilities of a single state."""
+    normalised = [all(view.normalised for view in argument.views) for argument in form.arguments]
+    return [i for i, tensor in enumerate(tensors) if normalised[i] and tensor.shape[-1:] == (1,)]
+
+
+def _selects(factor: Factor, form: ClosedForm, i: int, tensors: list[Tensor], parameter: Parameter) -> bool:
+    return isinstance(_find_use(factor, form, form.arguments[i], tensors[i], parameter), Use)
+
+
+def _depends(tensor: Tensor, parameter: Parameter, parameters: Iterable[Parameter]) -> bool:
+    """Whether a tensor moves with a parameter, here or where other parameters have other values."""
     if not tensor.requires_grad or not parameter.value.requires_grad:
         return False
     if tensor is parameter.value:
         return True
     with torch.enable_grad():
-        largest = tensor.detach().abs().amax().clamp_min(torch.finfo(tensor.dtype).tiny)
+        largest = tensor.detach().abs().amax()
+        largest = torch.where(largest > 0, largest, 1).clamp_min(torch.finfo(tensor.dtype).tiny)
         probe = (tensor / largest * fixed_noise(tensor)).sum()  # a plain sum does not see what is normalised
         (gradient,) = torch.autograd.grad(probe, parameter.value, retain_graph=True, allow_unused=True)
-    return gradient is not None and bool((gradient != 0).any())
+        if gradient is None or bool((gradient != 0).any()):
+            return gradient is not None
+        return _moves_elsewhere(probe, parameter.value, [p.value for p in parameters if p.value.requires_grad])
+
+
+def _moves_elsewhere(probe: Tensor, value: Tensor, values: list[Tensor]) -> bool:
+    """Whether a derivative that is zero is so by accident: what multiplies the parameter is zero just now.
+
+    Of a product of several parameters, derivatives by some of them see that there are the others.
+    """
+    targets = [value]
+    try:
+        for _ in range(ORDERS):
+            found = torch.autograd.grad(probe, targets, create_graph=True, allow_unused=True)
+            known = [gradient for gradient in found if gradient is not None]
+            if any(bool((gradient != 0).any()) for gradient in known):
+                return True
+            connected = [(g * fixed_noise(g)).sum() for g in known if g.requires_grad]
+            if not connected:
+                return False
+            probe, targets = torch.stack(connected).sum(), values
+    except RuntimeError:  # something of the program's own is differentiable only once
+        pass
+    return False
 
 
 def _tensors_of(fn: object) -> list[Tensor]:

@@ -212,10 +212,13 @@ class Reference:
     Attributes:
         centre: Shape of one row.
         variance: Shape of one row; what a variance floor is relative to.
+        level: For families that keep their values' centre at zero: the unit, or the origin of the logarithms, that
+            their statistics are measured from. A checkpoint holds these three and nothing that a subclass adds.
     """
 
     centre: Tensor
     variance: Tensor
+    level: Tensor | None = None
 
 
 class ExponentialFamily(ClosedForm):

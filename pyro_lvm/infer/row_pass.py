@@ -64,14 +64,12 @@ class Memory:
     def state_dict(self) -> dict[str, Any]:
         """The references, as far as they are kept over batches."""
         known = {site: found[2] for site, found in self.references.items() if found[2] is not None}
-        if not self.fixed:
-            return {}
-        return {site: {"centre": found.centre, "variance": found.variance} for site, found in known.items()}
+        return {site: dict(vars(found)) for site, found in known.items()} if self.fixed else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         for site, saved in state.items():
-            self.references[site] = (saved["centre"], 0, Reference(saved["centre"], saved["variance"]))
+            self.references[site] = (saved["centre"], 0, Reference(**saved))
 
     def log_base(self, site: str, value: Tensor, kernel: Kernel) -> Tensor | None:
         """The base measure of every row."""

@@ -37,7 +37,8 @@ def reseed(expectation: Expectation) -> None:
             noise = torch.empty_like(factor.weights).exponential_()
             factor.weights = factor.weights * noise
         return
-    assignment = kmeans(_table(rows), min(rows.states, rows.rows)).to(rows.constant.device)
+    counts = rows.scale.expand(rows.rows) if isinstance(rows.scale, Tensor) else None
+    assignment = kmeans(_table(rows), min(rows.states, rows.rows), sample_weights=counts).to(rows.constant.device)
     hard = torch.nn.functional.one_hot(assignment, rows.states).T
     weights = CONFIDENCE * hard + (1 - CONFIDENCE) / rows.states
     weights = weights.to(expectation.factors[rows.latent.name].weights.dtype) * rows.scale

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
@@ -16,13 +16,19 @@ __all__ = ["kmeans"]
 SAMPLE = 20_000
 
 
-def kmeans(x: Float[Tensor, "n d"], num_clusters: int, iterations: int = 10) -> Int[Tensor, " n"]:
+def kmeans(
+    x: Float[Tensor, "n d"],
+    num_clusters: int,
+    iterations: int = 10,
+    sample_weights: Num[Tensor, " n"] | None = None,
+) -> Int[Tensor, " n"]:
     """Assign rows to clusters, seeded from torch's generator.
 
     Args:
         x: Rows, shape (n, d), without missing values.
         num_clusters: Number of clusters, at most n.
         iterations: Lloyd iterations.
+        sample_weights: How often each row counts; once by default.
 
     Returns:
         Cluster numbers in [0, num_clusters), shape (n,), in order of the centres' first column.
@@ -34,9 +40,12 @@ def kmeans(x: Float[Tensor, "n d"], num_clusters: int, iterations: int = 10) -> 
         return torch.zeros(len(x), dtype=torch.long, device=x.device)
     generator = np.random.default_rng(int(torch.randint(2**31, (1,)).item()))
     rows = x.detach().double().cpu().numpy()
-    scale = rows.std(0)
-    rows = (rows - rows.mean(0)) / np.where(scale > 0, scale, 1.0)
-    sample = rows[generator.choice(len(rows), SAMPLE, replace=False)] if len(rows) > SAMPLE else rows
+    counted = rows if sample_weights is None else rows.repeat(_repetitions(sample_weights), 0)
+    mean, scale = counted.mean(0), counted.std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    rows = (rows - mean) / scale
+    sample = counted[generator.choice(len(counted), SAMPLE, replace=False)] if len(counted) > SAMPLE else counted
+    sample = (sample - mean) / scale
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster is a fair start
         centres, _ = kmeans2(sample, num_clusters, iter=iterations, minit="++", rng=generator)
@@ -48,3 +57,11 @@ def kmeans(x: Float[Tensor, "n d"], num_clusters: int, iterations: int = 10) -> 
         ]
     )
     return torch.from_numpy(assignment).to(x.device)
+
+
+def _repetitions(sample_weights: Tensor) -> np.ndarray:
+    """How often each row stands in a sample: as often as it counts, or by systematic sampling in proportion."""
+    weights = sample_weights.detach().double().cpu().numpy()
+    size = min(SAMPLE, max(len(weights), round(weights.sum())))
+    edges = np.floor(weights.cumsum() * (size / weights.sum()) + 0.5)
+    return np.diff(edges, prepend=0.0).astype(int)

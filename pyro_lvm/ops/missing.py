@@ -14,26 +14,30 @@ __all__ = ["Tiles", "column_moments", "fill", "patterns", "tiles"]
 WORD = 31
 
 
-def column_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def column_moments(x: Tensor, sample_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and variance (by n) of the known entries of every column; 0 where a column has none.
 
     Args:
         x: Rows, shape (n, d), missing entries NaN.
+        sample_weights: How often each row counts, shape (n,); once by default.
 
     Returns:
         Shape (d,) each.
     """
     known = ~x.isnan()
-    count = known.sum(0).clamp_min(1)
-    mean = torch.where(known, x, 0.0).sum(0) / count
-    return mean, torch.where(known, x - mean, 0.0).square().sum(0) / count
+    counted = known if sample_weights is None else known * sample_weights.to(x).unsqueeze(-1)
+    total = counted.sum(0)
+    total = torch.where(total > 0, total, 1)
+    mean = (counted * torch.where(known, x, 0.0)).sum(0) / total
+    return mean, (counted * torch.where(known, x - mean, 0.0).square()).sum(0) / total
 
 
-def fill(x: Tensor) -> tuple[Tensor, Tensor | None]:
+def fill(x: Tensor, sample_weights: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Put column means in place of missing entries, so that no density sees a NaN.
 
     Args:
         x: Rows, shape (n, d), missing entries NaN.
+        sample_weights: How often each row counts, shape (n,); once by default.
 
     Returns:
         Rows without NaN, and which entries are known: shape (n, d), or None if all are.
@@ -41,7 +45,7 @@ def fill(x: Tensor) -> tuple[Tensor, Tensor | None]:
     if not bool(x.sum().isnan()):
         return x, None
     known = ~x.isnan()
-    return torch.where(known, x, column_moments(x)[0]), known
+    return torch.where(known, x, column_moments(x, sample_weights)[0]), known
 
 
 def patterns(known: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -52,7 +52,7 @@ def save_load_is_exact(
         require(not value.requires_grad, f"save_load_is_exact: '{name}' is still part of an autograd graph.")
     fit.save(folder)
     loaded = training.load(folder, model=model, guide=guide)
-    same("save_load_is_exact", "parameters", fit.params, loaded.params)
+    same("save_load_is_exact", "parameters", _learned(fit), _learned(loaded))
     same("save_load_is_exact", "draws", fit.draws, loaded.draws)
     for name in ("history", "converged", "stopped", "restarts", "seed", "columns"):
         before, after = getattr(fit, name), getattr(loaded, name)
@@ -90,7 +90,7 @@ def resume_is_exact(
     own = inference if getattr(inference, "own", ()) else None
     resumed = training.load(folder, model=None if ours else make_model(), inference=own)
     resumed.resume(data, max_epochs=epochs, progress=False, batch_size=options.get("batch_size"), **endless)
-    same("resume_is_exact", "parameters", whole.params, resumed.params)
+    same("resume_is_exact", "parameters", _learned(whole), _learned(resumed))
     require(
         len(whole.history["loss"]) == 2 * epochs and whole.history == resumed.history,
         f"resume_is_exact: losses were {whole.history['loss']} in one go and {resumed.history['loss']} resumed.",
@@ -116,7 +116,7 @@ def seeds_reproduce(make_model: Callable[[], Callable], data: Any, **options: An
             fits.append(training.fit(make_model(), data, **options))
             untouched = torch.equal(before, torch.get_rng_state())
         require(untouched, "seeds_reproduce: a fit with a seed changed the caller's random state.")
-    same("seeds_reproduce", "parameters", fits[0].params, fits[1].params)
+    same("seeds_reproduce", "parameters", _learned(fits[0]), _learned(fits[1]))
     same("seeds_reproduce", "draws", fits[0].draws, fits[1].draws)
     require(fits[0].history == fits[1].history, "seeds_reproduce: two fits with one seed have different losses.")
 
@@ -136,7 +136,7 @@ def fits_do_not_touch(make_model: Callable[[], Callable], data: Any, **options: 
     with pyro.get_param_store().scope():
         store = pyro.get_param_store()
         first = training.fit(make_model(), data, **options)
-        params, scores = first.params, first.log_likelihood(data)
+        params, scores = _learned(first), first.log_likelihood(data)
         for name in params:
             pyro.param(name, torch.full((2,), 7.0))
         sentinels = {name: value.detach().clone() for name, value in store.items()}
@@ -144,9 +144,14 @@ def fits_do_not_touch(make_model: Callable[[], Callable], data: Any, **options: 
         half = rows.rows(slice(max(2, rows.num_rows // 2)))
         second = training.fit(make_model(), half, **{**options, "seed": 1})
         second.score(half)
-        same("fits_do_not_touch", "parameters of the first fit", params, first.params)
+        same("fits_do_not_touch", "parameters of the first fit", params, _learned(first))
         same("fits_do_not_touch", "scores of the first fit", {"row": scores}, {"row": first.log_likelihood(data)})
         same("fits_do_not_touch", "entries of the global store", sentinels, dict(store.items()))
+
+
+def _learned(fit: Fit) -> dict[str, Tensor]:
+    """What training moves: parameters of the model and of the guide."""
+    return {name: parameter.value.detach().clone() for name, parameter in fit.parameters().items()}
 
 
 # Batches and types
@@ -195,7 +200,7 @@ def dtype_is_kept(make_model: Callable[[], Callable], rows: Tensor, **options: A
     scores = {}
     for dtype in (torch.float32, torch.float64):
         fit = training.fit(make_model(), rows.to(dtype), **options)
-        for name, value in fit.params.items():
+        for name, value in _learned(fit).items():
             require(
                 value.dtype == dtype,
                 f"dtype_is_kept: '{name}' is {value.dtype} after a fit to {dtype} rows.",
@@ -205,6 +210,3 @@ def dtype_is_kept(make_model: Callable[[], Callable], rows: Tensor, **options: A
         scores[dtype] = fit.score(rows.to(dtype))
     gap = abs(scores[torch.float32] - scores[torch.float64])
     require(gap <= 1e-3, f"dtype_is_kept: mean scores of float32 and float64 rows differ by {gap:.3g} nats.")
-
-
-# Bad input

@@ -1,4 +1,4 @@
-"""Draws from a trained guide."""
+"""Draws from a trained guide, and their means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_lvm import _pyro
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["draw_guide"]
+__all__ = ["draw_guide", "posterior_means"]
 
 
 def draw_guide(fit: Fit, count: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -24,25 +24,79 @@ def draw_guide(fit: Fit, count: int) -> tuple[dict[str, Tensor], Tensor]:
     Raises:
         ValueError: A site is latent in every row.
     """
-    arguments = fit.prototype()
+    _, local = _sites(fit)
+    if local:
+        raise ValueError(
+            f"Fit: site '{local[0]}' is a continuous latent of every row, which needs importance "
+            "weighting over rows; this version scores guides over shared sites only."
+        )
+    return _draw(fit, count)
+
+
+def posterior_means(fit: Fit, count: int) -> dict[str, Tensor]:
+    """The mean of every continuous latent site that all rows share: exact if the guide knows it, else of draws.
+
+    Args:
+        fit: A fit with a guide, or by a sampler.
+        count: How many draws to take of a guide that also has sites of every row; `fit.draws` serve others.
+    """
+    if fit.sampled:
+        return _means(fit.draws)
+    means = getattr(fit.guide, "means", None)
+    if means is not None:
+        return means()
+    shared, local = _sites(fit)
+    if not local:
+        return _means(fit.draws)
+    return _means(_draw(fit, count)[0]) if shared else {}
+
+
+def _means(draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values.mean((0, 1)) for name, values in draws.items()}
+
+
+def _draw(fit: Fit, count: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Draws of the sites that all rows share."""
     collected: list[dict[str, Tensor]] = []
     densities: list[Tensor] = []
     with fit.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
         torch.manual_seed(fit.seed)
         while len(collected) < count:
-            trace = poutine.trace(fit.guide).get_trace(*arguments.args, **arguments.kwargs)
-            sites = {n: trace.nodes[n] for n in trace.stochastic_nodes if not _auxiliary(trace.nodes[n])}
-            for name, site in sites.items():
-                if any(f.name == fit.plate for f in site["cond_indep_stack"]):
-                    raise ValueError(
-                        f"Fit: site '{name}' is a continuous latent of every row, which needs importance "
-                        "weighting over rows; this version scores guides over shared sites only."
-                    )
-            collected.append({name: site["value"].detach() for name, site in sites.items()})
+            trace = _trace(fit)
+            names, _ = _split(fit, trace)
+            collected.append({name: trace.nodes[name]["value"].detach() for name in names})
             densities.append(torch.as_tensor(trace.log_prob_sum()))
-            if all(_is_delta(trace.nodes[name]["fn"]) for name in trace.stochastic_nodes):
+            # also of auxiliary sites: an autoguide draws from those, and its own sites are functions of them
+            drawn = [trace.nodes[name] for name in trace.stochastic_nodes]
+            if all(_is_delta(site["fn"]) for site in drawn if not _local(fit, site)):
                 break
     return {name: torch.stack([c[name] for c in collected])[None] for name in collected[0]}, torch.stack(densities)
+
+
+def _trace(fit: Fit) -> poutine.Trace:
+    """One run of the guide."""
+    arguments = fit.prototype()
+    return poutine.trace(fit.guide).get_trace(*arguments.args, **arguments.kwargs)
+
+
+def _sites(fit: Fit) -> tuple[list[str], list[str]]:
+    """The guide's sites that all rows share, and those that every row has of its own."""
+    with fit.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
+        return _split(fit, _trace(fit))
+
+
+def _split(fit: Fit, trace: poutine.Trace) -> tuple[list[str], list[str]]:
+    shared: list[str] = []
+    local: list[str] = []
+    for name in trace.stochastic_nodes:
+        site = trace.nodes[name]
+        if not _auxiliary(site):
+            (local if _local(fit, site) else shared).append(name)
+    return shared, local
+
+
+def _local(fit: Fit, site: Any) -> bool:
+    return any(frame.name == fit.plate for frame in site["cond_indep_stack"])
 
 
 def _auxiliary(site: Any) -> bool:

@@ -16,7 +16,7 @@ from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
-from pyro_lvm.training.guide_draws import draw_guide
+from pyro_lvm.training.guide_draws import draw_guide, posterior_means
 from pyro_lvm.training.labels import Labelled, as_labelled, in_order
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_plate
@@ -84,13 +84,18 @@ class Fit:
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """Learned parameters of model and guide, in the model's space; a posterior's are means of its draws."""
-        if self.sampled:
-            return {name: values.mean((0, 1)) for name, values in self.draws.items()}
-        return {name: p.value.detach().clone() for name, p in self.parameters().items()}
+        """The model's parameters by their names in the model, whatever found them, in the model's space.
+
+        These are its `param` sites and, where it has priors, its continuous sample sites outside of the plate of the
+        rows. Under EM and MAP they are point estimates; under coordinate ascent exact posterior means; under SVI and
+        NUTS means of `draws`, components as they were drawn: if chains may number them differently, use
+        `summary(x)`, which aligns them. What a guide learned inside is in `parameters()`.
+        """
+        points = {name: p.value.detach().clone() for name, p in self.parameters(guide=False).items()}
+        return {**points, **posterior_means(self, GUIDE_DRAWS)} if self.latent else points
 
     def parameters(self, guide: bool = True) -> dict[str, Parameter]:
-        """The `param` sites of the model, and of the guide if asked for."""
+        """The `param` sites of the model, and of the guide if asked for: what training moves."""
         arguments = self.prototype()
         with self.scope(), Parameters() as found, _pyro.validation(False):
             for program in (self.model, self.guide if guide else None):
@@ -117,6 +122,10 @@ class Fit:
     def draws(self, values: dict[str, Tensor]) -> None:
         self._draws = values
         self.sampled = True
+
+    def forget_draws(self) -> None:
+        """Draw from the guide anew when `draws` are next read: it has moved."""
+        self._draws = None
 
     # Using it
 
@@ -223,6 +232,20 @@ class Fit:
         with self.scope():
             return plan(*arguments.args, **arguments.kwargs)
 
+    def summary(self, x: Any = None, probability: float = 0.94) -> Any:
+        """A table of the parameters, one line a number: estimates, and of a posterior also its spread.
+
+        Args:
+            x: Rows by which the components of a sampler's draws are aligned; without them they are taken as drawn.
+            probability: What the interval of a posterior holds, in (0, 1), as much being left out on either side.
+
+        Returns:
+            A DataFrame with the column `estimate` for a point, else `mean`, `sd` and the interval's ends.
+        """
+        from pyro_lvm.diagnostics.summary import summary
+
+        return summary(self, None if x is None else self.arguments(x), probability)
+
     def to_arviz(self, x: Any = None) -> Any:
         """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.
 
@@ -259,34 +282,19 @@ class Fit:
         Returns:
             This fit.
         """
-        from pyro_lvm.infer.mcmc import MCMC
-        from pyro_lvm.training.fit import train
-        from pyro_lvm.training.options import check_options, list_of_callbacks
+        from pyro_lvm.training.resume import resume
 
-        check_options(self.model, 1, max_epochs, batch_size, tol, patience, None)
-        if isinstance(self.inference, MCMC):
-            raise ValueError("resume: a sampler cannot be resumed. Fit again with more num_samples.")
-        if self.missing:
-            raise ValueError(
-                f"resume: this fit was trained with a {self.missing[0]} of your own, which files do not hold. "
-                "Load it with lvm.load(folder, inference=...) as you passed it to lvm.fit."
-            )
-        held_out = None if validation is None else self.arguments(validation)
-        rows = as_stream(data, batch_size, num_rows) or self.arguments(data)
-        if isinstance(self.model, LatentVariableModel) and isinstance(rows, Arguments):
-            self.model.check_training(rows.main)
-        self._draws = None
-        train(
+        resume(
             self,
-            rows,
-            held_out,
+            data,
             max_epochs=max_epochs,
             batch_size=batch_size,
+            num_rows=num_rows,
+            validation=validation,
             tol=tol,
             patience=patience,
-            callbacks=list_of_callbacks(callbacks),
+            callbacks=callbacks,
             progress=progress,
-            label="resume",
         )
         return self
 

@@ -1,4 +1,18 @@
-"""Coordinate ascent against exact evidence, scikit-learn's variational mixture, and Monte Carlo."""
+"""Coordinate ascent against exact evidence, scikit-learn's variational mixture, and Monte Carlo.
+
+scikit-learn's `BayesianGaussianMixture` is our model for full covariances; of several columns, it is no other of ours
+(read in `sklearn/mixture/_bayesian_mixture.py` of 1.9):
+
+* diag: its posterior of every column's precision is a gamma law, as is ours, but the expected log-determinant in its
+  E-step, and its bound, are those of a Wishart law: digamma((df - i) / 2) in column i, where gamma laws have
+  digamma(df / 2) in all.
+* spherical: it adds the number of rows to the degrees of freedom, where a variance that all columns share has seen
+  every row once in each column; and its E-step is that of diag.
+* tied: it adds the number of rows over that of components, where the one covariance has seen all rows.
+
+In a single column diag and spherical are the full model, and are compared. In several, all four kinds are held to the
+closed form of the evidence, of rows whose components are beyond doubt.
+"""
 
 import itertools
 import math
@@ -144,29 +158,40 @@ def faithful():
 
 
 class Priors:
-    """Priors that scikit-learn's mixture has too."""
+    """Priors that scikit-learn's mixture has too, in as many columns as the rows have."""
 
     def __init__(self, x, num_components, kind):
         self.x, self.num_components, self.kind = x, num_components, kind
-        self.centre, self.covariance = x.mean(0), torch.cov(x.T)
+        self.centre, self.covariance = x.mean(0), torch.cov(x.T).reshape(x.shape[1], x.shape[1])
         self.count, self.df, self.concentration = 0.05, x.shape[1] + 1.5, 0.7
 
+    @property
+    def scale(self):
+        """Of the covariances' prior, in the shape of one covariance."""
+        variances = self.covariance.diagonal()
+        return {"diag": variances, "spherical": variances.mean()}.get(self.kind, self.covariance)
+
     def model(self):
-        k = self.num_components
-        covariance = InverseWishart(torch.tensor(self.df).double(), self.covariance)
-        return lvm.models.GaussianMixture(
-            k,
-            covariance=self.kind,
-            priors={
-                "weights": dist.Dirichlet(torch.full((k,), self.concentration).double()),
-                "covariance": covariance.expand([k]).to_event(1) if self.kind == "full" else covariance,
-                "loc": lambda m: (
-                    dist.MultivariateNormal(self.centre, covariance_matrix=m.covariance / self.count)
-                    .expand([k])
-                    .to_event(1)
-                ),
-            },
-        )
+        (_, d), k = self.x.shape, self.num_components
+        df, count = torch.tensor(self.df).double(), self.count
+        if self.kind in ("full", "tied"):
+            covariance = InverseWishart(df, self.scale)
+            covariance = covariance.expand([k]).to_event(1) if self.kind == "full" else covariance
+        else:
+            covariance = dist.InverseGamma(df / 2, self.scale / 2)
+            covariance = covariance.expand([k, d]).to_event(2) if self.kind == "diag" else covariance.expand([k])
+            covariance = covariance if self.kind == "diag" else covariance.to_event(1)
+
+        def loc(model):
+            if self.kind in ("full", "tied"):
+                prior = dist.MultivariateNormal(self.centre, covariance_matrix=model.covariance / count)
+                return prior.expand([k]).to_event(1)
+            variance = model.covariance if self.kind == "diag" else model.covariance.unsqueeze(-1)
+            return dist.Normal(self.centre, (variance / count).sqrt()).expand([k, d]).to_event(2)
+
+        weights = dist.Dirichlet(torch.full((k,), self.concentration).double())
+        priors = {"weights": weights, "covariance": covariance, "loc": loc}
+        return lvm.models.GaussianMixture(k, covariance=self.kind, priors=priors)
 
     def sklearn(self, iterations, **options):
         return BayesianGaussianMixture(
@@ -177,7 +202,7 @@ class Priors:
             mean_precision_prior=self.count,
             mean_prior=self.centre.numpy(),
             degrees_of_freedom_prior=self.df,
-            covariance_prior=self.covariance.numpy(),
+            covariance_prior=self.scale.numpy() if self.scale.dim() else self.scale.item(),
             reg_covar=0.0,
             tol=0.0,
             max_iter=iterations,
@@ -197,11 +222,48 @@ class Priors:
             dirichlet + k * (wishart + gamma + 0.5 * d * math.log(self.count)) - 0.5 * n * d * math.log(2 * math.pi)
         )
 
+    def evidence(self, z):
+        """Log p(x, z), nats: everything but the known components integrated out."""
+        (_, d), count, df = self.x.shape, self.count, torch.tensor(self.df).double()
+        scatter, sizes = [], torch.bincount(z, minlength=self.num_components).double()
+        for k, size in enumerate(sizes):
+            rows = self.x[z == k]
+            shift = rows.mean(0) - self.centre
+            centred = rows - rows.mean(0)
+            scatter.append(centred.T @ centred + count * size / (count + size) * torch.outer(shift, shift))
+        alpha = torch.full((self.num_components,), self.concentration).double()
+        total = log_beta(alpha + sizes) - log_beta(alpha) + 0.5 * d * (count / (count + sizes)).log().sum()
+        groups = [(sum(scatter), sizes.sum())] if self.kind == "tied" else zip(scatter, sizes, strict=True)
+        for s, size in groups:
+            if self.kind in ("full", "tied"):
+                total += multigammaln((df + size) / 2, d) - multigammaln(df / 2, d) - 0.5 * d * size * math.log(math.pi)
+                total += 0.5 * df * self.scale.logdet() - 0.5 * (df + size) * (self.scale + s).logdet()
+                continue
+            diagonal = s.diagonal()
+            sums, seen = (diagonal, size) if self.kind == "diag" else (diagonal.sum(), d * size)
+            shape, rate = df / 2, self.scale / 2
+            each = shape * rate.log() - (shape + seen / 2) * (rate + sums / 2).log()
+            each = each + torch.lgamma(shape + seen / 2) - torch.lgamma(shape) - 0.5 * seen * math.log(2 * math.pi)
+            total += each.sum()
+        return float(total)
 
-@pytest.mark.parametrize("num_components", [2, 3])
-def test_it_is_sklearns_variational_mixture(num_components):
-    x = faithful()
-    priors = Priors(x, num_components, "full")
+
+def sklearns_posterior(theirs, kind):
+    """Arguments of the posteriors of its covariances."""
+    df, covariances = torch.as_tensor(theirs.degrees_of_freedom_), torch.as_tensor(theirs.covariances_)
+    each = df.reshape(-1, *[1] * (covariances.dim() - 1))
+    if kind == "full":
+        return {"df": df, "scale": covariances * each}
+    return {"concentration": (each / 2).expand_as(covariances), "rate": covariances * each / 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_components", "num_columns"),
+    [("full", 2, 2), ("full", 3, 2), *((kind, k, 1) for kind in ("diag", "spherical") for k in (2, 3))],
+)
+def test_it_is_sklearns_variational_mixture(kind, num_components, num_columns):
+    x = faithful()[:, :num_columns]
+    priors = Priors(x, num_components, kind)
     theirs = priors.sklearn(1)
     with pytest.warns(ConvergenceWarning):
         theirs.fit(x.numpy())
@@ -211,10 +273,10 @@ def test_it_is_sklearns_variational_mixture(num_components):
         guide = lvm.guides.Conjugate(model)
         ascent = lvm.infer.CoordinateAscent(model, guide)
         ascent.step(x)
-        df = torch.tensor(theirs.degrees_of_freedom_)
         guide.update("weights", concentration=torch.tensor(theirs.weight_concentration_))
-        guide.update("covariance", df=df, scale=torch.tensor(theirs.covariances_) * df[:, None, None])
-        guide.update("loc", loc=torch.tensor(theirs.means_), count=torch.tensor(theirs.mean_precision_))
+        guide.update("covariance", **sklearns_posterior(theirs, kind))
+        counts = torch.tensor(theirs.mean_precision_).reshape(-1, *[1] * (guide.loc__count.dim() - 1))
+        guide.update("loc", loc=torch.tensor(theirs.means_), count=counts.expand_as(guide.loc__count))
         theirs.max_iter = 15
         with pytest.warns(ConvergenceWarning):
             theirs.fit(x.numpy())
@@ -222,15 +284,34 @@ def test_it_is_sklearns_variational_mixture(num_components):
             ascent.step(x)
         np.testing.assert_allclose(guide.weights__concentration, theirs.weight_concentration_, rtol=1e-8)
         np.testing.assert_allclose(guide.loc__loc, theirs.means_, rtol=1e-8)
-        np.testing.assert_allclose(guide.loc__count, theirs.mean_precision_, rtol=1e-8)
-        np.testing.assert_allclose(guide.covariance__df, theirs.degrees_of_freedom_, rtol=1e-8)
-        if num_components == 2:  # scikit-learn states its bound between half-steps: the same where it has converged
+        np.testing.assert_allclose(
+            guide.loc__count.reshape(num_components, -1)[:, 0], theirs.mean_precision_, rtol=1e-8
+        )
+        for argument, value in sklearns_posterior(theirs, kind).items():
+            np.testing.assert_allclose(getattr(guide, f"covariance__{argument}"), value, rtol=1e-8)
+        if num_components < 3:  # scikit-learn states its bound between half-steps: the same where it has converged
             theirs.max_iter = 500
             with pytest.warns(ConvergenceWarning):
                 theirs.fit(x.numpy())
             for _ in range(500):
                 ascent.step(x)
             assert -ascent.loss(x) == pytest.approx(theirs.lower_bound_ + priors.constant(), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["full", "diag", "tied", "spherical"])
+def test_the_bound_is_the_evidence_where_components_are_beyond_doubt(kind):
+    """Then the posterior factorises as the guide does, and nothing is lost."""
+    z = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1])
+    x = torch.randn(9, 2).double() @ torch.tensor([[1.0, 0.4], [0.0, 0.8]]).double() + 1000.0 * z[:, None]
+    priors = Priors(x, 2, kind)
+    priors.covariance = torch.tensor([[1.0, 0.2], [0.2, 2.0]]).double()
+    with pyro.settings.context(module_local_params=True):
+        model = priors.model()
+        model.initialize(x)
+        ascent = lvm.infer.CoordinateAscent(model, lvm.guides.Conjugate(model))
+        for _ in range(5):
+            ascent.step(x)
+        assert -ascent.loss(x) == pytest.approx(priors.evidence(z), rel=1e-9)
 
 
 def test_a_prior_that_is_not_conjugate_is_named():
@@ -261,3 +342,61 @@ def test_without_a_guide():
         lvm.infer.CoordinateAscent(coins).step(torch.ones(5, 2))
     with pytest.raises(ValueError, match="a guide that was trained"):
         lvm.guides.Conjugate(coins)()
+
+
+def normal_evidence(x, kind):
+    """Of one normal law under the default priors of `GaussianMixture`: Murphy (2007), equations 266 and 204."""
+    (n, d), prior_count = x.shape, 0.01
+    mean, spread = x.mean(0), x.var(0, correction=0)
+    count = n + prior_count
+    scatter = (x - mean).T @ (x - mean)  # the prior's mean is the data's
+    if kind in ("full", "tied"):
+        before, after = spread.diag_embed(), spread.diag_embed() + scatter
+        df = torch.tensor(d + 2.0).double()
+        terms = multigammaln((df + n) / 2, d) - multigammaln(df / 2, d)
+        terms = terms + 0.5 * df * before.logdet() - 0.5 * (df + n) * after.logdet()
+        constant = -0.5 * n * d * math.log(math.pi)
+    else:
+        columns = 1 if kind == "diag" else d
+        squares, rate = scatter.diagonal(), 0.5 * spread
+        if kind == "spherical":
+            squares, rate = squares.sum(), 0.5 * spread.mean()
+        a = torch.tensor(1.5).double()
+        more = a + 0.5 * n * columns
+        terms = (torch.lgamma(more) - torch.lgamma(a) + a * rate.log() - more * (rate + 0.5 * squares).log()).sum()
+        constant = -0.5 * n * d * math.log(2 * math.pi)
+    return float(terms + constant + 0.5 * d * math.log(prior_count / count))
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
+def test_the_bound_of_one_component_is_the_evidence(kind):
+    x = lvm.datasets.load("faithful").x.double()
+    model = lvm.models.GaussianMixture(1, covariance=kind, priors=True)
+    fit = lvm.fit(model, x, inference="coordinate-ascent", seed=0, progress=False)
+    assert -fit.history["loss"][-1] == pytest.approx(normal_evidence(x, kind), rel=1e-9)
+    torch.testing.assert_close(fit.draws["weights"], torch.ones(1, 500, 1).double())
+    assert torch.equal(fit.predict(x), torch.zeros(len(x), dtype=torch.long))
+
+
+def test_the_bound_of_one_class_is_the_evidence():
+    x = lvm.datasets.load("opinions").x.double()
+    fit = lvm.fit(lvm.models.CategoricalMixture(1, priors=True), x, inference="coordinate-ascent", progress=False)
+    evidence = 0.0
+    for column in x.T:
+        counts = column.long().bincount().double()
+        evidence += float(log_beta(1 + counts) - log_beta(torch.ones_like(counts)))
+    assert -fit.history["loss"][-1] == pytest.approx(evidence, rel=1e-9)
+
+
+def test_a_question_with_one_answer_says_nothing():
+    x = lvm.datasets.load("opinions").x.double()[:200]
+    more = torch.nn.functional.pad(x, (0, 2))
+    losses = []
+    for rows in (x, more):
+        torch.manual_seed(0)
+        model = lvm.models.CategoricalMixture(2, priors=True)
+        fit = lvm.fit(model, rows, inference="coordinate-ascent", seed=0, max_epochs=20, progress=False)
+        losses.append(fit.history["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    plan = lvm.fit(lvm.models.CategoricalMixture(2), more, seed=0, max_epochs=2, progress=False).plan(more)
+    assert all(entry.closed for entry in plan)

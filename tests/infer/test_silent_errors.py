@@ -211,3 +211,41 @@ def test_a_plan_leaves_no_parameters_behind():
 
     lvm.infer.EM(model).plan(torch.rand(20))
     assert list(pyro.get_param_store()) == []
+
+
+def products(x, y, zeros):
+    """Locations a and abc: what multiplies c is zero at the start."""
+    a = pyro.param("a", lambda: x.new_tensor(0.0))
+    b = pyro.param("b", lambda: x.new_tensor(0.0 if zeros > 1 else 1.0))
+    c = pyro.param("c", lambda: x.new_tensor(2.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(a, 1.0), obs=y)
+        pyro.sample("x", dist.Normal(a * b * c + b, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("zeros", [1, 2])
+def test_a_parameter_behind_a_factor_of_zero_is_seen(zeros):
+    x, y = torch.tensor([3.0, 5.0, 7.0]).double(), torch.tensor([1.0, 2.0, 3.0]).double()
+    em = lvm.infer.EM(products)
+    plan = em.plan(x, y, zeros)
+    assert all("x" in entry.sites for entry in plan)
+    for _ in range(50):
+        em.step(x, y, zeros)
+    a, b, c = (pyro.param(name).item() for name in "abc")
+    assert a == pytest.approx(2.0, rel=1e-3)
+    assert a * b * c + b == pytest.approx(5.0, rel=1e-3)
+
+
+def test_parameters_that_are_joined_and_taken_apart_do_not_depend_on_each_other():
+    def pairs(x):
+        first = pyro.param("first", lambda: x.new_tensor([1.0, 4.0]), constraint=dist.constraints.positive)
+        second = pyro.param("second", lambda: x.new_tensor([2.0, 3.0]), constraint=dist.constraints.positive)
+        one, two = torch.stack([first, second * second], -1).unbind(-1)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(x.new_ones(2)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Poisson(one[z]), obs=x)
+            pyro.sample("y", dist.Poisson(two[z].detach() + 1), obs=x)
+
+    plan = lvm.infer.EM(pairs).plan(torch.tensor([1.0, 5.0, 2.0]).double())
+    assert plan.parameters["first"].closed
+    assert not plan.parameters["second"].sites

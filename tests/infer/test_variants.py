@@ -90,6 +90,31 @@ def test_stepwise_em_resumes_exactly(x, tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", ["lognormal", "gamma", "exponential", "normal"])
+def test_stepwise_em_resumes_exactly_wherever_statistics_are_measured_from(kind, tmp_path):
+    x = lvm.datasets.load("faithful").x.double()
+    laws.resume_is_exact(
+        lambda: lvm.models.HeterogeneousMixture(2, [kind, kind]),
+        x,
+        tmp_path / "fit",
+        epochs=2,
+        inference=lvm.infer.EM(decay=0.7),
+        batch_size=50,
+    )
+
+
+@pytest.mark.parametrize("model", ["gaps", "t law"])
+def test_stepwise_em_with_centres_of_batches_resumes_exactly(model, tmp_path):
+    x = lvm.datasets.load("faithful").x.double()
+    if model == "gaps":
+        x[::5, 0] = torch.nan
+        make = functools.partial(lvm.models.GaussianMixture, 2)
+    else:
+        make = functools.partial(lvm.models.StudentTMixture, 2)
+    inference = lvm.infer.EM(decay=0.7)
+    laws.resume_is_exact(make, x, tmp_path / "fit", epochs=2, inference=inference, batch_size=50)
+
+
 def test_stepwise_em_along_a_chain():
     """References are kept where statistics come from all values at once, too."""
 
@@ -338,3 +363,82 @@ def test_a_parameter_that_a_closed_form_leaves_out_is_not_frozen(x):
 def test_options(options, message):
     with pytest.raises(ValueError, match=message):
         lvm.infer.EM(counts, **options)
+
+
+def gappy(n, seed):
+    """Rows of a correlated normal far from zero, a third of the entries missing."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.tensor([[1.2, 0.0], [0.9, 0.8]], dtype=torch.float64)
+    rows = 100 + torch.randn(n, 2, generator=generator, dtype=torch.float64) @ root.T
+    return torch.where(torch.rand(n, 2, generator=generator) < 1 / 3, torch.nan, rows)
+
+
+def one_normal(x):
+    loc = pyro.param("loc", lambda: x.new_tensor([99.0, 102.0]))
+    covariance = pyro.param("covariance", lambda: torch.eye(2).to(x), constraint=constraints.positive_definite)
+    filled, known = x.nan_to_num(), ~x.isnan()
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", lvm.distributions.PartialMultivariateNormal(loc, covariance, known), obs=filled)
+
+
+def test_averages_of_rows_with_gaps_are_those_of_the_paper():
+    """Batches have centres of their own: moments about zero, averaged, tell the truth."""
+    em, averages = lvm.infer.EM(one_normal, decay=0.6), None
+    loc, covariance = torch.tensor([99.0, 102.0]).double(), torch.eye(2).double()
+    for t, batch in enumerate(gappy(600, 0).split(100)):
+        sums = [0.0, torch.zeros(2).double(), torch.zeros(2, 2).double()]
+        for row in batch:
+            known = ~row.isnan()
+            gain = covariance[:, known] @ torch.linalg.inv(covariance[known][:, known])
+            mean = loc + gain @ (row[known] - loc[known])
+            second = covariance - gain @ covariance[known] + mean.outer(mean)
+            sums = [sums[0] + 1, sums[1] + mean, sums[2] + second]
+        rate = 1.0 if t == 0 else (t + 1) ** -0.6
+        averages = sums if t == 0 else [(1 - rate) * a + rate * s for a, s in zip(averages, sums, strict=True)]
+        loc = averages[1] / averages[0]
+        covariance = averages[2] / averages[0] - loc.outer(loc)
+        em.step(batch)
+        torch.testing.assert_close(pyro.param("loc").detach(), loc, rtol=1e-9, atol=0.0)
+        torch.testing.assert_close(pyro.param("covariance").detach(), covariance, rtol=1e-6, atol=1e-8)
+
+
+def test_averages_of_a_t_law_are_those_of_the_paper():
+    def one(x):
+        loc = pyro.param("loc", lambda: x.new_tensor(99.0))
+        scale = pyro.param("scale", lambda: x.new_tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.StudentT(4.0, loc, scale), obs=x)
+
+    generator = torch.Generator().manual_seed(1)
+    x = 100 + 2 * torch.randn(600, generator=generator, dtype=torch.float64)
+    em, averages, loc, variance = lvm.infer.EM(one, decay=0.6), None, torch.tensor(99.0), torch.tensor(1.0)
+    for t, batch in enumerate(x.split(100)):
+        precision = 5 / (4 + (batch - loc).square() / variance)
+        sums = torch.stack([torch.tensor(100.0).double(), *((precision * batch**k).sum() for k in range(3))])
+        rate = 1.0 if t == 0 else (t + 1) ** -0.6
+        averages = sums if t == 0 else (1 - rate) * averages + rate * sums
+        count, total, first, second = averages
+        loc = first / total
+        variance = (second - total * loc.square()) / count
+        em.step(batch)
+        torch.testing.assert_close(pyro.param("loc").detach(), loc, rtol=1e-9, atol=0.0)
+        torch.testing.assert_close(pyro.param("scale").detach(), variance.sqrt(), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("kind", ["full", "diag"])
+@pytest.mark.parametrize("model", ["gaps", "t law"])
+def test_stepwise_em_finds_what_full_batches_find_wherever_batches_lie(kind, model):
+    generator = torch.Generator().manual_seed(2)
+    x = 50 + torch.randn(4000, 2, generator=generator).double()
+    x[2000:] += 8
+    if model == "gaps":
+        x[torch.rand(x.shape, generator=generator) < 0.2] = torch.nan
+        make = functools.partial(lvm.models.GaussianMixture, 2, covariance=kind)
+    else:
+        make = functools.partial(lvm.models.StudentTMixture, 2, covariance=kind, degrees_of_freedom=5.0)
+    x = x[torch.randperm(len(x), generator=generator)]
+    whole = lvm.fit(make(), x, inference="em", seed=0, progress=False)
+    steps = lvm.infer.EM(decay=0.9)
+    fit = lvm.fit(make(), x, inference=steps, batch_size=100, max_epochs=8, seed=0, progress=False)
+    for name, value in whole.params.items():
+        torch.testing.assert_close(fit.params[name], value, rtol=0.03, atol=0.05, msg=lambda m, n=name: f"{n}: {m}")

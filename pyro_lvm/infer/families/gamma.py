@@ -22,7 +22,6 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -80,15 +79,9 @@ def _jointly(total: Tensor, value: Tensor, log: Tensor, floor: Tensor) -> tuple[
     return a, a / mean
 
 
-@dataclass(frozen=True)
-class _Level(Reference):
-    """The mean of the gamma values; they are not centred, but measured in units of it."""
-
-    level: Tensor
-
-
 def _level(reference: Reference | None) -> Tensor:
-    return reference.level if isinstance(reference, _Level) else torch.ones((), dtype=torch.float64)
+    """The mean of the gamma values; they are not centred, but measured in units of it."""
+    return torch.ones((), dtype=torch.float64) if reference is None or reference.level is None else reference.level
 
 
 @closed_form_of(torch.distributions.Gamma)
@@ -109,7 +102,7 @@ class _Gamma(ExponentialFamily):
 
     def reference(self, fn: Any, value: Tensor, rows: tuple[int, ...], keepdim: bool = False) -> Reference | None:
         found = location(self.gamma_value(value), rows, keepdim)
-        return _Level(torch.zeros_like(found.variance), found.variance, found.centre)
+        return Reference(torch.zeros_like(found.variance), found.variance, found.centre)
 
     def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
         inside = self.gamma_value(value)

@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -100,13 +100,6 @@ class _HalfNormal(ExponentialFamily):
         return Statistics(total.shape, total=total, sum_0=sums[0], floor=floor.expand(total.shape))
 
 
-@dataclass(frozen=True)
-class _LogReference(Reference):
-    """Where the logarithms of values lie; the values themselves are not centred."""
-
-    logs: Reference
-
-
 @closed_form_of(torch.distributions.LogNormal)
 class _LogNormal(ExponentialFamily):
     arguments = (LOC, VARIANCE)
@@ -116,17 +109,17 @@ class _LogNormal(ExponentialFamily):
 
     def reference(self, fn: Any, value: Tensor, rows: tuple[int, ...], keepdim: bool = False) -> Reference | None:
         logs = spread(value.double().clamp_min(torch.finfo(value.dtype).tiny).log(), rows, keepdim)
-        return _LogReference(torch.zeros_like(logs.variance), logs.variance, logs)
+        return Reference(torch.zeros_like(logs.variance), logs.variance, logs.centre)
 
     def sufficient(self, value: Tensor, fn: Any, reference: Reference | None) -> tuple[Tensor, ...]:
         log = value.clamp_min(torch.finfo(value.dtype).tiny).log()
-        if isinstance(reference, _LogReference):
-            log = log - beside(reference.logs.centre, log).to(log.dtype)
+        if reference is not None and reference.level is not None:
+            log = log - beside(reference.level, log).to(log.dtype)
         return log, log.square()
 
     def natural(self, fn: Any, reference: Reference | None) -> tuple[tuple[Tensor, ...], Tensor]:
         loc, scale = compact(fn.loc).double(), compact(fn.scale).double()
-        loc = loc - reference.logs.centre if isinstance(reference, _LogReference) else loc
+        loc = loc if reference is None or reference.level is None else loc - reference.level
         precision = scale.square().reciprocal()
         log_normalizer = 0.5 * precision * loc.square() + scale.log() + 0.5 * math.log(2 * math.pi)
         return (precision * loc, -0.5 * precision), log_normalizer
@@ -137,9 +130,9 @@ class _LogNormal(ExponentialFamily):
     def collect(
         self, fn: Any, reference: Reference | None, total: Tensor, sums: tuple[Tensor, ...], variance_floor: float
     ) -> Statistics:
-        if not isinstance(reference, _LogReference):
+        if reference is None or reference.level is None:
             raise ValueError("LogNormal: expected the reference that the statistics were gathered about.")
-        return moments(fn, reference.logs, total, sums, variance_floor)
+        return moments(fn, Reference(reference.level, reference.variance), total, sums, variance_floor)
 
 
 class _Weibull(ExponentialFamily):

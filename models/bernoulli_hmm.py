@@ -1,0 +1,67 @@
+r"""Hidden Markov model with Bernoulli emissions.
+
+.. math::
+
+    z_{n1} \sim \mathrm{Categorical}(\pi), \quad z_{nt} \sim \mathrm{Categorical}(A_{z_{n,t-1}}), \quad
+    x_{ntj} \mid z_{nt} = k \sim \mathrm{Bernoulli}(p_{kj})
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro_lvm.distributions.columns import Bernoulli
+from pyro_lvm.distributions.rows import IndependentColumns
+from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors, checked_width
+from pyro_lvm.ops.topology import Topology
+
+__all__ = ["BernoulliHMM"]
+
+
+class BernoulliHMM(HiddenMarkov):
+    r"""Hidden Markov model whose steps are vectors of zeros and ones, independent given the state.
+
+    ====================  ===========================================  ============  ====================
+    symbol                meaning                                      shape         code
+    ====================  ===========================================  ============  ====================
+    :math:`\pi`           law of the first state                       (K,)          `initial_probs`
+    :math:`A`             law of the next state, row by previous one   (K, K)        `transition_probs`
+    :math:`p`             probability of a one                         (K, d)        `probs`
+    ====================  ===========================================  ============  ====================
+
+    With priors the parameters are sample sites; the default ones are uniform. Missing entries are NaN and are
+    marginalised.
+
+    Args:
+        num_states: K >= 1.
+        data_dim: Number of columns d; taken from the data by `initialize` if None.
+        topology: As `HiddenMarkov` takes it.
+        priors: As `HiddenMarkov` takes them.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    References:
+        L. Rabiner (1989), A tutorial on hidden Markov models, Proceedings of the IEEE 77.
+
+    Example:
+        >>> import pyro_lvm as lvm
+        >>> lvm.models.BernoulliHMM(2, data_dim=4)(size=3, num_steps=5).shape
+        torch.Size([3, 5, 4])
+    """
+
+    def __init__(
+        self,
+        num_states: int,
+        data_dim: int | None = None,
+        topology: Topology = None,
+        priors: bool | Priors | None = None,
+    ) -> None:
+        hint = "Threshold the column, e.g. (x > 0)."
+        rows = IndependentColumns(Bernoulli(), checked_width(type(self).__name__, data_dim), hint)
+        super().__init__(num_states, rows, topology, priors)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**self._config_of_chain, "data_dim": self.data_dim}

@@ -1,0 +1,342 @@
+r"""Hidden Markov models: the steps of a sequence come from K states that follow one another as a Markov chain.
+
+.. math::
+
+    z_{n1} &\sim \mathrm{Categorical}(\pi) \\
+    z_{nt} \mid z_{n,t-1} = i &\sim \mathrm{Categorical}(A_i) \\
+    x_{nt} \mid z_{nt} = k &\sim \text{emission } k
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int, Num
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_lvm.distributions.given_rows import as_row_family
+from pyro_lvm.distributions.hidden_markov import HMM
+from pyro_lvm.ops.kmeans import kmeans
+from pyro_lvm.ops.missing import fill
+from pyro_lvm.ops.steps import Steps, check_lengths
+from pyro_lvm.ops.topology import Topology, possible_moves
+from pyro_lvm.ops.whole_number import whole_number
+from pyro_lvm.protocols import LatentVariableModel
+
+__all__ = ["HiddenMarkov", "Priors", "checked_width"]
+
+Priors = dict[str, Any]
+
+# Pseudo-counts of the noise in a start: far enough from equal for seeds to differ, near enough for no move to be lost.
+EVENNESS = 20.0
+
+
+class HiddenMarkov(LatentVariableModel):
+    r"""Hidden Markov model with emissions of any kind.
+
+    ====================  ===========================================  ============  ====================
+    symbol                meaning                                      shape         code
+    ====================  ===========================================  ============  ====================
+    :math:`\pi`           law of the first state                       (K,)          `initial_probs`
+    :math:`A`             law of the next state, row by previous one   (K, K)        `transition_probs`
+    :math:`z_{nt}`        state of a step                              (n, T)        `infer["states"]`
+    :math:`x_{nt}`        step of a sequence                           (n, T, d)     site `x`
+    ====================  ===========================================  ============  ====================
+
+    States are summed out by the distribution at the site `x` (`pyro_lvm.distributions.HMM`), one sequence a row. A step
+    whose entries are all NaN is missing and summed out.
+
+    Args:
+        num_states: K >= 1.
+        emission: A distribution with states along its last batch dimension, whose arguments become parameters that
+            start at its own; a function without arguments that returns such a distribution, and may have `pyro.param`
+            and `pyro.sample` statements; or a `pyro_lvm.distributions.rows.RowFamily`.
+        topology: Which transitions are possible: None for all; "left-to-right" for those to the same and to the next
+            state, starting in the first; or a (K, K) table of zeros and ones, row by previous state.
+        priors: None for maximum likelihood; True for the default priors (Dirichlet(1) for initial and transition
+            probabilities); or a dict that replaces some of them, each a distribution or a function of the model that
+            returns one.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    References:
+        L. Rabiner (1989), A tutorial on hidden Markov models, Proceedings of the IEEE 77.
+
+    Example:
+        >>> import torch, pyro.distributions as dist, pyro_lvm as lvm
+        >>> x = torch.cat([torch.rand(50, 1), 5 + torch.rand(50, 1)]).reshape(1, 100, 1)
+        >>> emission = dist.Gamma(torch.tensor([1.0, 5.0]), torch.tensor([1.0, 1.0]))
+        >>> model = lvm.models.HiddenMarkov(2, emission)
+        >>> model.initialize(x)
+        >>> model(x).shape
+        torch.Size([1, 100, 1])
+    """
+
+    sequences: ClassVar[bool] = True
+    handles_missing: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        num_states: int,
+        emission: Any,
+        topology: Topology = None,
+        priors: bool | Priors | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_states = whole_number(self._name, "num_states", num_states)
+        self.given_emission = emission
+        self.rows = as_row_family(self._name, emission, self.num_states)
+        first, allowed, self.topology = possible_moves(self._name, topology, self.num_states)
+        self.register_buffer("first", first)
+        self.register_buffer("allowed", allowed)
+        self.priors = priors
+        unknown = set(priors) - set(self._kinds) if isinstance(priors, dict) else set()
+        if unknown:
+            raise ValueError(
+                f"{self._name}: expected priors for {', '.join(self._kinds)}; got {', '.join(sorted(unknown))}."
+            )
+        self.dims = {name: list(axes) for name, (_, axes) in self._kinds.items()}  # type: ignore[misc]  # by emission
+        if self.rows.complete:
+            self._declare(*self._even_chain(), *self.rows.unseen(self.num_states), 1)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**self._config_of_chain, "emission": self.given_emission}
+
+    @property
+    def _config_of_chain(self) -> dict[str, Any]:
+        return {"num_states": self.num_states, "topology": self.topology, "priors": self.priors}
+
+    @property
+    def _kinds(self) -> dict[str, Any]:
+        """Constraint and axes of every parameter."""
+        states = {
+            "initial_probs": (constraints.simplex, ("state",)),
+            "transition_probs": (constraints.simplex, ("state", "next_state")),
+        }
+        return {**states, **self.rows.parameters}
+
+    @property
+    def data_dim(self) -> int | None:
+        """Number of columns of a step."""
+        return self.rows.data_dim
+
+    # The program
+
+    def forward(
+        self,
+        x: Float[Tensor, "n t d"] | None = None,
+        lengths: Int[Tensor, " n"] | None = None,
+        *,
+        size: int | None = None,
+        num_steps: int | None = None,
+        sample_weights: Num[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n t d"]:
+        """Run the program.
+
+        Args:
+            x: Observed sequences, shape (n, T, d), NaN where missing; None to generate.
+            lengths: Number of steps of every sequence, shape (n,); T by default. What lies beyond does not matter.
+            size: Number of sequences to generate.
+            num_steps: Number of steps to generate; by default that of the longest training sequence.
+            sample_weights: How often each sequence counts, shape (n,), >= 0; once by default.
+
+        Returns:
+            Sequences, shape (n, T, d).
+        """
+        return self._run(x, lengths, size, num_steps, sample_weights)
+
+    def _run(
+        self,
+        x: Tensor | None,
+        lengths: Tensor | None,
+        size: int | None,
+        num_steps: int | None,
+        sample_weights: Tensor | None,
+        covariates: Tensor | None = None,
+    ) -> Tensor:
+        if x is None and size is None:
+            raise ValueError(f"{self._name}: expected sequences x or a size to generate; got neither.")
+        steps = x.shape[1] if x is not None else int(self.num_steps) if num_steps is None else num_steps
+        rows = size if x is None else len(x)
+        initial, transition = self.chain()
+        parameters = {name: getattr(self, name) for name in self.rows.parameters}
+        x, known = (None, None) if x is None else self._split(x)
+        emission = self._emission(parameters, known, covariates)
+        law = HMM(initial, transition, emission, num_steps=steps, lengths=lengths)
+        with pyro.plate("data", rows), self._counted(sample_weights, initial):
+            return pyro.sample("x", law, obs=x, infer={"states": "z"})
+
+    def chain(self) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
+        """Probabilities of the first state and of transitions; impossible ones are exactly 0."""
+        initial, transition = self.initial_probs, self.transition_probs
+        if self.topology is None:
+            return initial, transition
+        # a prior gives all of a row; what is left of a Dirichlet is again one
+        if "initial_probs" in self.initial_values:
+            initial = initial * self.first
+        if "transition_probs" in self.initial_values:
+            transition = transition * self.allowed
+        return initial, transition
+
+    def _emission(self, parameters: dict[str, Tensor], known: Tensor | None, covariates: Tensor | None = None) -> Any:
+        """The law of steps, states along the last batch dimension."""
+        return self.rows.law(parameters, known, *(() if covariates is None else (covariates,)))
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Sequences and which of their entries are known; None if steps are known as a whole or not at all."""
+        if x.shape[-1] == 1 or not bool(x.sum().isnan()):
+            return x, None
+        known = ~x.isnan()
+        if bool((known.all(-1) | ~known.any(-1)).all()):
+            return x, None
+        return torch.where(known, x, self.rows.example), known.unsqueeze(-2)
+
+    def _counted(self, sample_weights: Tensor | None, like: Tensor) -> AbstractContextManager[Any]:
+        """Count every sequence as often as its weight says."""
+        if sample_weights is None:
+            return nullcontext()
+        # Pyro wants a scale > 0: the smallest there is makes no difference to any sum
+        return poutine.scale(scale=sample_weights.to(like).clamp_min(torch.finfo(like.dtype).tiny))
+
+    # Checks
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError unless `x` has shape (n, T, d), with the right d and all known entries in the support."""
+        d = self.data_dim
+        if x.dim() != 3 or x.shape[1] == 0 or (d is not None and x.shape[2] != d):
+            hint = "Reshape it: sequences, steps, columns."
+            if x.dim() == 3:
+                hint = f"Pass data_dim={x.shape[2]}, or give {d} columns." if x.shape[1] else "Leave out empty ones."
+            raise ValueError(f"{self._name}: expected x of shape (n, T, {d or 'd'}); got {tuple(x.shape)}. {hint}")
+        bad = ~(self.rows.contains(x) | x.isnan())
+        if bool(bad.any()):
+            row, step, column = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"{self._name}: expected {self.rows.support} in column {column}; got {x[row, step, column].item():g} "
+                f"in step {step} of sequence {row}. {self.rows.other_support}"
+            )
+        known = ~x.isnan()
+        if not self.rows.takes_gaps and bool((known.any(-1) & ~known.all(-1)).any()):
+            raise ValueError(
+                f"{self._name}: expected steps that are known or missing (NaN) as a whole; got some in part. "
+                "Make all of such a step NaN."
+            )
+
+    def check_covariates(self, rows: int, lengths: Any = None, **covariates: Any) -> None:
+        """Raise a ValueError unless `lengths`, if given, holds one whole number >= 1 for each of the sequences."""
+        if lengths is not None:
+            check_lengths(self._name, lengths, rows)
+
+    def check_training(self, x: Tensor, lengths: Tensor | None = None, sample_weights: Tensor | None = None) -> None:
+        """Raise a ValueError for fewer steps than states, or steps from which the emission cannot be learned."""
+        self.check(x)
+        self._check_steps(Steps.of(self._name, x, lengths, sample_weights))
+
+    def _check_steps(self, steps: Steps) -> None:
+        if len(steps.rows) < max(2, self.num_states):
+            raise ValueError(
+                f"{self._name}: expected at least {max(2, self.num_states)} steps (two, and as many as states); got "
+                f"{len(steps.rows)} that are known. Lower num_states or add data."
+            )
+        self.rows.check_training(self._name, steps.rows)
+
+    # The start
+
+    def initialize(self, x: Tensor, lengths: Tensor | None = None, sample_weights: Tensor | None = None) -> None:
+        """Start from k-means clusters of the steps and nearly equal transitions; other seeds give other starts.
+
+        With `topology="left-to-right"` the clusters are successive parts of the sequences.
+
+        Args:
+            x: Sequences, shape (n, T, d), NaN where missing.
+            lengths: Number of steps of every sequence, shape (n,).
+            sample_weights: How often each sequence counts, shape (n,); those that do not count give no start.
+
+        Raises:
+            ValueError: Too few steps, steps that do not fit the model, or bad lengths or weights.
+        """
+        self._initialize(x, lengths, sample_weights)
+
+    def _initialize(
+        self, x: Tensor, lengths: Tensor | None, sample_weights: Tensor | None, covariates: Tensor | None = None
+    ) -> None:
+        self.rows.arrange(x.reshape(-1, x.shape[-1]))
+        self.check(x)
+        steps = Steps.of(self._name, x, lengths, sample_weights)
+        self._check_steps(steps)
+        members = self._members(steps) * steps.counts.unsqueeze(-1)
+        extra = () if covariates is None else (covariates[steps.used],)
+        start = self.rows.start(steps.rows, members, *extra)
+        summary = self.rows.summary(steps.rows, steps.counts, self.num_states, *extra)
+        self._declare(*self._noisy_chain(x), start, summary, int(x.shape[1]))
+
+    def _members(self, steps: Steps) -> Tensor:
+        """Which steps start in which state, (m, K)."""
+        k = self.num_states
+        if self.topology == "left-to-right":
+            cuts = torch.distributions.Dirichlet(torch.full((k,), EVENNESS)).sample().cumsum(0)[:-1]
+            assignment = torch.bucketize(steps.progress, cuts.to(steps.progress))
+        else:
+            assignment = kmeans(fill(self.rows.features(steps.rows))[0], k)
+        return torch.nn.functional.one_hot(assignment, k).to(steps.rows)
+
+    def _even_chain(self) -> tuple[Tensor, Tensor]:
+        return self.first / self.first.sum(), self.allowed / self.allowed.sum(-1, keepdim=True)
+
+    def _noisy_chain(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Nearly equal probabilities of everything that is possible."""
+        found = []
+        for possible in (self.first, self.allowed):
+            noise = torch._standard_gamma(torch.full_like(possible, EVENNESS)) * possible
+            found.append((noise / noise.sum(-1, keepdim=True)).to(like))
+        return found[0], found[1]
+
+    def _declare(
+        self, initial: Tensor, transition: Tensor, start: dict[str, Tensor], summary: dict[str, Tensor], steps: int
+    ) -> None:
+        """Create the parameters at a start, with priors that know the summary."""
+        self.register_buffer("num_steps", torch.tensor(steps))
+        for name, value in summary.items():
+            self.register_buffer(f"prior_{name}", value)
+        default: dict[str, Any] = {
+            "initial_probs": _even_prior,
+            "transition_probs": _even_rows_prior,
+            **{name: partial(_prior_of_rows, name=name, summary=tuple(summary)) for name in self.rows.parameters},
+        }
+        given = self.priors if isinstance(self.priors, dict) else {}
+        priors = {**(default if self.priors else {}), **given}
+        starts = {"initial_probs": initial, "transition_probs": transition, **start}
+        for name, (constraint, _) in self._kinds.items():
+            self.declare(name, starts[name], constraint, priors.get(name))
+
+
+def checked_width(caller: str, data_dim: int | None) -> int | None:
+    """A number of columns, None while it is left to the data."""
+    return None if data_dim is None else whole_number(caller, "data_dim", data_dim)
+
+
+def _even_prior(model: HiddenMarkov) -> Any:
+    return dist.Dirichlet(torch.ones_like(model.initial_values["initial_probs"]))
+
+
+def _even_rows_prior(model: HiddenMarkov) -> Any:
+    return dist.Dirichlet(torch.ones_like(model.initial_values["transition_probs"])).to_event(1)
+
+
+def _prior_of_rows(model: HiddenMarkov, *, name: str, summary: tuple[str, ...]) -> Any:
+    known = {entry: getattr(model, f"prior_{entry}") for entry in summary}
+    return model.rows.prior(name, model, known, model.num_states)

@@ -1,0 +1,67 @@
+r"""Hidden Markov model with Poisson emissions.
+
+.. math::
+
+    z_{n1} \sim \mathrm{Categorical}(\pi), \quad z_{nt} \sim \mathrm{Categorical}(A_{z_{n,t-1}}), \quad
+    x_{ntj} \mid z_{nt} = k \sim \mathrm{Poisson}(\lambda_{kj})
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro_lvm.distributions.columns import Poisson
+from pyro_lvm.distributions.rows import IndependentColumns
+from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors, checked_width
+from pyro_lvm.ops.topology import Topology
+
+__all__ = ["PoissonHMM"]
+
+
+class PoissonHMM(HiddenMarkov):
+    r"""Hidden Markov model whose steps are counts, independent given the state.
+
+    ====================  ===========================================  ============  ====================
+    symbol                meaning                                      shape         code
+    ====================  ===========================================  ============  ====================
+    :math:`\pi`           law of the first state                       (K,)          `initial_probs`
+    :math:`A`             law of the next state, row by previous one   (K, K)        `transition_probs`
+    :math:`\lambda`       expected counts                              (K, d)        `rate`
+    ====================  ===========================================  ============  ====================
+
+    With priors the parameters are sample sites; the default ones are weak, as in `PoissonMixture`. Missing entries
+    are NaN and are marginalised.
+
+    Args:
+        num_states: K >= 1.
+        data_dim: Number of columns d; taken from the data by `initialize` if None.
+        topology: As `HiddenMarkov` takes it.
+        priors: As `HiddenMarkov` takes them.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    References:
+        W. Zucchini, I. MacDonald, R. Langrock (2016), Hidden Markov Models for Time Series, second edition, chapter 1.
+
+    Example:
+        >>> import pyro_lvm as lvm
+        >>> lvm.models.PoissonHMM(2, data_dim=1)(size=3, num_steps=5).shape
+        torch.Size([3, 5, 1])
+    """
+
+    def __init__(
+        self,
+        num_states: int,
+        data_dim: int | None = None,
+        topology: Topology = None,
+        priors: bool | Priors | None = None,
+    ) -> None:
+        hint = "Pass whole numbers >= 0."
+        rows = IndependentColumns(Poisson(), checked_width(type(self).__name__, data_dim), hint)
+        super().__init__(num_states, rows, topology, priors)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {**self._config_of_chain, "data_dim": self.data_dim}
