@@ -121,4 +121,3 @@ class IBMModel2(TranslationTable):
             return super()._log_prior()
         logs = torch.where(self._possible() > 0, self.alignment_probs.double().log(), 0.0)
         return super()._log_prior() + self.position_smoothing * logs.sum()
-

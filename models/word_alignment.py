@@ -48,9 +48,7 @@ class WordAlignment(LatentVariableModel):
         self._memory = Memory()
 
     @abstractmethod
-    def law(
-        self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int
-    ) -> AlignedSentence:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> AlignedSentence:
         """The law of target sentences, alignments summed out.
 
         Args:
@@ -177,15 +175,31 @@ class WordAlignment(LatentVariableModel):
         self._check_lengths("lengths", lengths, rows, None)
         self._check_lengths("source_lengths", source_lengths, rows, source.shape[1])
 
-    def _checked_law(
-        self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None
-    ) -> AlignedSentence:
+    def _start(
+        self, x: Tensor, source: Tensor | None, lengths: Tensor | None, source_lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Source words and both lengths of sentences to learn from, after checks; learns the vocabularies' sizes."""
+        self.check_training(x)
+        found = self._checked(x, source, lengths, source_lengths)
+        self.num_source_words = self.num_source_words or int(found[0].max()) + 1
+        self.num_target_words = self.num_target_words or int(x.max()) + 1
+        return found
+
+    def _checked(
+        self, x: Tensor, source: Tensor | None, lengths: Tensor | None, source_lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Source words and both lengths as whole numbers, after checks."""
         self.check(x)
         self.check_covariates(len(x), source, lengths, source_lengths)
         self._check_lengths("lengths", lengths, len(x), x.shape[1])
         source, source_lengths = self._sources(source, source_lengths)
         lengths = torch.full_like(source_lengths, x.shape[1]) if lengths is None else lengths.long()
-        return self.law(source, source_lengths, lengths, x.shape[1])
+        return source, source_lengths, lengths
+
+    def _checked_law(
+        self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None
+    ) -> AlignedSentence:
+        return self.law(*self._checked(x, source, lengths, source_lengths), x.shape[1])
 
     def _sources(self, source: Tensor | None, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Source words and lengths as whole numbers; the very tensors if they are."""
@@ -267,7 +281,11 @@ class TranslationTable(WordAlignment):
             self._declare_table(torch.zeros(0, dtype=torch.long))
 
     def initialize(
-        self, x: Tensor, source: Tensor | None = None, lengths: Tensor | None = None, source_lengths: Tensor | None = None
+        self,
+        x: Tensor,
+        source: Tensor | None = None,
+        lengths: Tensor | None = None,
+        source_lengths: Tensor | None = None,
     ) -> None:
         """Start at the uniform table, or at what Model 1 makes of it in `num_warm_up` steps.
 
@@ -280,14 +298,8 @@ class TranslationTable(WordAlignment):
         Raises:
             ValueError: The sentences do not fit each other, or the vocabularies.
         """
-        self.check_training(x)
-        self.check_covariates(len(x), source, lengths, source_lengths)
-        self._check_lengths("lengths", lengths, len(x), x.shape[1])
-        source, sizes = self._sources(source, source_lengths)
-        steps = torch.full_like(sizes, x.shape[1]) if lengths is None else lengths.long()
-        self.num_source_words = self.num_source_words or int(source.max()) + 1
-        self.num_target_words = self.num_target_words or int(x.max()) + 1
-        vocabulary = self.num_target_words
+        source, sizes, steps = self._start(x, source, lengths, source_lengths)
+        vocabulary = self.num_target_words or 0
         tensors = x, source, sizes, steps
 
         def meetings() -> tuple[Tensor, list[Group]]:
@@ -344,4 +356,3 @@ class TranslationTable(WordAlignment):
         if isinstance(value, (bool, str)) or not 0 <= value < torch.inf:
             raise ValueError(f"{self._name}: expected {name} >= 0, a pseudo-count; got {value!r}.")
         return float(value)
-

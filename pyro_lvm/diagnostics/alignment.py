@@ -121,9 +121,7 @@ def read_links(text: str) -> set[Link]:
     return {(int(source), int(target)) for source, target in (part.split("-") for part in text.split())}
 
 
-def symmetrise(
-    forward: Sequence[Links], backward: Sequence[Links], method: str = "grow-diag-final"
-) -> list[set[Link]]:
+def symmetrise(forward: Sequence[Links], backward: Sequence[Links], method: str = "grow-diag-final") -> list[set[Link]]:
     """Make one alignment of two, found in opposite directions, in which words on both sides may have several links.
 
     "intersection" and "union" speak for themselves. "grow-diag" starts from the intersection and adds, again and again,

@@ -99,11 +99,13 @@ class Cooccurrences(torch.nn.Module):
 
     def _shape(self) -> tuple[Tensor, Tensor]:
         """Row and number of columns of every value, found once for these keys."""
-        keys = self.keys
-        if self._derived is None or self._derived[2].data_ptr() != keys.data_ptr() or len(self._derived[2]) != len(keys):
+        keys = self.keys.detach()  # loading a checkpoint puts other data into the same buffer
+        known = self._derived
+        if known is None or known[2].data_ptr() != keys.data_ptr() or len(known[2]) != len(keys):
             rows = keys // self.num_columns
             every = torch.arange(self.num_rows, device=keys.device)
             seen = torch.bincount(rows, minlength=self.num_rows)
             ones = torch.ones(len(keys), dtype=torch.float64, device=keys.device)
-            self._derived = (torch.cat([rows, every]), torch.cat([ones, (self.num_columns - seen).double()]), keys)
-        return self._derived[:2]
+            known = torch.cat([rows, every]), torch.cat([ones, (self.num_columns - seen).double()]), keys
+            self._derived = known
+        return known[:2]

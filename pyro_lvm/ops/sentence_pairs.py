@@ -83,7 +83,9 @@ def number_pairs(groups: list[Group]) -> tuple[Tensor, list[Group]]:
     cells = torch.cat([group.cells[group.inside].reshape(-1) for group in groups])
     keys, places = torch.unique(cells, return_inverse=True)
     numbered = []
-    for group, part in zip(groups, places.split([int(g.inside.sum()) * g.source.shape[1] for g in groups]), strict=True):
+    for group, part in zip(
+        groups, places.split([int(g.inside.sum()) * g.source.shape[1] for g in groups]), strict=True
+    ):
         entries = torch.zeros_like(group.cells)
         entries[group.inside] = part.reshape(-1, group.source.shape[1])
         numbered.append(replace(group, cells=entries))
