@@ -16,6 +16,7 @@ from pyro_lvm.models.ibm_model_1 import IBMModel1
 from pyro_lvm.models.ibm_model_2 import IBMModel2
 from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
 from pyro_lvm.models.multinomial_hmm import MultinomialHMM
+from pyro_lvm.models.neural_alignment import NeuralHMMAlignment
 from pyro_lvm.models.poisson_hmm import PoissonHMM
 from pyro_lvm.models.poisson_mixture import PoissonMixture
 from pyro_lvm.models.regression_hmm import RegressionHMM
@@ -39,6 +40,7 @@ __all__ = [
     "IBMModel2",
     "MixtureOfExperts",
     "MultinomialHMM",
+    "NeuralHMMAlignment",
     "PoissonHMM",
     "PoissonMixture",
     "RegressionHMM",

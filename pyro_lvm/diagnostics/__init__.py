@@ -6,12 +6,4 @@ from pyro_lvm.diagnostics.compare import compare
 from pyro_lvm.diagnostics.psis import pareto_k
 from pyro_lvm.diagnostics.table import Table
 
-__all__ = [
-    "Table",
-    "alignment_error_rate",
-    "alignment_scores",
-    "compare",
-    "pareto_k",
-    "symmetrise",
-    "to_arviz",
-]
+__all__ = ["Table", "alignment_error_rate", "alignment_scores", "compare", "pareto_k", "symmetrise", "to_arviz"]
