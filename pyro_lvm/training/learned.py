@@ -167,6 +167,11 @@ class Learned:
                 found.update({f"{owner}:{n}": t for n, t in program.named_buffers()})
         return found
 
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return _name(self.model)
+
     def __repr__(self) -> str:
         how = type(self.inference).__name__
         guide = f", guide={_name(self.guide)}" if self.guide is not None else ""

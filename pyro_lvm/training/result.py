@@ -69,7 +69,7 @@ class Fit(Learned):
             ValueError: The model has none.
         """
         raise ValueError(
-            f"transform: {_name(self.model)} has no continuous latent site of each row. "
+            f"transform: {self.name} has no continuous latent site of each row. "
             "Use predict_proba for the posterior of its discrete ones."
         )
 
