@@ -76,9 +76,27 @@ class Chains:
             NonFiniteLoss: A sequence has probability zero.
         """
         found = chains.smooth(*self.tables, pairwise=pairwise)
-        if not bool(torch.isfinite(found.log_likelihood).all()):
-            raise NonFiniteLoss("a sequence has probability zero.")
+        _require_possible(found.log_likelihood)
         return self._averaged(found.marginals, 2), self._averaged(found.transitions, 3 if pairwise else 2)
+
+    def viterbi(self) -> Tensor:
+        """Most probable paths, (s,) + batch + (T,).
+
+        Raises:
+            NonFiniteLoss: A sequence has probability zero.
+        """
+        paths, log_joint = chains.viterbi(*self.tables)
+        _require_possible(log_joint)
+        return paths
+
+    def sample(self, num_samples: int) -> Tensor:
+        """Paths drawn from their posteriors, (num_samples, s) + batch + (T,).
+
+        Raises:
+            NonFiniteLoss: A sequence has probability zero.
+        """
+        _require_possible(chains.log_likelihood(*self.tables))
+        return chains.sample(*self.tables, num_samples=num_samples)
 
     def _averaged(self, table: Tensor, trailing: int) -> Tensor:
         """Sum out the program's other discrete sites."""
@@ -89,6 +107,11 @@ class Chains:
         )
         weighted = weights.reshape(*weights.shape, *[1] * trailing) * table
         return weighted.flatten(1, self.weights.dim() - 2).sum(1)
+
+
+def _require_possible(log_probability: Tensor) -> None:
+    if not bool(torch.isfinite(log_probability).all()):
+        raise NonFiniteLoss("a sequence has probability zero.")
 
 
 def discrete_kinds(fit: Fit, arguments: Arguments) -> tuple[list[str], list[str]]:
@@ -213,7 +236,7 @@ def decoded(fit: Fit, arguments: Arguments, draws: Draws, order: Tensor | None =
     for where, sites in chains_of(fit, arguments, draws):
         for name, chain in sites.items():
             if len(draws) == 1 and chain.weights is None:
-                single[name] = chains.viterbi(*chain.tables)[0][0]
+                single[name] = chain.viterbi()[0]
                 continue
             states, pairs = chain.smooth(pairwise=True)
             rank = None if order is None else order[where]
@@ -233,7 +256,7 @@ def drawn(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dict[str,
     paths: dict[str, list[Tensor]] = {}
     for _, sites in chains_of(fit, arguments, draws):
         for name, chain in sites.items():
-            paths.setdefault(name, []).append(chains.sample(*chain.tables, num_samples=times))
+            paths.setdefault(name, []).append(chain.sample(times))
     return {name: torch.cat(parts, 1).flatten(0, 1)[:count] for name, parts in paths.items()}
 
 
