@@ -45,9 +45,9 @@ class Chains:
     Attributes:
         laws: The site's distribution under each draw.
         value: What it observes, batch + (T,) + event.
-        initial: Log-probabilities of the first state, (s,) + batch + (K,), nats.
-        transition: Log-probabilities of transitions, (s,) + batch + (1 or T - 1, K, K), nats.
-        emission: Log-densities of steps by state, (s,) + batch + (T, K), nats.
+        initial: Log-probabilities of the chain's first position, (s,) + batch + (S,), nats; most laws have S = K states.
+        transition: Log-probabilities of moves, (s,) + batch + (1 or T - 1, S, S), nats.
+        emission: Log-densities of steps by position, (s,) + batch + (T, S), nats.
         lengths: Steps of every sequence, batch; None if all are alike.
         weights: Posterior of the program's other discrete sites, which make up the leading axes of the batch, (s,) +
             batch; None if there are none.
@@ -78,7 +78,17 @@ class Chains:
         found = chains.smooth(*self.tables, pairwise=pairwise)
         if not bool(torch.isfinite(found.log_likelihood).all()):
             raise NonFiniteLoss("a sequence has probability zero.")
-        return self._averaged(found.marginals, 2), self._averaged(found.transitions, 3 if pairwise else 2)
+        law = self.laws[-1]
+        marginals, moves = law.collect(found.marginals), law.collect(law.collect(found.transitions), -2)
+        return self._averaged(marginals, 2), self._averaged(moves, 3 if pairwise else 2)
+
+    def viterbi(self) -> Tensor:
+        """The most probable paths under every draw, (s,) + batch + (T,); -1 in padding."""
+        return self.laws[-1].states_on(chains.viterbi(*self.tables)[0])
+
+    def sample(self, count: int) -> Tensor:
+        """Paths drawn from their posteriors, (count, s) + batch + (T,); -1 in padding."""
+        return self.laws[-1].states_on(chains.sample(*self.tables, num_samples=count))
 
     def _averaged(self, table: Tensor, trailing: int) -> Tensor:
         """Sum out the program's other discrete sites."""
@@ -196,7 +206,7 @@ def decoded(fit: Fit, arguments: Arguments, draws: Draws, order: Tensor | None =
     for where, sites in chains_of(fit, arguments, draws):
         for name, chain in sites.items():
             if len(draws) == 1 and chain.weights is None:
-                single[name] = chains.viterbi(*chain.tables)[0][0]
+                single[name] = chain.viterbi()[0]
                 continue
             states, pairs = chain.smooth(pairwise=True)
             rank = None if order is None else order[where]
@@ -216,7 +226,7 @@ def drawn(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dict[str,
     paths: dict[str, list[Tensor]] = {}
     for _, sites in chains_of(fit, arguments, draws):
         for name, chain in sites.items():
-            paths.setdefault(name, []).append(chains.sample(*chain.tables, num_samples=times))
+            paths.setdefault(name, []).append(chain.sample(times))
     return {name: torch.cat(parts, 1).flatten(0, 1)[:count] for name, parts in paths.items()}
 
 

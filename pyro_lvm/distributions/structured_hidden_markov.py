@@ -200,7 +200,7 @@ class HiddenSemiMarkov(_AssembledHMM):
         self.small = {
             "initial": StateLaw(dist.Categorical(initial_probs, validate_args=validate)),
             "transition": _moves(transition_probs, options),
-            "duration": StateLaw(dist.Categorical(duration_probs, validate_args=validate), 1),
+            "duration": StateLaw(dist.Categorical(duration_probs, validate_args=validate), 1, of_states=False),
         }
         self.max_duration = int(duration_probs.shape[-1])
         self.state_of = torch.arange(k, device=initial_probs.device).repeat_interleave(self.max_duration)
