@@ -19,6 +19,7 @@ from pyro_lvm.training import choices, result
 
 GUIDE_DRAWS = 40
 NUM_ROWS = 120
+NUM_DRAWS = 15_000
 
 
 def bernoulli_mixture(x):
@@ -70,24 +71,55 @@ def most_varied(x):
     return x[:, x.var(0).argsort(descending=True)[:6].sort().values]
 
 
+def few_draws(x):
+    """Counts with one small total, in the proportions of those in every row."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.multinomial(x / x.sum(-1, keepdim=True), 4, replacement=True, generator=generator)
+    return torch.nn.functional.one_hot(draws, x.shape[1]).sum(1).to(x)
+
+
 # How the laws take the rows of the catalog's data sets: as they are, or prepared.
-PREPARED = {"faithful": standardised, "digits234": most_varied}
+PREPARED = {
+    "faithful": standardised,
+    "geyser": standardised,
+    "digits234": most_varied,
+    "seatbelts": few_draws,
+}
+
+# Steps of a sequence: few, since all paths of states are added up, and densities integrated over all steps.
+STEPS = 3
 
 # Kinds of the columns of models whose columns are not real numbers and that do not say so in `columns`.
 KINDS = {
     "BernoulliMixture": ["bernoulli"] * 6,
     "PoissonMixture": ["poisson"],
     "CategoricalMixture": ["categorical"] * 5,
+    "BernoulliHMM": ["bernoulli"] * STEPS,
+    "CategoricalHMM": ["categorical"] * STEPS,
+    "PoissonHMM": ["poisson"] * STEPS,
 }
 
+# Proposals for rows of other kinds than those.
+PROPOSALS = {"MultinomialHMM": oracles.broad_shares(3)}
+
 # Columns from which there is little to learn, but which do a model no harm.
-HARMLESS = dict.fromkeys(("BernoulliMixture", "PoissonMixture", "CategoricalMixture"), ("constant column",))
+DISCRETE = (
+    "BernoulliMixture",
+    "PoissonMixture",
+    "CategoricalMixture",
+    "BernoulliHMM",
+    "CategoricalHMM",
+    "PoissonHMM",
+    "MultinomialHMM",
+)
+HARMLESS = dict.fromkeys(DISCRETE, ("constant column",))
 
 
 @functools.cache
-def example_rows(data):
-    x = lvm.datasets.load(data).x[:NUM_ROWS].double()
-    return PREPARED.get(data, torch.clone)(x)
+def example_rows(data, sequences):
+    """Rows of a data set, or its first steps cut into sequences."""
+    x = PREPARED.get(data, torch.clone)(lvm.datasets.load(data).x[:NUM_ROWS].double())
+    return x.unfold(0, STEPS, STEPS).mT.contiguous() if sequences else x
 
 
 @dataclass(frozen=True)
@@ -105,7 +137,7 @@ class Program:
     @property
     def arguments(self):
         rows, q = self.rows(), self.num_covariates
-        return {"x": rows[:, q:], "covariates": rows[:, :q]} if q else {"x": rows}
+        return {"x": rows[..., q:], "covariates": rows[..., :q]} if q else {"x": rows}
 
     @property
     def data(self):
@@ -129,8 +161,10 @@ def _catalog_programs(**options):
             name = "-".join([entry.name, *_words(variant)])
             make = functools.partial(entry.example, **variant, **options)
             kinds = variant.get("columns", KINDS.get(entry.name))
-            proposal = oracles.broad_columns(kinds) if kinds else oracles.broad_reals
-            rows = functools.partial(example_rows, entry.data)
+            reals = oracles.broad_steps(STEPS) if entry.model.sequences else oracles.broad_reals
+            broad = oracles.broad_columns(kinds) if kinds else reals
+            proposal = PROPOSALS.get(entry.name, broad)
+            rows = functools.partial(example_rows, entry.data, entry.model.sequences)
             yield entry, Program(name, make, rows, proposal, kinds=kinds, num_covariates=entry.covariates)
 
 
@@ -204,7 +238,11 @@ def fitted(case):
 def test_density_integrates_to_one(case):
     program = case.program
     laws.density_integrates_to_one(
-        fitted(case), program.arguments["x"], proposal=program.proposal, covariates=program.one_row_of_covariates
+        fitted(case),
+        program.arguments["x"],
+        proposal=program.proposal,
+        num_draws=NUM_DRAWS,
+        covariates=program.one_row_of_covariates,
     )
 
 
@@ -243,7 +281,7 @@ def test_parameters_are_recovered(program):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.guide is not None and c.guide != "map"], ids=str)
 def test_bound_is_below_evidence(case):
-    laws.bound_is_below_evidence(fitted(case), case.program.rows(), num_bounds=50, num_draws=50)
+    laws.bound_is_below_evidence(fitted(case), case.program.data, num_bounds=50, num_draws=50)
 
 
 @each_case
@@ -303,13 +341,21 @@ BAD_ROW_CASES = {
 def test_rejects_bad_rows(entry, variant, guide):
     options = {} if guide is None else {"priors": True}
     make = functools.partial(entry.example, **variant, **options)
-    laws.rejects_bad_rows(make, entry.rows().double()[:NUM_ROWS], skip=HARMLESS.get(entry.name, ()), guide=guide)
+    rows = example_rows(entry.data, entry.model.sequences)
+    laws.rejects_bad_rows(make, rows, skip=HARMLESS.get(entry.name, ()), guide=guide)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if getattr(c.program.make(), "handles_missing", False)], ids=str)
+def takes_gaps(program):
+    """Whether single entries may be missing: some models of sequences take steps as a whole only."""
+    model = program.make()
+    rows = getattr(model, "rows", None) if getattr(model, "sequences", False) else None
+    return getattr(model, "handles_missing", False) and (rows is None or rows.takes_gaps) and not program.num_covariates
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if takes_gaps(c.program)], ids=str)
 def test_missing_entries_are_marginalised(case):
     rows, kinds = case.program.rows(), case.program.kinds
-    support = kinds and [oracles.grid(kind, column) for kind, column in zip(kinds, rows.T, strict=True)]
+    support = kinds and [oracles.grid(kind, column) for kind, column in zip(kinds, rows.flatten(1).T, strict=True)]
     laws.missing_entries_are_marginalised(fitted(case), rows, support=support)
 
 
