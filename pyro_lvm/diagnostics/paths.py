@@ -45,7 +45,7 @@ class Chains:
     Attributes:
         laws: The site's distribution under each draw.
         value: What it observes, batch + (T,) + event.
-        initial: Log-probabilities of the chain's first position, (s,) + batch + (S,), nats; most laws have S = K states.
+        initial: Log-probabilities of the chain's first position, (s,) + batch + (S,), nats; mostly S = K.
         transition: Log-probabilities of moves, (s,) + batch + (1 or T - 1, S, S), nats.
         emission: Log-densities of steps by position, (s,) + batch + (T, S), nats.
         lengths: Steps of every sequence, batch; None if all are alike.

@@ -141,10 +141,9 @@ def test_lengths_known_states_and_batches(kind: tuple) -> None:
     law = make(lengths=lengths).clamp(states)
     for n, value in enumerate(law.log_prob(x)):
         seen = x[n, : lengths[n]]
-        terms = [
-            w for w, path, _ in stories(seen) if all(k in (-1, z) for k, z in zip(states[n].tolist(), path, strict=False))
-        ]
-        torch.testing.assert_close(value, torch.tensor(terms).logsumexp(0), rtol=1e-10, atol=1e-10)
+        known = states[n].tolist()
+        fits = [w for w, path, _ in stories(seen) if all(k in (-1, z) for k, z in zip(known, path, strict=False))]
+        torch.testing.assert_close(value, torch.tensor(fits).logsumexp(0), rtol=1e-10, atol=1e-10)
     wide = make(num_steps=STEPS).expand((3,))
     assert type(wide) is type(law)
     torch.testing.assert_close(wide.log_prob(x), make().log_prob(x))
@@ -160,7 +159,9 @@ def test_draws_have_the_moments_of_the_law(kind: tuple) -> None:
     expected = torch.zeros(3, law.num_states)
     for weight, path, _ in stories(nothing):
         expected[range(3), path] += math.exp(weight)
-    torch.testing.assert_close(torch.nn.functional.one_hot(states, law.num_states).double().mean(0), expected, atol=0.035, rtol=0)
+    torch.testing.assert_close(
+        torch.nn.functional.one_hot(states, law.num_states).double().mean(0), expected, atol=0.035, rtol=0
+    )
     assert torch.isfinite(values).all()
 
 
@@ -172,7 +173,9 @@ def program(x: Tensor, make: Callable[..., HMM], weights: Tensor | None = None, 
 
 def learned_factorial(**options: Any) -> FactorialHMM:
     names = [f"{kind}_{m}" for kind in ("initial", "transition") for m in range(2)]
-    start = [pyro.param(name, value.clone(), constraint=SIMPLEX) for name, value in zip(names, [*FIRST, *MOVES], strict=True)]
+    start = [
+        pyro.param(name, value.clone(), constraint=SIMPLEX) for name, value in zip(names, [*FIRST, *MOVES], strict=True)
+    ]
     return FactorialHMM(start[:2], start[2:], dist.Normal(pyro.param("loc", LOC.clone()), 1.0), **options)
 
 
@@ -292,7 +295,10 @@ def test_joint_states_split_and_join() -> None:
         (lambda: FactorialHMM(FIRST, MOVES[:1], dist.Normal(LOC, 1.0)), "as many chains, at least one; got 2 and 1"),
         (lambda: FactorialHMM(FIRST, MOVES[::-1], dist.Normal(LOC, 1.0)), r"transition_probs\[0\] to be a square"),
         (lambda: FactorialHMM(FIRST, MOVES, dist.Normal(MEANS, 1.0)), "expected emission over 6 states"),
-        (lambda: HiddenSemiMarkov(BEGIN, MOVES[0], LAST, dist.Normal(MEANS, 1.0)), r"transition_probs to end in \(3, 3"),
+        (
+            lambda: HiddenSemiMarkov(BEGIN, MOVES[0], LAST, dist.Normal(MEANS, 1.0)),
+            r"probs to end in \(3, 3",
+        ),
         (lambda: HiddenSemiMarkov(BEGIN, FOLLOW, LAST[0], dist.Normal(MEANS, 1.0)), "duration_probs of shape"),
         (lambda: HiddenSemiMarkov(BEGIN, FOLLOW, LAST[:, :0], dist.Normal(MEANS, 1.0)), "duration_probs of shape"),
         (lambda: HiddenSemiMarkov(BEGIN, FOLLOW, LAST, dist.Normal(LOC, 1.0)), "expected emission over 3 states"),
