@@ -11,6 +11,9 @@ from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.gaussian_mixture_hmm import GaussianMixtureHMM
 from pyro_lvm.models.heterogeneous_mixture import HeterogeneousMixture
 from pyro_lvm.models.hidden_markov import HiddenMarkov
+from pyro_lvm.models.hidden_markov_alignment import HMMAlignment
+from pyro_lvm.models.ibm_model_1 import IBMModel1
+from pyro_lvm.models.ibm_model_2 import IBMModel2
 from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
 from pyro_lvm.models.multinomial_hmm import MultinomialHMM
 from pyro_lvm.models.poisson_hmm import PoissonHMM
@@ -29,8 +32,11 @@ __all__ = [
     "GaussianHMM",
     "GaussianMixture",
     "GaussianMixtureHMM",
+    "HMMAlignment",
     "HeterogeneousMixture",
     "HiddenMarkov",
+    "IBMModel1",
+    "IBMModel2",
     "MixtureOfExperts",
     "MultinomialHMM",
     "PoissonHMM",

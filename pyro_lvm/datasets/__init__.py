@@ -10,9 +10,23 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.datasets.corpora import TaggedCorpus, read_tagged, tagged_sentences
+from pyro_lvm.datasets.parallel import ParallelCorpus, parallel_corpus, phrases
 from pyro_lvm.datasets.vocabulary import Vocabulary, word_classes
 
-__all__ = ["NAMES", "Data", "TaggedCorpus", "Vocabulary", "load", "read_tagged", "tagged_sentences", "word_classes"]
+__all__ = [
+    "NAMES",
+    "Data",
+    "ParallelCorpus",
+    "TaggedCorpus",
+    "Vocabulary",
+    "load",
+    "parallel_corpus",
+    "phrases",
+    "read_tagged",
+    "tagged_sentences",
+    "word_classes",
+]
+
 
 LABELS = {
     "faithful": None,

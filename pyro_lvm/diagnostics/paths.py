@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyro_lvm.distributions import HMM
     from pyro_lvm.training.result import Fit
 
-__all__ = ["Chains", "chains_of", "decoded", "discrete_kinds", "drawn", "ordered", "smoothed"]
+__all__ = ["Chains", "chains_of", "decoded", "discrete_kinds", "drawn", "log_likelihoods", "ordered", "smoothed"]
 
 CELLS = 2**22
 """Numbers that the tables of the draws worked on together may hold, 32 MB; three times as much in their posteriors."""
@@ -158,6 +158,23 @@ def _stacked(ones: Sequence[_One]) -> Chains:
     last = ones[-1]
     weights = None if last.weights is None else torch.stack([o.weights for o in ones if o.weights is not None])
     return Chains([o.law for o in ones], last.value, initial, transition, emission, last.law.lengths, weights)
+
+
+def log_likelihoods(fit: Fit, arguments: Arguments, draws: Draws) -> Tensor | None:
+    """Log-likelihood of every sequence under every draw, (draws, n), nats; None if rows are more than hidden chains."""
+    with fit.scope(), _pyro.validation(False):
+        trace = structure(fit.program, arguments.args, arguments.kwargs, fresh=False)
+    sites = [site for name, site in trace.nodes.items() if site["type"] == "sample" and name not in draws[0]]
+    if not sites or any(states_of(s) is None or s["mask"] is not None or _plates(s) != [fit.plate] for s in sites):
+        return None
+    parts = []
+    for _, found in chains_of(fit, arguments, draws):
+        parts.append(torch.stack([chains.log_likelihood(*chain.tables) for chain in found.values()]).sum(0))
+    return torch.cat(parts)
+
+
+def _plates(site: Any) -> list[str]:
+    return [frame.name for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
 def smoothed(fit: Fit, arguments: Arguments, draws: Draws, order: Tensor | None = None) -> dict[str, Tensor]:
