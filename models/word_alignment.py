@@ -175,7 +175,9 @@ class WordAlignment(LatentVariableModel):
         self._check_lengths("lengths", lengths, rows, None)
         self._check_lengths("source_lengths", source_lengths, rows, source.shape[1])
 
-    def _checked_law(self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None) -> Any:
+    def _checked_law(
+        self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None
+    ) -> Any:
         self.check(x)
         self.check_covariates(len(x), source, lengths, source_lengths)
         self._check_lengths("lengths", lengths, len(x), x.shape[1])
