@@ -9,7 +9,6 @@ r"""Mixture of experts: every row follows one of K regressions, which of them de
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,11 +16,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Num
-from pyro import poutine
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.handlers.counted import counted
 from pyro_lvm.ops.kmeans import kmeans
 from pyro_lvm.ops.regressions import centre_and_spread, member_regressions
 from pyro_lvm.ops.whole_number import whole_number
@@ -126,7 +125,7 @@ class MixtureOfExperts(LatentVariableModel):
         covariates = self._checked(covariates, size if x is None else len(x)).to(self.scale)
         logits = self._logits(covariates)
         coefficients, intercept, scale = self.coefficients, self.intercept, self.scale
-        with pyro.plate("data", len(covariates)), self._counted(sample_weights, scale):
+        with pyro.plate("data", len(covariates)), counted(sample_weights, scale):
             z = pyro.sample("z", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
             loc = torch.einsum("...dq,...q->...d", coefficients[z], covariates) + intercept[z]
             return pyro.sample("x", dist.Normal(loc, scale[z]).to_event(1), obs=x)
@@ -152,13 +151,6 @@ class MixtureOfExperts(LatentVariableModel):
         if self.num_components == 1:
             return covariates.new_zeros(len(covariates), 1)
         return torch.nn.functional.pad(standardised @ self.gate_coefficients.T + self.gate_intercept, (0, 1))
-
-    def _counted(self, sample_weights: Tensor | None, like: Tensor) -> AbstractContextManager[Any]:
-        """Count every row as often as its weight says."""
-        if sample_weights is None:
-            return nullcontext()
-        # Pyro wants a scale > 0: the smallest there is makes no difference to any sum
-        return poutine.scale(scale=sample_weights.to(like).clamp_min(torch.finfo(like.dtype).tiny))
 
     def _checked(self, covariates: Any, rows: int | None) -> Tensor:
         """Covariates of the right shape."""
