@@ -234,19 +234,7 @@ class HiddenMarkov(LatentVariableModel):
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` has shape (n, T, d), with the right d and all known entries in the support."""
         self._check_shape(x)
-        bad = ~(self.rows.contains(x) | x.isnan())
-        if bool(bad.any()):
-            row, step, column = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"{self._name}: expected {self.rows.support} in column {column}; got {x[row, step, column].item():g} "
-                f"in step {step} of sequence {row}. {self.rows.other_support}"
-            )
-        known = ~x.isnan()
-        if not self.rows.takes_gaps and bool((known.any(-1) & ~known.all(-1)).any()):
-            raise ValueError(
-                f"{self._name}: expected steps that are known or missing (NaN) as a whole; got some in part. "
-                "Make all of such a step NaN."
-            )
+        self.rows.check(self._name, x)
 
     def check_covariates(self, rows: int, lengths: Any = None, **covariates: Any) -> None:
         """Raise a ValueError unless `lengths`, if given, holds one whole number >= 1 for each of the sequences."""
