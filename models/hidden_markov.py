@@ -74,10 +74,11 @@ class HiddenMarkov(LatentVariableModel):
 
     Example:
         >>> import torch, pyro.distributions as dist, pyro_lvm as lvm
-        >>> emission = dist.VonMises(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 1.0]))
-        >>> model = lvm.models.HiddenMarkov(2, emission)
-        >>> model(size=1, num_steps=100).shape
-        torch.Size([1, 100, 1])
+        >>> x = lvm.datasets.load("geyser").x[:, :1]
+        >>> emission = dist.Gamma(torch.tensor([60.0, 80.0]), torch.tensor([1.0, 1.0]))
+        >>> fit = lvm.fit(lvm.models.HiddenMarkov(2, emission), x, seed=0, max_epochs=20, progress=False)
+        >>> sorted(fit.params)
+        ['concentration', 'initial_probs', 'rate', 'transition_probs']
     """
 
     sequences: ClassVar[bool] = True
