@@ -93,7 +93,7 @@ class HMMAlignment(TranslationTable):
         self.jump_smoothing = self._pseudo_count("jump_smoothing", jump_smoothing)
         self._declare_jumps()
 
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> MarkovAlignment:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out."""
         sentences = source, source_lengths, lengths, num_steps
         scores = self.initial_probs, self.jump_probs, self.null_probability

@@ -8,6 +8,8 @@ r"""IBM Model 1: every target word translates a source word chosen blindly.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pyro_lvm.distributions.independent_alignment import IndependentAlignment
@@ -59,7 +61,7 @@ class IBMModel1(TranslationTable):
     ) -> None:
         super().__init__(num_source_words, num_target_words, smoothing)
 
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> IndependentAlignment:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out."""
         lexicon = self._lexicon(source)
         return IndependentAlignment(lexicon, source, source_lengths, lengths, num_steps, memory=self._memory)

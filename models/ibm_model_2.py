@@ -8,7 +8,7 @@ r"""IBM Model 2: which source word a target word translates depends on where it 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -86,7 +86,7 @@ class IBMModel2(TranslationTable):
         if max_source_length is not None and max_target_length is not None:
             self._declare_positions()
 
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> IndependentAlignment:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out."""
         sentences = source, source_lengths, lengths, num_steps
         return IndependentAlignment(self._lexicon(source), *sentences, self.alignment_probs, self._memory)
@@ -119,5 +119,6 @@ class IBMModel2(TranslationTable):
     def _log_prior(self) -> Float[Tensor, ""]:
         if not self.position_smoothing:
             return super()._log_prior()
-        logs = torch.where(self._possible() > 0, self.alignment_probs.double().log(), 0.0)
-        return super()._log_prior() + self.position_smoothing * logs.sum()
+        table, possible = self.alignment_probs.double(), self._possible().to(self.alignment_probs.device) > 0
+        shares = torch.where(possible, table / table.sum(-1, keepdim=True), 1.0)
+        return super()._log_prior() + self.position_smoothing * shares.log().sum()

@@ -17,9 +17,9 @@ from jaxtyping import Float, Num
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_lvm.distributions.aligned_sentence import AlignedSentence, Counts
+from pyro_lvm.distributions.aligned_sentence import Counts
 from pyro_lvm.distributions.independent_alignment import IndependentAlignment
-from pyro_lvm.distributions.lexicon import Lexicon, SparseLexicon
+from pyro_lvm.distributions.lexicon import SparseLexicon
 from pyro_lvm.ops.cooccurrences import Cooccurrences
 from pyro_lvm.ops.sentence_pairs import Group, Memory, lay_out, number_pairs
 from pyro_lvm.ops.whole_number import whole_number
@@ -48,7 +48,7 @@ class WordAlignment(LatentVariableModel):
         self._memory = Memory()
 
     @abstractmethod
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> AlignedSentence:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out.
 
         Args:
@@ -59,7 +59,7 @@ class WordAlignment(LatentVariableModel):
         """
 
     @abstractmethod
-    def _lexicon(self, source: Tensor) -> Lexicon:
+    def _lexicon(self, source: Tensor) -> Any:
         """The law of target words given source words, those of `source` at least."""
 
     def _maximisers(self) -> dict[str, Any]:
@@ -196,9 +196,7 @@ class WordAlignment(LatentVariableModel):
         lengths = torch.full_like(source_lengths, x.shape[1]) if lengths is None else lengths.long()
         return source, source_lengths, lengths
 
-    def _checked_law(
-        self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None
-    ) -> AlignedSentence:
+    def _checked_law(self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None) -> Any:
         return self.law(*self._checked(x, source, lengths, source_lengths), x.shape[1])
 
     def _sources(self, source: Tensor | None, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -325,16 +323,16 @@ class TranslationTable(WordAlignment):
         start = self.pairs.shares.to(torch.get_default_dtype()) / columns
         self.declare("translation_probs", start, constraints.nonnegative)
 
-    def _lexicon(self, source: Tensor) -> Lexicon:
+    def _lexicon(self, source: Tensor) -> Any:
         return self._as_lexicon(self.translation_probs)
 
-    def _as_lexicon(self, table: Tensor) -> SparseLexicon:
+    def _as_lexicon(self, table: Tensor) -> Any:
         return SparseLexicon(table, self.pairs)
 
     def _maximisers(self) -> dict[str, Any]:
         return {"m_step": self._maximise, "log_prior": self._log_prior}
 
-    def _maximise(self, law: AlignedSentence, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    def _maximise(self, law: Any, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """The M-step, from sentences and how often each counts."""
         return self._solve(law.expected_counts(x, weights))
 
