@@ -23,6 +23,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions.given_rows import as_row_family
 from pyro_lvm.distributions.hidden_markov import HMM
+from pyro_lvm.distributions.rows import Kind
 from pyro_lvm.ops.kmeans import kmeans
 from pyro_lvm.ops.missing import fill
 from pyro_lvm.ops.steps import Steps, check_lengths
@@ -57,12 +58,14 @@ class HiddenMarkov(LatentVariableModel):
         num_states: K >= 1.
         emission: A distribution with states along its last batch dimension, whose arguments become parameters that
             start at its own; a function without arguments that returns such a distribution, and may have `pyro.param`
-            and `pyro.sample` statements; or a `pyro_lvm.distributions.rows.RowFamily`.
+            and `pyro.sample` statements; the kind of columns that are independent given the state, "normal", "gamma",
+            "lognormal", "exponential", "poisson" or "bernoulli"; or a `pyro_lvm.distributions.rows.RowFamily`.
         topology: Which transitions are possible: None for all; "left-to-right" for those to the same and to the next
             state, starting in the first; or a (K, K) table of zeros and ones, row by previous state.
         priors: None for maximum likelihood; True for the default priors (Dirichlet(1) for initial and transition
             probabilities); or a dict that replaces some of them, each a distribution or a function of the model that
             returns one.
+        data_dim: Number of columns, for emissions by kind; taken from the data by `initialize` if None.
 
     Raises:
         ValueError: An argument is out of range.
@@ -72,16 +75,16 @@ class HiddenMarkov(LatentVariableModel):
 
     Example:
         >>> import torch, pyro.distributions as dist, pyro_lvm as lvm
-        >>> x = torch.cat([torch.rand(50, 1), 5 + torch.rand(50, 1)]).reshape(1, 100, 1)
-        >>> emission = dist.Gamma(torch.tensor([1.0, 5.0]), torch.tensor([1.0, 1.0]))
+        >>> emission = dist.VonMises(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 1.0]))
         >>> model = lvm.models.HiddenMarkov(2, emission)
-        >>> model.initialize(x)
-        >>> model(x).shape
+        >>> model(size=1, num_steps=100).shape
         torch.Size([1, 100, 1])
     """
 
     sequences: ClassVar[bool] = True
     handles_missing: ClassVar[bool] = True
+    first: Tensor
+    allowed: Tensor
 
     def __init__(
         self,
@@ -89,11 +92,12 @@ class HiddenMarkov(LatentVariableModel):
         emission: Any,
         topology: Topology = None,
         priors: bool | Priors | None = None,
+        data_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.num_states = whole_number(self._name, "num_states", num_states)
         self.given_emission = emission
-        self.rows = as_row_family(self._name, emission, self.num_states)
+        self.rows = as_row_family(self._name, emission, self.num_states, checked_width(self._name, data_dim))
         first, allowed, self.topology = possible_moves(self._name, topology, self.num_states)
         self.register_buffer("first", first)
         self.register_buffer("allowed", allowed)
@@ -114,18 +118,18 @@ class HiddenMarkov(LatentVariableModel):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**self._config_of_chain, "emission": self.given_emission}
+        return {**self._config_of_chain, "emission": self.given_emission, "data_dim": self.data_dim}
 
     @property
     def _config_of_chain(self) -> dict[str, Any]:
         return {"num_states": self.num_states, "topology": self.topology, "priors": self.priors}
 
     @property
-    def _kinds(self) -> dict[str, Any]:
+    def _kinds(self) -> dict[str, Kind]:
         """Constraint and axes of every parameter."""
         states = {
-            "initial_probs": (constraints.simplex, ("state",)),
-            "transition_probs": (constraints.simplex, ("state", "next_state")),
+            "initial_probs": Kind(constraints.simplex, ("state",)),
+            "transition_probs": Kind(constraints.simplex, ("state", "next_state")),
         }
         return {**states, **self.rows.parameters}
 
@@ -133,6 +137,11 @@ class HiddenMarkov(LatentVariableModel):
     def data_dim(self) -> int | None:
         """Number of columns of a step."""
         return self.rows.data_dim
+
+    def fixed_entries(self, name: str) -> int:
+        """How many probabilities the topology rules out, or leaves no choice of."""
+        possible = {"initial_probs": self.first, "transition_probs": self.allowed}.get(name)
+        return 0 if possible is None else int((possible == 0).sum())
 
     # The program
 
@@ -183,14 +192,10 @@ class HiddenMarkov(LatentVariableModel):
     def chain(self) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
         """Probabilities of the first state and of transitions; impossible ones are exactly 0."""
         initial, transition = self.initial_probs, self.transition_probs
-        if self.topology is None:
+        if self.topology is None or "transition_probs" not in self.initial_values:
             return initial, transition
-        # a prior gives all of a row; what is left of a Dirichlet is again one
-        if "initial_probs" in self.initial_values:
-            initial = initial * self.first
-        if "transition_probs" in self.initial_values:
-            transition = transition * self.allowed
-        return initial, transition
+        # a prior is one of whole rows; what is left of a Dirichlet row is again Dirichlet
+        return initial, transition * self.allowed / (transition * self.allowed).sum(-1, keepdim=True)
 
     def _emission(self, parameters: dict[str, Tensor], known: Tensor | None, covariates: Tensor | None = None) -> Any:
         """The law of steps, states along the last batch dimension."""
@@ -295,20 +300,18 @@ class HiddenMarkov(LatentVariableModel):
         return torch.nn.functional.one_hot(assignment, k).to(steps.rows)
 
     def _even_chain(self) -> tuple[Tensor, Tensor]:
-        return self.first / self.first.sum(), self.allowed / self.allowed.sum(-1, keepdim=True)
+        return torch.ones_like(self.first), torch.ones_like(self.allowed)
 
     def _noisy_chain(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Nearly equal probabilities of everything that is possible."""
-        found = []
-        for possible in (self.first, self.allowed):
-            noise = torch._standard_gamma(torch.full_like(possible, EVENNESS)) * possible
-            found.append((noise / noise.sum(-1, keepdim=True)).to(like))
-        return found[0], found[1]
+        """Nearly equal probabilities, not normalised."""
+        noise = [torch._standard_gamma(torch.full_like(table, EVENNESS)) for table in (self.first, self.allowed)]
+        return noise[0].to(like), noise[1].to(like)
 
     def _declare(
         self, initial: Tensor, transition: Tensor, start: dict[str, Tensor], summary: dict[str, Tensor], steps: int
     ) -> None:
         """Create the parameters at a start, with priors that know the summary."""
+        self.first, self.allowed = self.first.to(initial), self.allowed.to(initial)
         self.register_buffer("num_steps", torch.tensor(steps))
         for name, value in summary.items():
             self.register_buffer(f"prior_{name}", value)
@@ -319,9 +322,16 @@ class HiddenMarkov(LatentVariableModel):
         }
         given = self.priors if isinstance(self.priors, dict) else {}
         priors = {**(default if self.priors else {}), **given}
-        starts = {"initial_probs": initial, "transition_probs": transition, **start}
-        for name, (constraint, _) in self._kinds.items():
-            self.declare(name, starts[name], constraint, priors.get(name))
+        if "transition_probs" not in priors:
+            transition = transition * self.allowed
+        starts = {"transition_probs": transition / transition.sum(-1, keepdim=True), **start}
+        initial = initial * self.first / (initial * self.first).sum()
+        if self.topology == "left-to-right":
+            self.register_buffer("initial_probs", initial)  # nothing is left to learn
+        else:
+            starts = {"initial_probs": initial, **starts}
+        for name, value in starts.items():
+            self.declare(name, value, self._kinds[name].constraint, priors.get(name))
 
 
 def checked_width(caller: str, data_dim: int | None) -> int | None:

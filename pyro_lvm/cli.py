@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import typer
+
+from pyro_lvm.command_tables import Table, write
 
 app = typer.Typer(
     help="Latent-variable models for Pyro: declare a model, swap the inference, compare the posteriors.",
@@ -28,6 +31,10 @@ WeightsOption = Annotated[
 ]
 DropOption = Annotated[
     list[str] | None, typer.Option("--drop", metavar="COLUMN", help="A column to leave out; repeatable.")
+]
+SequenceOption = Annotated[
+    str | None,
+    typer.Option("--sequence-column", metavar="COLUMN", help="The column that tells sequences apart; else one series."),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write a .csv here instead of printing.")]
 
@@ -98,6 +105,7 @@ def fit(
         typer.Option(metavar="COLUMN", help="The column of known components, from 0; -1 or empty where unknown."),
     ] = None,
     drop: DropOption = None,
+    sequence: SequenceOption = None,
     inference: Annotated[
         str | None, typer.Option(help="em, coordinate-ascent, svi or mcmc; by default the model's own.")
     ] = None,
@@ -114,9 +122,9 @@ def fit(
     """Fit a model to a table and save the fit."""
     import pyro_lvm as lvm
 
-    known = _rows(data, drop, sample_weights=weights, z=labels)
-    rows = {name: values for name, values in known.items() if name != "z"}
     entry = _entry(model)
+    known = Table.read(data, drop, sequence, sample_weights=weights, z=labels).arguments
+    rows = {name: values for name, values in known.items() if name != "z"}
     options = (
         {"priors": True}
         if inference in ("coordinate-ascent", "svi", "mcmc") and "priors" in inspect.signature(entry.model).parameters
@@ -136,61 +144,115 @@ def fit(
     result.save(out)
     evidence = result.evidence(rows)
     typer.echo(f"{result}")
-    typer.echo(f"log-likelihood {evidence.total:.4f} nats over {evidence.num_rows:g} rows; saved to {out}")
+    typer.echo(f"log-likelihood {evidence.total:.4f} nats over {_counted(result, evidence)}; saved to {out}")
 
 
 @app.command()
 @_one_line
-def score(folder: Folder, data: DataOption, weights: WeightsOption = None, drop: DropOption = None) -> None:
+def score(
+    folder: Folder,
+    data: DataOption,
+    weights: WeightsOption = None,
+    drop: DropOption = None,
+    sequence: SequenceOption = None,
+) -> None:
     """Print the mean log-likelihood of rows, in nats."""
-    evidence = _load(folder).evidence(_rows(data, drop, sample_weights=weights))
-    rows = evidence.num_rows
+    result = _load(folder)
+    evidence = result.evidence(Table.read(data, drop, sequence, sample_weights=weights).arguments)
+    rows, what = evidence.num_rows, "sequence" if _sequential(result) else "row"
     error = evidence.error_of_total / rows if len(evidence.values) > 1 else float("nan")
-    typer.echo(f"mean {evidence.total / rows:.6f} nats a row (standard error over rows {error:.6f})")
-    typer.echo(f"total {evidence.total:.4f} nats over {rows:g} rows; {evidence.estimator}")
+    typer.echo(f"mean {evidence.total / rows:.6f} nats a {what} (standard error over {what}s {error:.6f})")
+    typer.echo(f"total {evidence.total:.4f} nats over {_counted(result, evidence)}; {evidence.estimator}")
 
 
 @app.command()
 @_one_line
-def predict(folder: Folder, data: DataOption, drop: DropOption = None, out: OutOption = None) -> None:
-    """Print the most probable component of each row and the probability of every component."""
+def predict(
+    folder: Folder,
+    data: DataOption,
+    drop: DropOption = None,
+    sequence: SequenceOption = None,
+    out: OutOption = None,
+) -> None:
+    """Print the most probable component or state of each row and the probability of every one.
+
+    The states of sequences are those of the most probable path.
+    """
     result = _load(folder)
-    probabilities = result.predict_proba(_rows(data, drop))
-    states = probabilities if isinstance(probabilities, dict) else {"component": probabilities}
+    table = Table.read(data, drop, sequence)
+    arguments = result.arguments(table.arguments)
+    probabilities = result.predict_proba(arguments)
+    label = "state" if _sequential(result) else "component"
+    states = probabilities if isinstance(probabilities, dict) else {label: probabilities}
     columns: dict[str, Any] = {}
     for name, values in states.items():
-        columns[name] = values.argmax(-1).numpy()
-        columns.update({f"probability_{name}_{k}": values[..., k].numpy() for k in range(values.shape[-1])})
-    _write(pd.DataFrame(columns), out)
+        values = table.in_rows(values)
+        columns[name] = table.in_rows(result.predict(arguments)) if _sequential(result) else values.argmax(-1)
+        columns.update({f"probability_{name}_{k}": values[..., k] for k in range(values.shape[-1])})
+    write(table.with_key(pd.DataFrame(columns)), out)
 
 
 @app.command()
 @_one_line
-def impute(folder: Folder, data: DataOption, out: OutOption = None) -> None:
+def impute(folder: Folder, data: DataOption, sequence: SequenceOption = None, out: OutOption = None) -> None:
     """Fill in empty cells with their posterior means, and print the table."""
-    table = _table(data)
-    filled = _load(folder).impute(table).numpy()
-    missing = table.isna().to_numpy()
+    table = Table.read(data, None, sequence)
+    filled = table.in_rows(_load(folder).impute(table.arguments))
+    missing = table.x.isna().to_numpy()
     typer.echo(f"{missing.sum()} of {missing.size} cells filled in", err=True)
-    _write(table.astype(float).mask(missing, filled), out)
+    write(table.with_key(table.x.astype(float).mask(missing, filled)), out)
+
+
+@app.command()
+@_one_line
+def forecast(
+    folder: Folder,
+    data: DataOption,
+    steps: Annotated[int, typer.Option(help="How many steps to look ahead.")],
+    drop: DropOption = None,
+    sequence: SequenceOption = None,
+    out: OutOption = None,
+) -> None:
+    """Print the means, and the middle 90 %, of the steps that follow given sequences, and the states' probabilities."""
+    result = _load(folder)
+    table = Table.read(data, drop, sequence)
+    coming = result.forecast(table.arguments, steps, num_samples=1000)
+    low, high = coming.quantile(0.05), coming.quantile(0.95)
+    parts = [values if table.sequences else values.unsqueeze(0) for values in (coming.mean, low, high, coming.states)]
+    mean, low, high, states = (values.flatten(0, 1).flatten(1).numpy() for values in parts)
+    columns: dict[str, Any] = {"step": np.tile(np.arange(1, steps + 1), len(table.names))}
+    symbols = mean.shape[1] != low.shape[1]  # the means of symbols are the probabilities of all of them
+    for j, name in enumerate(table.x.columns if not symbols else range(mean.shape[1])):
+        columns[f"probability_{name}" if symbols else f"{name}"] = mean[:, j]
+        if not symbols:
+            columns.update({f"{name}_5%": low[:, j], f"{name}_95%": high[:, j]})
+    columns.update({f"probability_state_{k}": states[:, k] for k in range(states.shape[1])})
+    rows = pd.DataFrame(columns)
+    if table.key is not None:
+        rows.insert(0, table.key.name, np.repeat(np.array(table.names), steps))
+    write(rows, out)
 
 
 @app.command()
 @_one_line
 def sample(
     folder: Folder,
-    n: Annotated[int, typer.Option("-n", help="Number of rows.")] = 100,
+    n: Annotated[int, typer.Option("-n", help="Number of rows, or of sequences.")] = 100,
+    steps: Annotated[int | None, typer.Option(help="Steps of each sequence.")] = None,
     seed: Annotated[int, typer.Option(help="Makes the rows reproducible.")] = 0,
     out: OutOption = None,
 ) -> None:
-    """Print rows generated by a fit."""
+    """Print rows generated by a fit; of sequences, their steps."""
     import torch
 
     result = _load(folder)
     torch.manual_seed(seed)
-    rows = result.sample(n)
-    rows = rows.reshape(len(rows), -1).numpy()
-    _write(pd.DataFrame(rows, columns=result.columns or [f"column {i}" for i in range(rows.shape[1])]), out)
+    rows = result.sample(n, num_steps=steps)
+    numbers = rows.reshape(rows.shape[:2].numel() if _sequential(result) else n, -1).numpy()
+    table = pd.DataFrame(numbers, columns=result.columns or [f"column {i}" for i in range(numbers.shape[1])])
+    if _sequential(result):
+        table.insert(0, "sequence", np.repeat(np.arange(n), rows.shape[1]))
+    write(table, out)
 
 
 @app.command()
@@ -200,11 +262,12 @@ def compare(
     data: DataOption,
     weights: WeightsOption = None,
     drop: DropOption = None,
+    sequence: SequenceOption = None,
 ) -> None:
     """Rank fits by expected log predictive density on rows, best first."""
     import pyro_lvm as lvm
 
-    rows = _rows(data, drop, sample_weights=weights)
+    rows = Table.read(data, drop, sequence, sample_weights=weights).arguments
     ranked = lvm.compare({str(folder): _load(folder) for folder in folders}, rows)
     typer.echo(ranked.to_string(float_format=lambda v: f"{v:.3f}"))
 
@@ -215,25 +278,15 @@ def _load(folder: Path) -> Any:
     return lvm.load(folder)
 
 
-def _table(source: str) -> pd.DataFrame:
-    from pyro_lvm.datasets.tables import read_table
-
-    return read_table(source)
+def _sequential(result: Any) -> bool:
+    return getattr(result.model, "sequences", False)
 
 
-def _rows(source: str, drop: list[str] | None = None, **columns: str | None) -> dict[str, Any]:
-    """A model's arguments: the table as `x`, and columns taken out of it."""
-    table = _table(source)
-    taken: dict[str, Any] = {}
-    for argument, column in [*columns.items(), *((None, column) for column in drop or [])]:
-        if column is None:
-            continue
-        if column not in table.columns:
-            raise ValueError(f"data: expected a column out of {', '.join(map(str, table.columns))}; got '{column}'.")
-        values = table.pop(column)
-        if argument is not None:
-            taken[argument] = values
-    return {"x": table, **taken}
+def _counted(result: Any, evidence: Any) -> str:
+    count = evidence.num_rows
+    return (
+        f"{count:g} {'sequence' if _sequential(result) else 'row'}{'' if count == 1 and _sequential(result) else 's'}"
+    )
 
 
 def _entry(name: str) -> Any:
@@ -259,14 +312,6 @@ def _settings(model: type, pairs: list[str]) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{model.__name__} needs --set {missing[0]}=...")
     return settings
-
-
-def _write(table: pd.DataFrame, out: Path | None) -> None:
-    if out is None:
-        typer.echo(table.to_csv(index=False), nl=False)
-    else:
-        table.to_csv(out, index=False)
-        typer.echo(f"{len(table)} rows written to {out}", err=True)
 
 
 def main() -> None:

@@ -111,6 +111,10 @@ class LatentVariableModel(PyroModule):
         """Raise a ValueError if rows `x` are not enough to learn from."""
         self.check(x)
 
+    def fixed_entries(self, name: str) -> int:
+        """How many entries of a parameter are constants, as probabilities of what the model rules out."""
+        return 0
+
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -1,7 +1,10 @@
 """Fixtures shared by all tests; jaxtyping shapes are checked by beartype here and only here."""
 
+import warnings
+
 import pytest
 import torch
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 from jaxtyping import install_import_hook
 
 CHECKED = [  # whatever states shapes
@@ -11,7 +14,9 @@ CHECKED = [  # whatever states shapes
     "pyro_lvm.diagnostics.labels",
 ]
 
-with install_import_hook(CHECKED, "beartype.beartype"):
+with warnings.catch_warnings(), install_import_hook(CHECKED, "beartype.beartype"):
+    # Pyro's distributions inherit from typing.Callable, so annotations with one of ours would be reported
+    warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
     import pyro_lvm as lvm
 
 torch.set_num_threads(1)  # one core for each of pytest-xdist's workers

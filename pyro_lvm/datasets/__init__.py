@@ -1,4 +1,4 @@
-"""Small real data sets that travel with the package."""
+"""Small data sets that travel with the package, and what turns words into numbers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_lvm.datasets.corpora import TaggedCorpus, read_tagged, tagged_sentences
 from pyro_lvm.datasets.parallel import ParallelCorpus, parallel_corpus, phrases
+from pyro_lvm.datasets.vocabulary import Vocabulary, word_classes
 
-__all__ = ["NAMES", "Data", "ParallelCorpus", "load", "parallel_corpus", "phrases"]
+__all__ = [
+    "NAMES",
+    "Data",
+    "ParallelCorpus",
+    "TaggedCorpus",
+    "Vocabulary",
+    "load",
+    "parallel_corpus",
+    "phrases",
+    "read_tagged",
+    "tagged_sentences",
+    "word_classes",
+]
+
 
 LABELS = {
     "faithful": None,
@@ -21,6 +36,10 @@ LABELS = {
     "visits": None,
     "opinions": None,
     "voters": None,
+    "geyser": None,
+    "eruptions": None,
+    "earthquakes": None,
+    "seatbelts": None,
 }
 NAMES = tuple(LABELS)
 

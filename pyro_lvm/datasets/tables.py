@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ MISSING = ("", "na", "n/a", "#n/a", "<na>", "null", "none")
 UNREADABLE = (csv.Error, zipfile.BadZipFile, zlib.error, pd.errors.ParserError)
 
 
-def read_table(source: str) -> pd.DataFrame:
+def read_table(source: str, keys: Collection[str] = ()) -> pd.DataFrame:
     """Read a table of numbers; empty cells are NaN.
 
     Args:
         source: A file's path, or the name of an embedded data set.
+        keys: Columns that may hold anything.
 
     Raises:
         FileNotFoundError: There is no such file or data set.
@@ -44,7 +46,7 @@ def read_table(source: str) -> pd.DataFrame:
         raise ValueError(f"data: expected a file ending in {', '.join(readers)}; got '{path.name}'.")
     try:
         table = reader(path)
-        _check(table)
+        _check(table.drop(columns=[name for name in keys if name in table]) if len(keys) else table)
     except ImportError as error:
         raise ValueError(
             "data: expected pyarrow, which reads .parquet files; it is not installed. "

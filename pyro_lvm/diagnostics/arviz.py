@@ -16,7 +16,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.diagnostics.labels import align
+from pyro_lvm.diagnostics.labels import align, component_axes
+from pyro_lvm.diagnostics.paths import discrete_kinds
 from pyro_lvm.diagnostics.psis import pareto_k
 from pyro_lvm.evidence.exact import pointwise
 from pyro_lvm.infer.structure import structure
@@ -95,7 +96,8 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
         name_axes(groups, fit)
         return groups
     likelihood = pointwise(fit, arguments)
-    observed = {name: _with_gaps(value, arguments.main) for name, value in fit.observed(arguments).items()}
+    sequential = bool(discrete_kinds(fit, arguments)[1])
+    observed = {name: _with_gaps(value, arguments) for name, value in fit.observed(arguments).items()}
     groups = Groups(
         {name: _numpy(v) for name, v in align(fit, arguments, draws).items()},
         log_likelihood={next(iter(observed), "x"): _numpy(likelihood)},
@@ -108,7 +110,7 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
         groups.attrs["pareto_k"] = pareto_k(ratios)
     if fit.sampled:
         groups.attrs.update(getattr(fit.inference, "diagnostics", {}))
-    name_axes(groups, fit)
+    name_axes(groups, fit, arguments if sequential else None)
     return groups
 
 
@@ -116,9 +118,13 @@ def _numpy(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().numpy()
 
 
-def _with_gaps(value: Tensor, x: Tensor) -> Tensor:
-    """A site's value with NaN back where the model put something in place of a missing entry of the rows."""
-    return torch.where(x.isnan(), x, value) if value.shape == x.shape and x.is_floating_point() else value
+def _with_gaps(value: Tensor, arguments: Arguments) -> Tensor:
+    """A site's value with NaN back where a step is padding, or something was put in place of a missing entry."""
+    x, steps = arguments.main, arguments.steps
+    if value.shape != x.shape or not x.is_floating_point():
+        return value
+    x = x if steps is None else torch.where(steps.reshape(*steps.shape, *[1] * (x.dim() - 2)), x, torch.nan)
+    return torch.where(x.isnan(), x, value)
 
 
 def _importance_ratios(fit: Fit, arguments: Arguments, likelihood: Tensor) -> NDArray[np.float64]:
@@ -133,9 +139,9 @@ def _importance_ratios(fit: Fit, arguments: Arguments, likelihood: Tensor) -> ND
     return _numpy(log_joint - fit.guide_log_density.double())
 
 
-def name_axes(groups: Groups, fit: Fit) -> None:
-    """Name the axes: by the model's own table, by the data's columns, by row."""
-    declared = getattr(fit.model, "dims", {})
+def name_axes(groups: Groups, fit: Fit, sequences: Arguments | None = None) -> None:
+    """Name the axes: by the model's own table, by the data's columns, by row, or by sequence and step."""
+    declared = getattr(fit.model, "dims", None) or ({} if sequences is None else _state_dims(fit, sequences))
     columns = list(fit.columns) if fit.columns else None
     axes = {name: values.shape[2:] for name, values in groups.posterior.items()}
     # a parameter with all of its axes says how long each is; one with fewer is then told which it has
@@ -149,13 +155,25 @@ def name_axes(groups: Groups, fit: Fit) -> None:
             labels = columns if columns and axis.startswith("dimension") and len(columns) == size else range(size)
             groups.coords.setdefault(axis, list(labels))
     for name, values in groups.observed_data.items():
-        rows = f"{name}_row"
-        groups.coords[rows] = list(range(len(values)))
-        rest = [f"{name}_dim_{i}" for i in range(1, values.ndim)]
-        if values.ndim == 2 and columns and len(columns) == values.shape[1]:
+        leading = [f"{name}_row"] if sequences is None else ["sequence", "step"]
+        rest = [f"{name}_dim_{i}" for i in range(len(leading), values.ndim)]
+        if len(rest) == 1 and columns and len(columns) == values.shape[-1]:
             rest = ["dimension"]
             groups.coords.setdefault("dimension", columns)
-        groups.dims[name] = [rows, *rest]
+        for axis, size in zip(leading, values.shape, strict=False):
+            groups.coords[axis] = list(range(size))
+        groups.dims[name] = [*leading, *rest]
+
+
+def _state_dims(fit: Fit, arguments: Arguments) -> dict[str, list[str]]:
+    """Names of the axes of a program of the user's own: where its parameters are indexed by states."""
+    values = {name: v[0, 0] for name, v in fit.draws.items()}
+    axes, _ = component_axes(fit, arguments, values)
+    dims = {}
+    for name, found in axes.items():
+        names = dict(zip(found, ("state", "next_state"), strict=False))
+        dims[name] = [names.get(i, f"{name}_dim_{i}") for i in range(values[name].dim())]
+    return dims
 
 
 def _shorter(names: list[str], shape: tuple[int, ...], groups: Groups) -> list[str]:

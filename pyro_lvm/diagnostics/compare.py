@@ -68,7 +68,7 @@ def compare(fits: Mapping[str, Fit], x: Any) -> Table:
     for name, fit in fits.items():
         arguments = fit.arguments(x)
         own = evidence[name] = fit.evidence(arguments)
-        seen, whose = _provenance(fit, row_hashes(arguments.main))
+        seen, whose = _provenance(fit, row_hashes(arguments.unpadded))
         provenance.add(whose)
         if whose == IN_SAMPLE:
             trained.append(str(name))

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, thinned
-from pyro_lvm.distributions import PartialMultivariateNormal
+from pyro_lvm.diagnostics.paths import discrete_kinds
+from pyro_lvm.distributions import HMM, PartialMultivariateNormal
 from pyro_lvm.evidence.exact import nesting
-from pyro_lvm.infer.enumeration import expect
-from pyro_lvm.infer.factors import Factor
+from pyro_lvm.infer.enumeration import expect, weigh
+from pyro_lvm.infer.factors import Factor, trace_factors
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["answer", "impute"]
 
 
-def impute(fit: Fit, arguments: Arguments) -> Tensor:
+def impute(fit: Fit, arguments: Arguments) -> Any:
     """Rows with their missing entries filled in.
 
     Args:
@@ -44,7 +45,7 @@ def impute(fit: Fit, arguments: Arguments) -> Tensor:
 
     Returns:
         The same rows, known entries untouched, each missing one at its posterior mean (averaged over the draws of a
-        posterior); an answer to a categorical column at its most probable value.
+        posterior); an answer to a categorical column at its most probable value. Sequences in the form they were given.
 
     Raises:
         ValueError: The model observes no site of the rows' shape and makes no table of several, or a distribution has
@@ -53,14 +54,15 @@ def impute(fit: Fit, arguments: Arguments) -> Tensor:
     x = arguments.main
     missing = x.isnan()
     if not bool(missing.any()):
-        return x.clone()
+        return arguments.returned(x.clone(), columns=True)
     draws = thinned(fit, AVERAGED_DRAWS)
     total: dict[str, Tensor] = {}
+    hidden = bool(discrete_kinds(fit, arguments)[1])
     with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(x.numel()):
         depth = nesting(fit, arguments)
         for given in draws:
-            model = poutine.condition(fit.model, given)
-            factors = expect(model, depth, arguments.args, arguments.kwargs).factors
+            model = poutine.condition(fit.program, given)
+            factors = _weighed(model, depth, arguments, hidden)
             for factor in _observed(factors, x, several=isinstance(fit.model, LatentVariableModel)):
                 found = _average(factor, depth)
                 total[factor.name] = total[factor.name] + found if factor.name in total else found
@@ -71,13 +73,26 @@ def impute(fit: Fit, arguments: Arguments) -> Tensor:
             for name, t in total.items()
         }
         table = averages.popitem()[1] if len(averages) == 1 else _assembled(fit.model, {**draws[0], **averages}, x)
-    return torch.where(missing, table.to(x.dtype), x)
+    return arguments.returned(torch.where(missing, table.to(x.dtype).reshape(x.shape), x), columns=True)
+
+
+def _weighed(model: Callable, depth: int, arguments: Arguments, hidden: bool) -> dict[str, Factor]:
+    """The factors of a program with the posterior weights of their cells; hidden Markov sites are taken as a whole."""
+    if not hidden:
+        return expect(model, depth, arguments.args, arguments.kwargs).factors
+    trace, factors = trace_factors(model, depth, arguments.args, arguments.kwargs)
+    if any(factor.enumerated for factor in factors.values()):
+        weigh(trace, factors)
+    else:
+        for factor in factors.values():
+            factor.weights = torch.ones(factor.fn.batch_shape)
+    return factors
 
 
 def _observed(factors: dict[str, Factor], x: Tensor, several: bool) -> list[Factor]:
     """The site that observes the rows, or the sites that do so between them."""
     observed = [factor for factor in factors.values() if factor.site["is_observed"]]
-    whole = [factor for factor in observed if factor.value.shape == x.shape][:1]
+    whole = [factor for factor in observed if x.shape in (factor.value.shape, (*factor.value.shape, 1))][:1]
     if whole or (several and len(observed) > 1):
         return whole or observed
     raise ValueError(
@@ -141,3 +156,11 @@ def _(fn: torch.distributions.Independent, value: Tensor) -> Tensor:
 @answer.register
 def _(fn: torch.distributions.Categorical, value: Tensor) -> Tensor:
     return fn.probs.expand(*fn.batch_shape, fn.probs.shape[-1])
+
+
+@answer.register
+def _(fn: HMM, value: Tensor) -> Tensor:
+    table = answer(fn.emission, value.unsqueeze(value.dim() - fn.emission.event_dim))
+    trailing = table.dim() - len(fn.emission.batch_shape)
+    states = fn.smooth(value).marginals
+    return (states.reshape(*states.shape, *[1] * trailing) * table).sum(-1 - trailing)

@@ -6,8 +6,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,15 +16,20 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import draw_responsibilities
+from pyro_lvm.diagnostics.paths import chains_of, discrete_kinds
 from pyro_lvm.evidence.exact import nesting
-from pyro_lvm.infer.factors import trace_factors
+from pyro_lvm.handlers.hidden_states import states_of
+from pyro_lvm.infer.factors import Factor, trace_factors
 from pyro_lvm.infer.structure import REFUSALS, first_rows
 from pyro_lvm.training.data import Arguments
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["align", "component_axes", "permutations"]
+__all__ = ["align", "common_order", "component_axes", "permutations"]
+
+ALIGNED_STEPS = 4096
+"""Steps by which the states of chains are recognised; of more, evenly spaced ones."""
 
 
 def permutations(
@@ -59,9 +63,10 @@ def permutations(
 
 
 def align(fit: Fit, arguments: Arguments, draws: dict[str, Tensor], *, across_fits: bool = False) -> dict[str, Tensor]:
-    """Draws with the components of every mixture parameter in one common order.
+    """Draws with the components of every mixture parameter, or the states of every chain's, in one common order.
 
-    Left as they are for models with no, or more than one, discrete site per row.
+    Left as they are for models with no, or more than one, discrete site per row, and for chains whose program tells
+    its states apart (as left-to-right ones do).
 
     Args:
         fit: The fit that the draws belong to.
@@ -75,23 +80,53 @@ def align(fit: Fit, arguments: Arguments, draws: dict[str, Tensor], *, across_fi
         return draws
     shape = next(iter(draws.values())).shape[:2]
     flat = [{name: values[c, s] for name, values in draws.items()} for c in range(shape[0]) for s in range(shape[1])]
-    tables = draw_responsibilities(fit, arguments, flat if fit.latent else [{}])
-    table = torch.stack([next(iter(t.values())).reshape(-1, states) for t in tables])
-    rows = arguments.main.reshape(arguments.num_rows, -1)
-    order = permutations(table, rows if across_fits and len(rows) == table.shape[1] else None)
+    table = _draw_tables(fit, arguments, flat if fit.latent else [{}], states)
+    order = permutations(table, _first_columns(arguments, table.shape[1]) if across_fits else None)
     out = {}
     for name, values in draws.items():
         flattened = values.flatten(0, 1)
-        if name in axes:
-            axis = axes[name] + 1
-            index = order.reshape(len(order), *[1] * (axis - 1), -1, *[1] * (flattened.dim() - axis - 1))
-            flattened = flattened.gather(axis, index.expand_as(flattened))
+        for axis in axes.get(name, ()):
+            index = order.reshape(len(order), *[1] * axis, -1, *[1] * (flattened.dim() - axis - 2))
+            flattened = flattened.gather(axis + 1, index.expand_as(flattened))
         out[name] = flattened.reshape(values.shape)
     return out
 
 
-def component_axes(fit: Fit, arguments: Arguments, values: dict[str, Tensor]) -> tuple[dict[str, int], int]:
-    """The axis along which each parameter is indexed by the model's discrete site, found by differentiation.
+def common_order(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]) -> Int[Tensor, "s k"] | None:
+    """For every draw the order of its states that agrees best with the others; None if there is but one order."""
+    axes, states = component_axes(fit, arguments, draws[0])
+    return permutations(_draw_tables(fit, arguments, draws, states)) if axes else None
+
+
+def _draw_tables(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]], states: int) -> Tensor:
+    """Posterior of the only discrete variable of every row, or of evenly spaced steps, by draw, (s, rows, states)."""
+    if discrete_kinds(fit, arguments)[0]:
+        tables = draw_responsibilities(fit, arguments, draws)
+        return torch.stack([next(iter(t.values())).reshape(-1, states) for t in tables])
+    parts = []
+    for _, sites in chains_of(fit, arguments, draws):
+        (chain,) = sites.values()
+        table = chain.smooth()[0].flatten(1, -2)
+        parts.append(table[:, _spaced(table.shape[1])])
+    return torch.cat(parts)
+
+
+def _spaced(steps: int) -> Tensor:
+    return torch.linspace(0, steps - 1, min(steps, ALIGNED_STEPS)).round().long()
+
+
+def _first_columns(arguments: Arguments, rows: int) -> Tensor | None:
+    """The first column of the rows, or of the steps that stand for them, missing entries at its mean."""
+    table = arguments.main.reshape(arguments.num_rows, -1)
+    if len(table) != rows:
+        table = arguments.main.reshape(-1, arguments.main.shape[-1] if arguments.main.dim() > 2 else 1)
+        table = table[_spaced(len(table))]
+    first = table[:, :1]
+    return torch.where(first.isnan(), first.nanmean(), first) if len(table) == rows else None
+
+
+def component_axes(fit: Fit, arguments: Arguments, values: dict[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], int]:
+    """The axes along which each parameter is indexed by the model's discrete variable, found by differentiation.
 
     Args:
         fit: The fit.
@@ -99,40 +134,80 @@ def component_axes(fit: Fit, arguments: Arguments, values: dict[str, Tensor]) ->
         values: A value for every parameter or latent site.
 
     Returns:
-        Axis by name, and the number of states; nothing if the model has not exactly one discrete site per row.
+        Axes by name, and the number of states; nothing if the model has not exactly one discrete site per row.
     """
     with fit.scope(), torch.enable_grad(), _pyro.validation(False):
         leaves = {name: v.detach().clone().requires_grad_() for name, v in values.items() if v.is_floating_point()}
-        model: Callable = (
-            poutine.substitute(fit.program, leaves) if not fit.latent else poutine.condition(fit.program, leaves)
-        )
         depth = nesting(fit, arguments)
+        few = first_rows(arguments.args, arguments.kwargs) or (arguments.args, arguments.kwargs)
+
+        def factors_at(values: dict[str, Tensor], args: tuple, kwargs: dict[str, Any]) -> dict[str, Factor]:
+            given = poutine.condition if fit.latent else poutine.substitute
+            return trace_factors(given(fit.program, values), depth, args, kwargs, differentiable=True)[1]
+
         try:
-            few = first_rows(arguments.args, arguments.kwargs) or (arguments.args, arguments.kwargs)
-            _, factors = trace_factors(model, depth, *few, differentiable=True)
+            factors = factors_at(leaves, *few)
         except REFUSALS:
-            _, factors = trace_factors(model, depth, arguments.args, arguments.kwargs, differentiable=True)
+            few = (arguments.args, arguments.kwargs)
+            factors = factors_at(leaves, *few)
         latent = [f for f in factors.values() if f.enumerated]
-        if len(latent) != 1:
+        hidden = [f for f in factors.values() if states_of(f.site) is not None]
+        if len(latent) + len(hidden) != 1:
             return {}, 0
-        (z,) = latent
-        dim = z.site["infer"]["_enumerate_dim"]
-        states = z.value.shape[dim - z.fn.event_dim]
-        axes = {}
-        for name, leaf in leaves.items():
-            if _gradient(z.log_density, leaf) is not None:
-                if leaf.dim() and leaf.shape[-1] == states:
-                    axes[name] = leaf.dim() - 1
+        if latent:
+            return _axes_of_components(latent[0], factors, leaves)
+        (chain,) = hidden
+        axes, states = _axes_of_states(chain, leaves), chain.fn.num_states
+        shifted = {name: _shifted(leaf.detach(), axes.get(name, ())) for name, leaf in leaves.items()}
+        before, after = chain.log_density, factors_at(shifted, *few)[chain.name].log_density
+        # a program that tells its states apart, as left-to-right ones do, has but one order of them
+        return (axes, states) if torch.allclose(before, after, rtol=1e-3, atol=1e-2) else ({}, 0)
+
+
+def _axes_of_components(
+    z: Factor, factors: dict[str, Factor], leaves: dict[str, Tensor]
+) -> tuple[dict[str, tuple[int, ...]], int]:
+    dim = z.site["infer"]["_enumerate_dim"]
+    states = z.value.shape[dim - z.fn.event_dim]
+    axes: dict[str, tuple[int, ...]] = {}
+    for name, leaf in leaves.items():
+        if _gradient(z.log_density, leaf) is not None:
+            if leaf.dim() and leaf.shape[-1] == states:
+                axes[name] = (leaf.dim() - 1,)
+            continue
+        for factor in factors.values():
+            density = factor.log_density
+            if factor is z or density.dim() < -dim or density.shape[dim] != states:
                 continue
-            for factor in factors.values():
-                density = factor.log_density
-                if factor is z or density.dim() < -dim or density.shape[dim] != states:
-                    continue
-                gradient = _gradient(density.select(dim, 0), leaf)
-                axis = None if gradient is None else _only_axis(gradient, states)
-                if axis is not None:
-                    axes[name] = axis
-        return axes, states
+            gradient = _gradient(density.select(dim, 0), leaf)
+            axis = None if gradient is None else _only_axis(gradient, states)
+            if axis is not None:
+                axes[name] = (axis,)
+    return axes, states
+
+
+def _axes_of_states(chain: Factor, leaves: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Where parameters of a hidden Markov site are indexed by its states, the previous and the next one."""
+    states = chain.fn.num_states
+    initial, transition, emission = chain.fn.tables(chain.value)
+    axes: dict[str, tuple[int, ...]] = {}
+    for name, leaf in leaves.items():
+        found: set[int] = set()
+        if _gradient(initial, leaf) is not None and leaf.dim() and leaf.shape[-1] == states:
+            found.add(leaf.dim() - 1)
+        for table, moves in ((transition.select(-2, 0), True), (emission.select(-1, 0), False)):
+            uneven = torch.linspace(1, 2, table.shape[-1]).to(table)  # else a normalised law's gradient may vanish
+            gradient = _gradient(torch.where(table.isfinite(), table, 0.0) * uneven, leaf)
+            axis = None if gradient is None else _only_axis(gradient, states)
+            if axis is not None:
+                found |= {axis, axis + 1} if moves and leaf.shape[axis + 1 : axis + 2] == (states,) else {axis}
+        if found:
+            axes[name] = tuple(sorted(found))
+    return axes
+
+
+def _shifted(value: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return value.roll([1] * len(axes), axes) if axes else value
 
 
 def _gradient(output: Tensor, leaf: Tensor) -> Tensor | None:

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate, infer_discrete
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.diagnostics.paths import decoded, discrete_kinds, drawn, smoothed
+from pyro_lvm.distributions import HMM
 from pyro_lvm.evidence.exact import log_likelihood, nesting
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
@@ -46,7 +49,7 @@ def draw_responsibilities(
         depth = nesting(fit, arguments)
         for given in draws:
             model = poutine.condition(fit.program, given)
-            with _possible_rows(fit, arguments):
+            with possible_rows(fit, arguments):
                 marginals = expect(model, depth, arguments.args, arguments.kwargs).marginals()
             if not marginals:
                 raise ValueError("predict: the model has no discrete latent site.")
@@ -54,7 +57,7 @@ def draw_responsibilities(
 
 
 @contextmanager
-def _possible_rows(fit: Fit, arguments: Arguments) -> Iterator[None]:
+def possible_rows(fit: Fit, arguments: Arguments) -> Iterator[None]:
     """Where a posterior fails, name the rows that have none, if there are such rows."""
     try:
         yield
@@ -74,8 +77,18 @@ def _possible_rows(fit: Fit, arguments: Arguments) -> Iterator[None]:
 
 
 def responsibilities(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
-    """Posterior of every discrete site, averaged over draws with their labels aligned."""
+    """Posterior of every discrete site and hidden path, averaged over draws with their labels aligned."""
     draws = thinned(fit, AVERAGED_DRAWS)
+    enumerated, hidden = discrete_kinds(fit, arguments)
+    found = _averaged(fit, arguments, draws) if enumerated or not hidden else {}
+    if hidden:
+        with possible_rows(fit, arguments):
+            paths = smoothed(fit, arguments, draws, common_states(fit, arguments, draws))
+        found.update({name: arguments.returned(table) for name, table in paths.items()})
+    return found
+
+
+def _averaged(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     tables = list(draw_responsibilities(fit, arguments, draws))
     if len(tables) == 1:
         return tables[0]
@@ -89,17 +102,36 @@ def responsibilities(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     return {name: table.mean(0) for name, table in stacked.items()}
 
 
+def common_states(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]) -> Tensor | None:
+    """The order in which the states of every draw mean the same, if there are several draws and orders."""
+    from pyro_lvm.diagnostics.labels import common_order
+
+    return common_order(fit, arguments, draws) if len(draws) > 1 else None
+
+
 def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
-    """The jointly most probable states at a point; the most probable state of each site under a posterior."""
-    table = responsibilities(fit, arguments)
-    if fit.latent or len(table) == 1:
-        return {name: values.argmax(-1) for name, values in table.items()}
-    return _discrete(fit, arguments, {}, temperature=0)
+    """The jointly most probable states at a point; the most probable state of each site under a posterior.
+
+    Hidden paths are decoded as a whole either way.
+    """
+    enumerated, hidden = discrete_kinds(fit, arguments)
+    found: dict[str, Tensor] = {}
+    if len(enumerated) > 1 and not fit.latent:
+        found = _discrete(fit, arguments, {}, temperature=0)
+    elif enumerated or not hidden:
+        table = _averaged(fit, arguments, thinned(fit, AVERAGED_DRAWS))
+        found = {name: values.argmax(-1) for name, values in table.items()}
+    if hidden:
+        draws = thinned(fit, AVERAGED_DRAWS)
+        with possible_rows(fit, arguments):
+            paths = decoded(fit, arguments, draws, common_states(fit, arguments, draws))
+        found.update({name: arguments.returned(path) for name, path in paths.items()})
+    return found
 
 
 def _discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperature: int) -> dict[str, Tensor]:
     arguments = arguments.unweighted()
-    with fit.scope(), _pyro.validation(False), _pyro.exact_log_sums(), torch.no_grad(), _possible_rows(fit, arguments):
+    with fit.scope(), _pyro.validation(False), _pyro.exact_log_sums(), torch.no_grad(), possible_rows(fit, arguments):
         depth = nesting(fit, arguments)
         model = config_enumerate(poutine.condition(fit.program, given))
         decoded = infer_discrete(model, first_available_dim=-1 - depth, temperature=temperature)
@@ -115,13 +147,22 @@ def posterior_draws(fit: Fit, arguments: Arguments, count: int) -> dict[str, Ten
     """Joint draws of continuous and discrete sites given the rows."""
     draws = thinned(fit, count)
     chosen = [draws[i % len(draws)] for i in range(count)]
+    enumerated, hidden = discrete_kinds(fit, arguments)
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
-        joint = [{**given, **_discrete(fit, arguments, given, temperature=1)} for given in chosen]
-    return {name: torch.stack([j[name] for j in joint]) for name in joint[0]}
+        found: dict[str, Tensor] = {}
+        if enumerated or not hidden:
+            draws = [{**given, **_discrete(fit, arguments, given, temperature=1)} for given in chosen]
+        if fit.latent or enumerated or not hidden:
+            joint = [draws[i % len(draws)] for i in range(count)]
+            found = {name: torch.stack([j[name] for j in joint]) for name in joint[0]}
+        if hidden:
+            with possible_rows(fit, arguments):
+                found.update(drawn(fit, arguments, draws, count))
+    return found
 
 
-def generate(fit: Fit, n: int, covariates: dict[str, Any]) -> dict[str, Tensor]:
+def generate(fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None = None) -> dict[str, Tensor]:
     """New rows of every observed site, each from a draw of its own."""
     draws = thinned(fit, n)
     counts = torch.bincount(torch.arange(n) % len(draws), minlength=len(draws)).tolist()
@@ -130,19 +171,24 @@ def generate(fit: Fit, n: int, covariates: dict[str, Any]) -> dict[str, Tensor]:
         start = 0
         for given, size in zip(draws, counts, strict=True):
             part = {k: v[start : start + size] for k, v in covariates.items()}
-            parts.append(_generate(fit, size, given, part))
+            parts.append(_generate(fit, size, given, part, num_steps))
             start += size
     rows = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     shuffled = torch.randperm(n) if len(draws) > 1 and not covariates else torch.arange(n)
     return {name: values[shuffled] for name, values in rows.items()}
 
 
-def _generate(fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[str, Any]) -> dict[str, Tensor]:
+def _generate(
+    fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[str, Any], num_steps: int | None
+) -> dict[str, Tensor]:
     prototype = fit.prototype(size)
+    if num_steps is not None:
+        prototype = prototype.lasting(num_steps)
     if isinstance(fit.model, LatentVariableModel) and not covariates:
-        model, args, kwargs = fit.model, (), {"size": size}
+        steps = prototype.main.shape[1] if fit.model.sequences else None
+        model, args, kwargs = fit.model, (), {"size": size, **({} if steps is None else {"num_steps": steps})}
     else:
-        model = poutine.uncondition(fit.model)
+        model = poutine.uncondition(_Lasting()(fit.model))
         args, kwargs = prototype.args, {**prototype.kwargs, **covariates}
     trace = poutine.trace(poutine.condition(model, given)).get_trace(*args, **kwargs)
     observed = {
@@ -151,3 +197,13 @@ def _generate(fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[st
         if site["type"] == "sample" and site["infer"].get("was_observed")
     }
     return observed or {"x": trace.nodes["_RETURN"]["value"]}
+
+
+class _Lasting(Messenger):
+    """Let a hidden Markov site that leaves its number of steps to the data draw as many as the data have."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, HMM) and fn.num_steps is None and msg["value"] is not None:
+            steps = msg["value"].shape[-fn.event_dim]
+            msg["fn"] = fn.clamp(torch.full((steps,), -1, device=msg["value"].device))

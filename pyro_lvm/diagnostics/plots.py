@@ -41,13 +41,23 @@ from pyro_lvm.diagnostics.plot_parts import (
     state_table,
     strip_frame,
 )
+from pyro_lvm.diagnostics.sequence_plots import durations, states, transitions
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pyro_lvm.training.result import Fit
 
-__all__ = ["comparison", "density", "losses", "posteriors", "responsibilities"]
+__all__ = [
+    "comparison",
+    "density",
+    "durations",
+    "losses",
+    "posteriors",
+    "responsibilities",
+    "states",
+    "transitions",
+]
 
 
 def density(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> Figure:
@@ -76,8 +86,7 @@ def density(fit: Fit, x: Any, columns: Sequence[str] | None = None) -> Figure:
     rows, names = read_rows("density", fit, arguments, columns)
     table = state_table(fit, arguments)
     labels = np.zeros(len(rows), int) if table is None else table.argmax(1)
-    states = 1 if table is None else table.shape[1]
-    groups = [(k, labels == k) for k in range(states)]
+    groups = [(k, labels == k) for k in range(1 if table is None else table.shape[1])]
     figure = new_figure(6.4, 4.6)
     ax = new_axes(figure)
     what = "posterior predictive density" if fit.latent else "fitted density"
@@ -192,7 +201,8 @@ def posteriors(fits: Mapping[str, Fit], x: Any, site: str = "loc", columns: Sequ
             )
         arguments = fit.arguments(x)
         names = names or axis_names("posteriors", fit, arguments, columns)
-        axis = component_axes(fit, arguments, first_draw(fit))[0].get(site) if axis is None else axis
+        found = component_axes(fit, arguments, first_draw(fit))[0].get(site)
+        axis = found[0] if axis is None and found else axis
         draws[name] = align(fit, arguments, fit.draws, across_fits=True)[site].flatten(0, 1).double().cpu().numpy()
     shapes = {values.shape[1:] for values in draws.values()}
     if len(shapes) > 1:

@@ -10,8 +10,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_lvm.distributions.columns import Arguments
-from pyro_lvm.distributions.rows import Kind, RowFamily
+from pyro_lvm.distributions.columns import FAMILIES, Arguments, Categorical
+from pyro_lvm.distributions.rows import IndependentColumns, Kind, RowFamily
 from pyro_lvm.handlers.open_mixtures import arguments_of, rebuilt
 
 __all__ = ["GivenRows", "ProgrammedRows", "as_row_family"]
@@ -155,26 +155,29 @@ def _axes(name: str, start: Tensor, num_states: int) -> tuple[str, ...]:
     return ("state", *axes[1:]) if start.dim() and start.shape[0] == num_states else tuple(axes)
 
 
-def as_row_family(caller: str, emission: Any, num_states: int) -> RowFamily:
+def as_row_family(caller: str, emission: Any, num_states: int, data_dim: int | None = None) -> RowFamily:
     """What a user may give as an emission.
 
     Args:
         caller: Who asks, for errors.
-        emission: A family, a distribution, or a function that returns one.
+        emission: A family or the name of one of columns, a distribution, or a function that returns one.
         num_states: K.
+        data_dim: Number of columns, for families by name.
 
     Raises:
         ValueError: It is none of these.
     """
     if isinstance(emission, RowFamily):
         return emission
+    if isinstance(emission, str) and emission in FAMILIES and emission != Categorical.name:
+        return IndependentColumns(FAMILIES[emission](), data_dim)
     if isinstance(emission, torch.distributions.Distribution):
         return GivenRows(caller, emission, num_states)
     if callable(emission) and not isinstance(emission, type):
         return ProgrammedRows(caller, emission, num_states)
     raise ValueError(
-        f"{caller}: expected emission to be a distribution with states along its last batch dimension, or a function "
-        f"that returns one; got {emission!r}."
+        f"{caller}: expected emission to be a distribution with states along its last batch dimension, a function that "
+        f"returns one, or one of {', '.join(name for name in FAMILIES if name != Categorical.name)}; got {emission!r}."
     )
 
 

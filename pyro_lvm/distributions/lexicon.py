@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from pyro_lvm.ops.cooccurrences import Cooccurrences
 __all__ = ["DenseLexicon", "Lexicon", "SparseLexicon"]
 
 
+@runtime_checkable
 class Lexicon(Protocol):
     """Log-probabilities of target words given source words, as one vector and the way to find a pair in it.
 

@@ -51,7 +51,8 @@ class RegressedRows(RowFamily):
         """
         if covariates is None:
             raise ValueError("RegressedRows.law: expected covariates.")
-        slopes = torch.einsum("kdq,...q->...kd", parameters["coefficients"], covariates)
+        coefficients = parameters["coefficients"]
+        slopes = torch.einsum("kdq,...q->...kd", coefficients, covariates.to(coefficients))
         law = dist.Normal(slopes + parameters["intercept"], parameters["scale"])
         return (law if known is None else law.mask(known)).to_event(1)
 

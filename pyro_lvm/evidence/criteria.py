@@ -10,14 +10,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.distributions import constraints
 
+from pyro_lvm import _pyro
+from pyro_lvm.handlers.hidden_states import states_of
 from pyro_lvm.infer.parameters import Parameter
+from pyro_lvm.infer.structure import structure
+from pyro_lvm.training.stream import as_stream
 
 if TYPE_CHECKING:
+    from pyro_lvm.training.data import Arguments
     from pyro_lvm.training.result import Fit
 
-__all__ = ["aic", "bic"]
+__all__ = ["aic", "bic", "num_observations"]
 
 
 def aic(fit: Fit, x: Any) -> float:
@@ -38,19 +44,51 @@ def bic(fit: Fit, x: Any) -> float:
 
     Args:
         fit: A point fit.
-        x: Rows; with `sample_weights` their number is the sum of the weights.
+        x: Rows; with `sample_weights` their number is the sum of the weights. Of sequences, the steps that were
+            observed are counted.
 
     Raises:
         ValueError: The fit is a posterior.
     """
     free, evidence = _free_parameters(fit, "bic"), fit.evidence(x)
-    return free * math.log(evidence.num_rows) - 2 * evidence.total
+    return free * math.log(num_observations(fit, x)) - 2 * evidence.total
+
+
+def num_observations(fit: Fit, x: Any) -> float:
+    """The number of rows, each as often as its weight says; of sequences, that of the steps that were observed.
+
+    Args:
+        fit: A fit.
+        x: Rows, or a stream of batches.
+    """
+    stream = as_stream(x)
+    batches = [x] if stream is None else stream.through(fit.arguments).batches()
+    return sum(_observations(fit, fit.arguments(batch)) for batch in batches)
+
+
+def _observations(fit: Fit, arguments: Arguments) -> float:
+    weights = arguments.weights.double()
+    with fit.scope(), _pyro.validation(False):
+        few = structure(fit.program, arguments.args, arguments.kwargs, fresh=False)
+        if all(states_of(site) is None for site in few.nodes.values()):
+            return float(weights.sum())
+        with torch.random.fork_rng(), torch.no_grad():
+            trace = _pyro.plain_trace(fit.program, arguments.args, arguments.kwargs)
+    total = 0.0
+    for site in trace.nodes.values():
+        if states_of(site) is not None:
+            law, value = site["fn"], site["value"]
+            known = law.steps(value)[1]
+            steps = value.shape[-law.event_dim] if known is None else known.sum(-1)
+            total += float((weights * steps).sum())
+    return total
 
 
 def _free_parameters(fit: Fit, name: str) -> int:
     if fit.latent:
         raise ValueError(f"{name}: expected a point fit, got a posterior. Use lvm.compare instead.")
-    return sum(_degrees_of_freedom(p) for p in fit.parameters().values())
+    fixed = getattr(fit.model, "fixed_entries", lambda _: 0)
+    return sum(_degrees_of_freedom(p) - fixed(name) for name, p in fit.parameters().items())
 
 
 def _degrees_of_freedom(parameter: Parameter) -> int:

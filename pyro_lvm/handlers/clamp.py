@@ -17,6 +17,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_lvm.handlers.hidden_states import clamped_states, states_of
+
 __all__ = ["clamp"]
 
 # A log-probability of zero that stays finite: sums of it absorb every log-density, their exponential is exactly 0, and
@@ -33,7 +35,12 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
     once, at the site `"<name>_clamped"`, and the latent entry that is not used stays a draw from the prior, so that
     evidence and gradients are those of the known rows. Without a mask the site is simply observed.
 
-    A known value that the rest of a row makes impossible shows as a log-likelihood near -1e30.
+    The states of a hidden Markov site (`lvm.distributions.HMM`) are known by their own name, that of its
+    `infer={"states": name}`, or "<site>_states": one whole number for every step, -1 where it is unknown; the mask may
+    have an entry for every step or for every sequence.
+
+    A known value that the rest of a row makes impossible shows as a log-likelihood near -1e30, or of minus infinity
+    where it is a path of probability zero.
 
     As a context, enter it around a run of the model, not of a guide.
 
@@ -115,6 +122,10 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
 
     def _pyro_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
+        states = states_of(msg)
+        if states in self.values:
+            self._met.add(states)
+            msg["fn"] = clamped_states(msg, states, self.values[states], self.masks.get(states))
         if name not in self.values:
             return
         self._met.add(name)

@@ -96,6 +96,10 @@ class CoordinateAscent:
             self._start(args, kwargs)
         return self._evaluate(args, kwargs)[1]
 
+    def held_out_loss(self, *args: Any, **kwargs: Any) -> float:
+        """The same of other data, without the divergence of the parameters' posterior from their prior."""
+        return -self._evaluate(args, kwargs)[0].log_likelihood
+
     def posterior(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Variational posterior of every discrete site, its states along the last axis."""
         return self._evaluate(args, kwargs)[0].marginals()

@@ -29,6 +29,7 @@ from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.factors import Factor, contract
 from pyro_lvm.infer.m_step import innermost
 from pyro_lvm.infer.markov import opened_factors
+from pyro_lvm.infer.masks import check_masks
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_pass import Memory, RowPass
@@ -170,6 +171,7 @@ def _outside_weights(factor: Factor) -> Tensor:
 def weigh(trace: Trace, factors: dict[str, Factor], temperature: float = 1.0) -> float:
     """Posterior weights of all cells by one backward pass; returns the log-likelihood, nats."""
     leaves: list[Tensor] = []
+    check_masks(factors.values())
 
     def run(power: float) -> Tensor:
         leaves.clear()

@@ -13,6 +13,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.infer.held_out import rows_alone
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_adam import RowAdam
@@ -150,6 +151,13 @@ class SVI:
     def loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss in nats, without a step."""
         objective, model, guide = self._prepare(args, kwargs)
+        with torch.no_grad(), _pyro.exact_log_sums():
+            return float(objective.loss(model, guide, *args, **kwargs))
+
+    def held_out_loss(self, *args: Any, **kwargs: Any) -> float:
+        """An estimate of the loss of other data, in nats: what is outside of the plate of the rows does not count."""
+        objective, model, guide = self._prepare(args, kwargs)
+        model, guide = rows_alone(model, guide, args, kwargs)
         with torch.no_grad(), _pyro.exact_log_sums():
             return float(objective.loss(model, guide, *args, **kwargs))
 

@@ -44,7 +44,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
-def everywhere(covariates: Mapping[str, Tensor] | None, rows: int) -> dict[str, Tensor]:
+def everywhere(covariates: Mapping[str, Tensor] | None, rows: int) -> dict[str, Any]:
     """Covariates of one row, shape (1, ...) each, repeated for many."""
     return {name: row.expand(rows, *row.shape[1:]) for name, row in (covariates or {}).items()}
 

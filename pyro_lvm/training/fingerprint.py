@@ -55,7 +55,7 @@ def remember(fit: Fit, batches: Iterable[Arguments]) -> Iterator[Arguments]:
     """The same batches; their rows are noted in the fit, so that comparisons know in-sample from held-out."""
     total, pending, waiting = torch.tensor(0), [fit.seen], 0
     for batch in batches:
-        hashes = row_hashes(batch.main)
+        hashes = row_hashes(batch.unpadded)
         total = total + hashes.sum()
         pending.append(hashes)
         waiting += len(hashes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import chain, product
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyro_lvm.handlers.clamp import clamp
+from pyro_lvm.handlers.hidden_states import states_of
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.structure import structure
@@ -111,8 +113,7 @@ def labels_of(model: Callable, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def without_labels(model: Callable, arguments: Arguments) -> Arguments:
     """The model's own arguments."""
     labels = labels_of(model, arguments.kwargs)
-    kwargs = {name: value for name, value in arguments.kwargs.items() if name not in labels}
-    return Arguments(arguments.args, kwargs, arguments.names)
+    return replace(arguments, kwargs={k: v for k, v in arguments.kwargs.items() if k not in labels})
 
 
 def as_labelled(data: Any, model: Callable, device: torch.device | None = None) -> Arguments:
@@ -130,7 +131,8 @@ def as_labelled(data: Any, model: Callable, device: torch.device | None = None) 
     if not labels or not (own.values if isinstance(own, Arguments) else own):
         return as_arguments(data, model, device)
     arguments = as_arguments(own, model, device)
-    return _join(arguments, {name: as_labels(value, name) for name, value in labels.items() if value is not None})
+    known = {name: as_labels(value, name, arguments) for name, value in labels.items() if value is not None}
+    return _join(arguments, known)
 
 
 def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
@@ -142,15 +144,19 @@ def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
                 "Write -1 (in whole numbers) or NaN where it is unknown."
             )
     moved = {name: value.to(arguments.main.device) for name, value in labels.items()}
-    return Arguments(arguments.args, {**arguments.kwargs, **moved}, arguments.names)
+    return replace(arguments, kwargs={**arguments.kwargs, **moved})
 
 
 def in_order(table: Any, columns: tuple[str, ...]) -> Any:
-    """A table's columns in the order of another one.
+    """A table's columns in the order of another one; of a list of tables, each; what has no columns as it is.
 
     Raises:
         ValueError: Columns are missing, or there are others.
     """
+    if isinstance(table, list) and table and all(hasattr(part, "columns") for part in table):
+        return [in_order(part, columns) for part in table]
+    if not hasattr(table, "columns"):
+        return table
     named = {str(name): name for name in table.columns}
     if set(named) != set(columns) or len(named) != len(table.columns):
         raise ValueError(f"data: expected columns {', '.join(columns)}; got {', '.join(named)}. Rename or drop some.")
@@ -189,11 +195,14 @@ def check_labels(model: Callable, arguments: Arguments) -> None:
             f"fit: expected data for the model's arguments ({takes}) or its latent sites ({', '.join(sorted(sites))}); "
             f"got '{stray[0]}'. Rename it, or leave it out."
         )
+    if labels:
+        structure(Labelled(model), arguments.args, arguments.kwargs)  # clamping them checks their shapes
 
 
 def _latent_sites(model: Callable, arguments: Arguments) -> dict[str, Any]:
     trace = structure(model, arguments.args, arguments.kwargs)
-    return {name: trace.nodes[name] for name in trace.stochastic_nodes}
+    hidden = {name: site for site in trace.nodes.values() if (name := states_of(site)) is not None}
+    return {name: trace.nodes[name] for name in trace.stochastic_nodes} | hidden
 
 
 def name_states(model: Any, arguments: Arguments) -> None:
@@ -226,7 +235,7 @@ def _posterior(model: Any, arguments: Arguments, site: str) -> Tensor:
 
 
 def _reorder(model: Any, arguments: Arguments, axis: str, aligned: int, order: Tensor) -> None:
-    """Reorder all entries along an axis, and along its twin in square matrices.
+    """Reorder all entries along an axis, and along its twin in square matrices ("dimension_2", "next_state").
 
     An array of fewer axes than declared is taken to have the first of them (`aligned` 0) or the last (-1).
     """
@@ -235,7 +244,7 @@ def _reorder(model: Any, arguments: Arguments, axis: str, aligned: int, order: T
         declared = model.dims.get(name, [])
         names = declared[: value.dim()] if aligned == 0 else declared[len(declared) - value.dim() :]
         for i, other in enumerate(names):
-            if other.removesuffix("_2") == axis and value.shape[i] == len(order):
+            if other.removesuffix("_2").removeprefix("next_") == axis and value.shape[i] == len(order):
                 value = value.index_select(i, order.to(value.device))
         return value
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from pyro_lvm.training.labels import Labelled, as_labelled, in_order
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.stream import as_stream
+
+if TYPE_CHECKING:
+    from pyro_lvm.diagnostics.forecast import Forecast
 
 __all__ = ["Fit"]
 
@@ -145,13 +148,21 @@ class Fit:
         return evidence.total / evidence.num_rows
 
     def predict_proba(self, x: Any) -> Any:
-        """Posterior of the discrete latent sites of each row, shape (n, states); a dict if there are several sites."""
+        """Posterior of the discrete latent sites of each row, shape (n, states); a dict if there are several sites.
+
+        Of sequences: that of every step given the whole sequence, (n, T, states), 0 in padding; a list for a list, and
+        without the first axis for one series.
+        """
         from pyro_lvm.diagnostics.latents import responsibilities
 
         return _only(responsibilities(self, self.arguments(x)))
 
     def predict(self, x: Any) -> Any:
-        """Most probable state of the discrete latent sites of each row, shape (n,); a dict if there are several."""
+        """Most probable state of the discrete latent sites of each row, shape (n,); a dict if there are several.
+
+        Of sequences: the most probable path (Viterbi's), (n, T), -1 in padding; a list for a list, and without the
+        first axis for one series.
+        """
         from pyro_lvm.diagnostics.latents import most_probable
 
         return _only(most_probable(self, self.arguments(x)))
@@ -167,24 +178,42 @@ class Fit:
             "Use predict_proba for the posterior of its discrete ones."
         )
 
-    def impute(self, x: Any) -> Tensor:
+    def impute(self, x: Any) -> Any:
         """Rows with every missing entry (NaN) at its posterior mean, or at its most probable answer if categorical."""
         from pyro_lvm.diagnostics.impute import impute
 
         return impute(self, self.arguments(x))
 
+    def forecast(self, x: Any, steps: int, num_samples: int = 100, **covariates: Any) -> Forecast:
+        """The law of the steps that follow given sequences: states, means, and draws.
+
+        Args:
+            x: Sequences, as in `lvm.fit`.
+            steps: How many steps to look ahead.
+            num_samples: Draws of what is to come.
+            covariates: Arguments of the model that go along the steps, in the steps to come: (n, steps, ...).
+
+        Raises:
+            ValueError: The model has no hidden Markov site, or covariates are missing.
+        """
+        from pyro_lvm.diagnostics.forecast import forecast
+
+        steps, count = whole_number("forecast", "steps", steps), whole_number("forecast", "num_samples", num_samples)
+        return forecast(self, self.arguments(x), steps, count, covariates)
+
     def posterior(self, x: Any, num_samples: int = 100) -> dict[str, Tensor]:
-        """Joint draws of all latent sites given rows, shape (num_samples, ...) each."""
+        """Joint draws of all latent sites given rows, shape (num_samples, ...) each; paths are -1 in padding."""
         from pyro_lvm.diagnostics.latents import posterior_draws
 
         count = whole_number("posterior", "num_samples", num_samples)
         return posterior_draws(self, self.arguments(x), count)
 
-    def sample(self, n: int, **covariates: Any) -> Any:
+    def sample(self, n: int, *, num_steps: Any = None, **covariates: Any) -> Any:
         """Generate rows; of a posterior, each row from its own draw.
 
         Args:
             n: Number of rows.
+            num_steps: Steps of each row, >= 1, of a model of sequences; by default those of the training data.
             covariates: Arguments of the model that are not generated, with n rows.
 
         Returns:
@@ -195,7 +224,8 @@ class Fit:
         n = whole_number("sample", "n", n)
         if not isinstance(self.model, LatentVariableModel):
             check_plate(self, self.prototype(n))
-        return _only(generate(self, n, covariates))
+        num_steps = None if num_steps is None else whole_number("sample", "num_steps", num_steps)
+        return _only(generate(self, n, covariates, num_steps))
 
     def aic(self, x: Any) -> float:
         """Akaike's criterion, lower is better: twice the number of parameters minus twice the log-likelihood.
@@ -210,7 +240,8 @@ class Fit:
     def bic(self, x: Any) -> float:
         """Schwarz's criterion, lower is better; its penalty grows with the logarithm of the number of rows.
 
-        That number is the sum of the `sample_weights` if there are any, as in `aic`.
+        That number is the sum of the `sample_weights` if there are any, as in `aic`. Of sequences it is the number of
+        steps that were observed.
         """
         from pyro_lvm.evidence.criteria import bic
 
@@ -307,7 +338,7 @@ class Fit:
 
     def arguments(self, x: Any) -> Arguments:
         """Rows, checked and converted for this fit's model; a table's columns are found by name."""
-        if self.columns and hasattr(x, "columns"):
+        if self.columns:
             x = in_order(x, self.columns)
         arguments = as_labelled(x, self.model, self.device)
         if isinstance(self.model, LatentVariableModel):

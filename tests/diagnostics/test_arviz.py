@@ -96,10 +96,10 @@ def test_component_axes_are_found_where_sizes_alone_would_not_tell(fits, faithfu
     fit = fits["em"]
     axes, states = component_axes(fit, fit.arguments(faithful), fit.params)
     assert states == 2
-    assert axes == {"weights": 0, "loc": 0, "covariance": 0}
+    assert axes == {"weights": (0,), "loc": (0,), "covariance": (0,)}
     tied = lvm.fit(lvm.models.GaussianMixture(2, covariance="tied"), faithful, seed=0, progress=False)
     axes, _ = component_axes(tied, tied.arguments(faithful), tied.params)
-    assert axes == {"weights": 0, "loc": 0}
+    assert axes == {"weights": (0,), "loc": (0,)}
 
 
 def test_permutations_undo_random_ones():

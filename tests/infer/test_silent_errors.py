@@ -249,3 +249,42 @@ def test_parameters_that_are_joined_and_taken_apart_do_not_depend_on_each_other(
     plan = lvm.infer.EM(pairs).plan(torch.tensor([1.0, 5.0, 2.0]).double())
     assert plan.parameters["first"].closed
     assert not plan.parameters["second"].sites
+
+
+def half_masked(x, known, inner):
+    weights = pyro.param("weights", lambda: x.new_tensor([0.3, 0.7]), constraint=constraints.simplex)
+    loc = pyro.param("loc", lambda: x.new_tensor([0.0, 1.0]))
+    prior = dist.Categorical(weights)
+    with pyro.plate("data", len(x)):
+        with poutine.mask(mask=known & True if inner in ("site", "both") else torch.tensor(True)):
+            z = pyro.sample("z", prior.mask(known) if inner == "law" else prior, infer={"enumerate": "parallel"})
+        with poutine.mask(mask=known if inner == "both" else torch.tensor(True)):
+            pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+
+def test_a_mask_around_a_discrete_site_alone_is_refused():
+    x, known = torch.tensor([0.3, -1.0, 2.0, 4.0]).double(), torch.tensor([True, False, True, False])
+    with pytest.raises(ValueError, match="expected site 'x', which depends on 'z', to be masked wherever 'z' is"):
+        lvm.infer.EM(half_masked).step(x, known, "site")
+    assert lvm.infer.EM(half_masked).step(x, torch.ones(4, dtype=torch.bool), "site") > 0
+
+
+@pytest.mark.parametrize("inner", ["law", "both"])
+def test_masks_around_a_mixture_against_brute_force(inner):
+    """A masked law weighs all states alike; rows that are masked too are not there."""
+    x, known = torch.tensor([0.3, -1.0, 2.0, 4.0]).double(), torch.tensor([True, False, True, False])
+    weights, loc = x.new_tensor([0.3, 0.7]), x.new_tensor([0.0, 1.0])
+    counted = known.unsqueeze(-1).double()
+    likelihood = dist.Normal(loc, 1.0).log_prob(x.unsqueeze(-1))
+    em = lvm.infer.EM(half_masked)
+    if inner == "law":
+        joint, present = counted * weights.log() + likelihood, torch.ones(4, 1).double()
+    else:
+        joint, present = weights.log() + counted * likelihood, counted
+    assert em.loss(x, known, inner) == pytest.approx(-float(joint.logsumexp(-1).sum()), rel=1e-10)
+    posterior = joint.softmax(-1)
+    expected = (present * posterior * x.unsqueeze(-1)).sum(0) / (present * posterior).sum(0)
+    em.step(x, known, inner)
+    torch.testing.assert_close(pyro.param("loc").detach(), expected, rtol=1e-10, atol=0.0)
+    share = (counted * posterior).sum(0) / counted.sum()
+    torch.testing.assert_close(pyro.param("weights").detach(), share, rtol=1e-10, atol=0.0)

@@ -22,8 +22,8 @@ class Blocks:
         number: Which block of its chain it is, shape (M,).
         steps: The step t >= 1 after the transition at each place, shape (S, M); 0 where a block does not reach.
         rows: The same as row numbers of tensors of shape (N * T, ...).
-        whole: Whether every block reaches every place.
-        single: Whether no chain has a second block.
+        per_chain: The most blocks of a chain.
+        num_steps: T.
     """
 
     reach: list[int]
@@ -31,44 +31,60 @@ class Blocks:
     number: Tensor
     steps: Tensor
     rows: Tensor
-    whole: bool
-    single: bool
+    per_chain: int
+    num_steps: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether every block reaches every place."""
+        return not self.reach or self.reach[-1] == len(self.chain)
+
+    @property
+    def single(self) -> bool:
+        """Whether no chain has a second block."""
+        return self.per_chain <= 1
 
     def gather(self, values: Tensor) -> Tensor:
         """Values of shape (N, T, m) where the blocks have their steps, shape (S, M, m)."""
         return values.flatten(0, 1).index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
 
-    def scatter(self, values: Tensor, target: Tensor) -> None:
-        """Put values of shape (S, M, m) where a tensor of shape (N, T, m) has their steps."""
-        rows, values = self.rows.flatten(), values.flatten(0, 1)
+    def room(self, *sizes: int, like: Tensor) -> Tensor:
+        """Memory for values at the places, zero where a block does not reach."""
+        return like.new_empty(sizes) if self.whole else like.new_zeros(sizes)
+
+    def in_order(self, first: Tensor, later: Tensor) -> Tensor:
+        """Values of first steps, shape (N, m), and at the places, shape (S, M, m), as shape (N, T, m), else zero."""
+        rows, later = self.rows.flatten(), later.flatten(0, 1)
         if not self.whole:
             used = self.steps.flatten().nonzero().squeeze(-1)
-            rows, values = rows[used], values[used]
-        target.flatten(0, 1).index_copy_(0, rows, values)
+            rows, later = rows[used], later[used]
+        result = first.new_zeros(len(first), self.num_steps, first.shape[-1])
+        result[:, 0] = first
+        result.flatten(0, 1).index_copy_(0, rows, later)
+        return result
 
 
 def cut(num_chains: int, num_steps: int, lengths: Tensor | None, block: int, device: torch.device) -> Blocks:
     """Cut the T - 1 transitions of each of N chains into blocks."""
+    block = min(block, num_steps - 1)
     per_chain = -(-(num_steps - 1) // max(1, block))
     begin = torch.arange(per_chain, device=device) * block
-    transitions = torch.full((num_chains,), num_steps, device=device) if lengths is None else lengths
-    size = (transitions.unsqueeze(-1) - 1 - begin).clamp(0, block).flatten()
-    size, order = size.sort(descending=True, stable=True)
-    order = order[: int((size > 0).sum())]
-    size = size[: len(order)]
+    ends = torch.full((num_chains,), num_steps, device=device) if lengths is None else lengths
+    size, order = (ends.unsqueeze(-1) - 1 - begin).clamp(0, block).flatten().sort(descending=True, stable=True)
+    size = size[: int(size.count_nonzero())]
+    order = order[: len(size)]
     chain, number = order // max(1, per_chain), order % max(1, per_chain)
     place = torch.arange(block, device=device).unsqueeze(-1)
     filled = place < size
     steps = torch.where(filled, number * block + 1 + place, 0)
-    reach = filled.sum(1).tolist()
     return Blocks(
-        reach=reach,
+        reach=filled.sum(1).tolist(),
         chain=chain,
         number=number,
         steps=steps,
         rows=chain * num_steps + steps,
-        whole=all(count == len(order) for count in reach),
-        single=per_chain <= 1,
+        per_chain=per_chain,
+        num_steps=num_steps,
     )
 
 
@@ -84,14 +100,13 @@ class Matrices:
         shared, steady = len(transition) == 1, transition.shape[1] == 1
         self._rows: Tensor | None = None
         if shared and (steady or blocks.single):
-            self._fixed = list(transition[0].unbind(0))
+            self._fixed = transition[0].unbind(0)
         elif steady:
-            self._fixed = [transition[:, 0].index_select(0, blocks.chain)]
+            self._fixed = (transition[:, 0].index_select(0, blocks.chain),)
         else:
-            self._fixed = []
-            self._all = transition.flatten(0, 1)
             offset = 0 if shared else blocks.chain * transition.shape[1]
             self._rows = (blocks.steps - 1).clamp_min(0) + offset
+            self._all = transition.flatten(0, 1)
 
     def at(self, place: int, count: int) -> Tensor:
         """The matrix of all blocks, shape (K, K), or those of the first few, shape (count, K, K)."""

@@ -14,15 +14,16 @@ __all__ = ["ExactPosterior", "block_length", "filter_exactly", "lag_exactly", "l
 
 # Numbers in one piece of the pairwise posteriors; larger pieces gain nothing and take memory.
 PIECE = 2**24
-# Steps that a plain loop may take: below, loop overhead is less than the K-fold work of multiplying out blocks.
-LOOP = 256
+# Steps of a chain, and numbers N K^3 in a step over blocks, up to and from which a plain loop is no slower than blocks.
+SHORT, WIDE = 256, 2**13
 
 
 def block_length(chains: Chains, algorithm: str = "auto") -> int:
     """Steps in a block of the recursion in logarithms."""
     if algorithm == "scan":
         return 2
-    if algorithm == "sequential" or (algorithm == "auto" and chains.num_steps <= LOOP):
+    wide = chains.num_chains * chains.num_states**3 > WIDE
+    if algorithm == "sequential" or (algorithm == "auto" and (chains.num_steps <= SHORT or wide)):
         return chains.num_steps
     return max(2, round(chains.num_steps ** (1 / 3)))
 
@@ -46,19 +47,23 @@ class ExactPosterior:
         self._dtype = chains.emission.dtype
         self._chains = chains = chains.detach().double()
         block = block_length(chains, algorithm)
-        self.forward = messages(chains, block)
+        self._forward = messages(chains, block)
         self._backward = messages_back(chains, block)
-        self._evidence = log_sum(chains.at_last(self.forward), -1)
+        self._evidence = log_sum(chains.at_last(self._forward), -1)
         # probabilities are exp(a - evidence): of what is impossible, exp(-inf - 0) = 0
         self._shift = self._evidence.masked_fill(self._evidence.isneginf(), 0.0)
         self.log_likelihood = self._evidence
+
+    def log_forward(self) -> Tensor:
+        """Log p(state at t, x up to t), shape (N, T, K), nats."""
+        return self._forward
 
     def marginals(self) -> Tensor:
         """Posterior probabilities of the states, shape (N, T, K), zero in the padding."""
         chains = self._chains
         impossible = chains.emission.isneginf()
         onwards = self._backward - chains.emission.masked_fill(impossible, 0.0)
-        result = (self.forward + onwards - self._shift[:, None, None]).exp_().masked_fill_(impossible, 0.0)
+        result = (self._forward + onwards - self._shift[:, None, None]).exp_().masked_fill_(impossible, 0.0)
         if chains.valid is not None:
             result.masked_fill_(~chains.valid.unsqueeze(-1), 0.0)
         return result.to(self._dtype)
@@ -84,7 +89,7 @@ class ExactPosterior:
         for steps in pieces(chains):
             after = slice(steps.start + 1, steps.stop + 1)
             transition = chains.transition if chains.homogeneous else chains.transition[:, steps]
-            piece = self.forward[:, steps, :, None] + self._backward[:, after, None, :] + transition
+            piece = self._forward[:, steps, :, None] + self._backward[:, after, None, :] + transition
             piece = piece.sub_(self._shift[:, None, None, None]).exp_()
             if valid is not None:
                 piece.masked_fill_(~valid[:, after, None, None], 0.0)

@@ -1,97 +1,153 @@
-"""Posteriors from the rescaled recursions over probabilities."""
+"""Posteriors from the rescaled recursions over probabilities, for the chains that these do not lose."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from pyro_lvm.ops.chains.blocks import cut
 from pyro_lvm.ops.chains.inputs import Chains
-from pyro_lvm.ops.chains.scaled import Scaled, largest_growth
+from pyro_lvm.ops.chains.scaled import Backward, Forward, negligible
 
-__all__ = ["FastPosterior"]
+__all__ = ["FastFilter", "FastPosterior"]
 
 
-class FastPosterior:
-    """The posterior of all states of N chains, for those chains that are not lost.
+class FastFilter:
+    """The forward recursion of N chains.
 
     Attributes:
-        lost: Chains whose probabilities leave the range of floats, shape (N,).
+        log_likelihood: Log p(x), shape (N,), nats, float64.
     """
 
     def __init__(self, chains: Chains, block: int) -> None:
-        self._chains = chains
-        initial, start_shift = _exponentials(chains.initial, (-1,))
-        self._transition, transition_shift = _exponentials(chains.transition, (-2, -1))
-        emission, emission_shift = _exponentials(chains.emission, (-1,))
-        self._passes = passes = Scaled(initial, self._transition, emission, chains.lengths, block)
-        self.lost = ~(passes.growth <= largest_growth(chains.num_states, emission.dtype))
-        total = start_shift.double().squeeze(-1) + emission_shift.double().sum((1, 2))
-        total = total + _over_steps(transition_shift.double().flatten(1), chains)
-        total += passes.first_scale.double().log().squeeze(-1)
-        self.log_likelihood = total.index_add_(0, passes.blocks.chain, passes.scale.double().log_().sum((0, 2)))
-        if bool(self.lost.any()):
+        self.chains = chains
+        self.transition, self._transition_shift = _exponentials(chains.transition, (-2, -1))
+        blocks = cut(chains.num_chains, chains.num_steps, chains.lengths, block, chains.emission.device)
+        first, self._first_shift = _exponentials(chains.initial + chains.emission[:, 0], (-1,))
+        emission, self._emission_shift = _exponentials(blocks.gather(chains.emission), (-1,), in_place=True)
+        if not blocks.whole:
+            self._emission_shift.masked_fill_(blocks.steps.unsqueeze(-1) == 0, 0.0)
+        self.forward = Forward(blocks, first, self.transition, emission)
+        first_scale, scale = self._log_scales()
+        total = first_scale.squeeze(-1) + self._over_transitions().sum(-1)
+        self.log_likelihood = total.index_add_(0, blocks.chain, scale.sum((0, 2)))
+
+    @property
+    def lost(self) -> Tensor:
+        """The chains of which too much underflows, shape (N,)."""
+        # every state is predicted with the least transition at least, so what underflows is a small part of that,
+        # and what is to come multiplies both
+        least = self.transition.flatten(1).amin(1).double() if self.transition.shape[1] else 1.0
+        return ~negligible(self.forward.losses / least, self.chains.num_states, self.chains.emission.dtype)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Filtered probabilities, shape (N, T, K), zero in the padding."""
+        return self.forward.in_order()
+
+    @property
+    def increments(self) -> Tensor:
+        """Log p(x_t | x before t), shape (N, T), nats, float64; of no meaning in the padding."""
+        increments = self.forward.blocks.in_order(*self._log_scales()).squeeze(-1)
+        increments[:, 1:] += self._over_transitions()
+        return increments
+
+    def lagged(self, lag: int) -> tuple[Tensor, Tensor]:
+        """Probabilities given x up to `lag` steps later, shape (N, T, K), and the chains lost thereby, shape (N,)."""
+        chains, forward, transition = self.chains, self.forward, self.transition
+        ratio = forward.blocks.in_order(torch.zeros_like(forward.first), forward.emission / forward.scale)
+        onwards = torch.ones_like(ratio)
+        for _ in range(lag):
+            weighed = ratio[:, 1:] * onwards[:, 1:]
+            if not chains.homogeneous:
+                earlier = (transition @ weighed.unsqueeze(-1)).squeeze(-1)
+            else:
+                earlier = weighed @ (transition[0, 0] if len(transition) == 1 else transition[:, 0]).mT
+            if chains.valid is not None:
+                earlier = torch.where(chains.valid[:, 1:, None], earlier, 1.0)
+            onwards[:, :-1] = earlier
+        # 1 / c, zero in the padding
+        inverse = forward.blocks.in_order(forward.first_scale.reciprocal(), forward.scale.reciprocal()).squeeze(-1)
+        losses = (onwards.amax(-1) * inverse).sum(-1, dtype=torch.float64)
+        return self.probabilities.mul_(onwards), self.lost | ~negligible(losses, chains.num_states, ratio.dtype)
+
+    def _log_scales(self) -> tuple[Tensor, Tensor]:
+        """Log c with what was taken out of the emissions, float64, shapes (N, 1) and (S, M, 1)."""
+        forward = self.forward
+        return (
+            forward.first_scale.double().log() + self._first_shift,
+            forward.scale.double().log() + self._emission_shift,
+        )
+
+    def _over_transitions(self) -> Tensor:
+        """What was taken out of the transitions, float64, shape (N, T - 1)."""
+        chains = self.chains
+        shift = self._transition_shift[..., 0, 0].double().expand(chains.num_chains, chains.num_steps - 1)
+        return shift if chains.valid is None else torch.where(chains.valid[:, 1:], shift, 0.0)
+
+
+class FastPosterior(FastFilter):
+    """The forward and the backward recursion of N chains."""
+
+    def __init__(self, chains: Chains, block: int) -> None:
+        super().__init__(chains, block)
+        self._backward = Backward(self.forward)
+        self._lost = ~negligible(self._backward.losses, chains.num_states, chains.emission.dtype)
+        if bool(self._lost.any()):
             self._forget()
 
+    @property
+    def lost(self) -> Tensor:
+        """The chains of which too much underflows, shape (N,)."""
+        return self._lost
+
     def _forget(self) -> None:
-        """Zeros for chains that are lost: what is no number would spread in sums over chains."""
-        passes, lost = self._passes, self.lost
-        for rows in (passes.first, passes.first_onwards):
-            rows[lost] = 0.0
-        blocks = lost[passes.blocks.chain]
-        for places in (passes.before, passes.after, passes.onwards, passes.weighed):
-            places[:, blocks] = 0.0
+        """Zeros for the chains that are lost: what is no number would spread in sums over chains."""
+        forward, backward = self.forward, self._backward
+        for values in (forward.first, backward.first):
+            values[self._lost] = 0.0
+        blocks = self._lost[forward.blocks.chain]
+        for values in (forward.before, forward.after, backward.after, backward.weighed):
+            values[:, blocks] = 0.0
 
     def marginals(self) -> Tensor:
         """Posterior probabilities of the states, shape (N, T, K), zero in the padding."""
-        passes = self._passes
-        empty = torch.zeros_like if self._chains.lengths is not None else torch.empty_like
-        result = empty(self._chains.emission)
-        torch.mul(passes.first, passes.first_onwards, out=result[:, 0])
-        passes.blocks.scatter(passes.after * passes.onwards, result)
-        return result
+        forward, backward = self.forward, self._backward
+        return forward.blocks.in_order(forward.first * backward.first, forward.after * backward.after)
+
+    def log_forward(self) -> Tensor:
+        """Log p(state at t | x up to t), shape (N, T, K), float64."""
+        return self.probabilities.double().log()
 
     def transitions(self, weights: Tensor | None = None, *, per_step: bool, sum_batch: bool) -> Tensor:
         """Expected transitions, shape (N or 1, T - 1, K, K) if `per_step`, else (N or 1, K, K)."""
-        passes, blocks, chains = self._passes, self._passes.blocks, self._chains
-        before, after = passes.before, passes.weighed
+        blocks, chains, transition = self.forward.blocks, self.chains, self.transition
+        before, after = self.forward.before, self._backward.weighed
         if weights is not None:
             before = before * weights.to(before.dtype)[blocks.chain, None]
+        together = sum_batch and len(transition) == 1
         if per_step or not chains.homogeneous:
-            return self._per_step(before, after, per_step, sum_batch)
-        if sum_batch and len(self._transition) == 1:
-            # one product over all places and blocks is slower: few numbers out, many in
-            return (before.mT @ after).sum(0, keepdim=True) * self._transition[:, 0]
-        per_block = before.permute(1, 2, 0) @ after.permute(1, 0, 2)
-        counts = before.new_zeros(chains.num_chains, *per_block.shape[1:]).index_add_(0, blocks.chain, per_block)
-        counts *= self._transition[:, 0]
+            start, end = (
+                blocks.in_order(torch.zeros_like(self.forward.first), values)[:, 1:] for values in (before, after)
+            )
+            if together:
+                counts = (start.permute(1, 2, 0) @ end.permute(1, 0, 2)).unsqueeze(0) * transition
+            else:
+                counts = (start.unsqueeze(-1) * end.unsqueeze(-2)).mul_(transition)
+            if not per_step:
+                counts = counts.sum(1)
+        elif together:
+            # not one product over places and blocks: it has few numbers out and many in, which is three times slower
+            return (before.mT @ after).sum(0, keepdim=True) * transition[:, 0]
+        else:
+            per_block = before.permute(1, 2, 0) @ after.permute(1, 0, 2)
+            counts = per_block.new_zeros(chains.num_chains, *per_block.shape[1:])
+            counts.index_add_(0, blocks.chain, per_block).mul_(transition[:, 0])
         return counts.sum(0, keepdim=True) if sum_batch else counts
 
-    def _per_step(self, before: Tensor, after: Tensor, per_step: bool, sum_batch: bool) -> Tensor:
-        blocks, chains = self._passes.blocks, self._chains
-        ordered = []
-        for values in (before, after):
-            result = torch.zeros_like(chains.emission)
-            blocks.scatter(values, result)
-            ordered.append(result[:, 1:])
-        if sum_batch and len(self._transition) == 1:
-            pairs = (ordered[0].permute(1, 2, 0) @ ordered[1].permute(1, 0, 2)).unsqueeze(0) * self._transition
-        else:
-            pairs = (ordered[0].unsqueeze(-1) * ordered[1].unsqueeze(-2)).mul_(self._transition)
-            pairs = pairs.sum(0, keepdim=True) if sum_batch else pairs
-        return pairs if per_step else pairs.sum(1)
 
-
-def _exponentials(logarithms: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _exponentials(logarithms: Tensor, dims: tuple[int, ...], *, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """Exponentials up to the largest, and its logarithm (zero where nothing is possible)."""
     largest = logarithms.amax(dims, keepdim=True)
     largest = largest.masked_fill_(largest.isneginf(), 0.0)
-    return (logarithms - largest).exp_(), largest
-
-
-def _over_steps(shift: Tensor, chains: Chains) -> Tensor:
-    """The sum over the transitions of each chain of numbers of shape (N or 1, T - 1 or 1)."""
-    if chains.homogeneous:
-        return shift.squeeze(-1) * chains.last
-    if chains.valid is not None:
-        shift = torch.where(chains.valid[:, 1:], shift, 0.0)
-    return shift.sum(-1)
+    return torch.sub(logarithms, largest, out=logarithms if in_place else None).exp_(), largest

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_lvm.ops.chains.exact import filter_exactly, lag_exactly
 from pyro_lvm.ops.chains.inputs import Chains, prepare
+from pyro_lvm.ops.chains.posterior import filtered, lagged
 
 __all__ = ["Filtered", "filter", "fixed_lag", "predict"]
 
@@ -51,7 +51,7 @@ def filter(
         tensor([0.8824, 0.1176])
     """
     chains = prepare("filter", initial, transition, emission, lengths, algorithm).detach()
-    probabilities, increments = filter_exactly(chains, algorithm)
+    probabilities, increments = filtered(chains, algorithm)
     return Filtered(
         probabilities=_emptied(probabilities.to(emission.dtype), chains).reshape(emission.shape),
         increments=_emptied(increments.unsqueeze(-1).to(emission.dtype), chains).reshape(emission.shape[:-1]),
@@ -107,7 +107,7 @@ def predict(
     else:
         after = emission.new_zeros(*chains.batch, horizon + 1, chains.num_states)
         ahead = prepare("predict (future)", initial, future, after, None).transition.detach()
-    probabilities, _ = filter_exactly(chains, algorithm)
+    probabilities, _ = filtered(chains, algorithm)
     state = chains.at_last(probabilities).unsqueeze(-2)
     ahead = ahead.to(state.dtype).exp().expand(-1, horizon, -1, -1)
     states = []
@@ -153,7 +153,7 @@ def fixed_lag(
     chains = prepare("fixed_lag", initial, transition, emission, lengths, algorithm).detach()
     if lag < 0:
         raise ValueError(f"fixed_lag: expected a lag of at least 0; got {lag}.")
-    result = lag_exactly(chains, min(lag, chains.num_steps - 1), algorithm)
+    result = lagged(chains, min(lag, chains.num_steps - 1), algorithm)
     return _emptied(result.to(emission.dtype), chains).reshape(emission.shape)
 
 

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_lvm.ops.chains.exact import block_length, pieces
+from pyro_lvm.ops.chains.exact import pieces
 from pyro_lvm.ops.chains.inputs import Chains, prepare
-from pyro_lvm.ops.chains.log_space import log_sum, messages
 from pyro_lvm.ops.chains.paths import LOOP, follow
+from pyro_lvm.ops.chains.posterior import posterior
 
 __all__ = ["sample"]
 
@@ -49,18 +49,19 @@ def sample(
         tensor([[0, 1, 0, 1],
                 [0, 1, 0, 1]])
     """
-    chains = prepare("sample", initial, transition, emission, lengths, algorithm).detach().double()
+    chains = prepare("sample", initial, transition, emission, lengths, algorithm).detach()
     if num_samples < 0:
         raise ValueError(f"sample: expected num_samples of at least 0; got {num_samples}.")
-    forward = messages(chains, block_length(chains, algorithm))
-    last = _draw(forward[:, -1].expand(num_samples, -1, -1), -1)
+    found = posterior(chains, algorithm)
+    chains, forward = chains.double(), found.log_forward()
+    last = _draw(chains.at_last(forward).expand(num_samples, -1, -1), -1)
     if chains.num_steps <= LOOP:
         paths = _step_by_step(chains, forward, last)
     elif num_samples:
         paths = torch.stack([follow(_pointers(chains, forward), state) for state in last])
     else:
         paths = last.unsqueeze(-1).expand(-1, -1, chains.num_steps)
-    paths = paths.masked_fill(log_sum(forward[:, -1], -1).isneginf().unsqueeze(-1), -1)
+    paths = paths.masked_fill(found.log_likelihood.isneginf().unsqueeze(-1), -1)
     if chains.valid is not None:
         paths = paths.masked_fill(~chains.valid, -1)
     return paths.reshape(num_samples, *chains.batch, chains.num_steps)

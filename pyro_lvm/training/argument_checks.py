@@ -1,0 +1,102 @@
+"""Arguments against the program that is to take them: names, finite values, weights."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_lvm.distributions import HMM
+from pyro_lvm.infer.structure import REFUSALS, structure
+from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.training.arguments import WEIGHTS, Arguments
+from pyro_lvm.training.choices import MODELS
+from pyro_lvm.training.sequences import Layout
+
+__all__ = ["check_names", "check_values"]
+
+
+def check_names(arguments: Arguments, model: Any) -> None:
+    """Raise a ValueError unless the model can be called with these arguments."""
+    program = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        signature = inspect.signature(program)
+    except (TypeError, ValueError):
+        return  # no program, or one that does not say what it takes
+    ours = isinstance(model, LatentVariableModel)
+    try:
+        signature.bind(*arguments.args, **arguments.kwargs)
+        if not ours or arguments.args or "x" in arguments.kwargs:
+            return
+    except TypeError:
+        pass
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    own = [n for n, p in signature.parameters.items() if p.kind in plain and not (ours and n == "size")]
+    unnamed = len(arguments.args)
+    got = [*own[:unnamed], *(f"one without a name ({i})" for i in range(len(own), unnamed)), *arguments.kwargs]
+    name = type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", "the model")
+    hint = "Pass a dict with those names."
+    if "lengths" in arguments.kwargs and "lengths" not in own:
+        hint = "It takes no list of sequences of unequal length: pass one table."
+    raise ValueError(f"data: expected the arguments of {name}, {', '.join(own)}; got {', '.join(got)}. {hint}")
+
+
+def check_values(arguments: Arguments, model: Any) -> None:
+    """Raise a ValueError unless there are rows, of finite numbers but for what the model takes as missing."""
+    named = {**{f"argument {i}" if i else "x": v for i, v in enumerate(arguments.args)}, **arguments.kwargs}
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.numel() == 0 or value.dim() == 0:
+            raise ValueError(f"data: expected {name} to have at least one row; got shape {tuple(value.shape)}.")
+        if value.is_complex():
+            raise ValueError(f"data: expected {name} to be real; got {value.dtype}.")
+        if value.is_floating_point():
+            missing = value is arguments.main and (
+                getattr(model, "handles_missing", False) or (bool(value.isnan().any()) and _sums_out(model, arguments))
+            )
+            _check_finite(name, value, torch.isinf(value) if missing else ~torch.isfinite(value), arguments.layout)
+    if arguments.kwargs.get(WEIGHTS) is not None:
+        _check_weights(arguments.kwargs[WEIGHTS], arguments.num_rows)
+
+
+def _sums_out(model: Any, arguments: Arguments) -> bool:
+    """Whether a program of the user's own observes the data in a site that takes steps of NaN for missing."""
+    if isinstance(model, LatentVariableModel) or not callable(model):
+        return False
+    try:
+        trace = structure(model, arguments.args, arguments.kwargs)
+    except REFUSALS:
+        return False
+    return any(isinstance(trace.nodes[name]["fn"], HMM) for name in trace.observation_nodes)
+
+
+def _check_finite(name: str, value: Tensor, bad: Tensor, layout: Layout | None = None) -> None:
+    if not bool(bad.any()):
+        return
+    where = tuple(bad.nonzero()[0].tolist())
+    nan = bool(torch.isnan(value[where]))
+    count = int((torch.isnan(value) if nan else torch.isinf(value)).sum())
+    axes = ("row", "column") if layout is None else ("sequence", "step", "column")
+    place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, where, strict=False))
+    rows = f"{'those' if count > 1 else 'that'} row{'s' if count > 1 else ''}"
+    takers = [n for n, kind in MODELS.items() if nan and getattr(kind, "handles_missing", False)]
+    instead = f", or use a model that takes missing values: {', '.join(takers)}" if takers else ""
+    raise ValueError(
+        f"data: expected {name} to be finite; got {count} {'missing value (NaN)' if nan else 'infinite value'}"
+        f"{'s' if count > 1 else ''}, the first at {place}. Drop or impute {rows}{instead}."
+    )
+
+
+def _check_weights(weights: Any, num_rows: int) -> None:
+    expected = f"data: expected {WEIGHTS} of shape ({num_rows},), one for each row"
+    if not isinstance(weights, Tensor) or weights.shape != (num_rows,):
+        got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else repr(weights)
+        raise ValueError(f"{expected}; got {got}.")
+    if bool((weights < 0).any()):
+        row = int((weights < 0).nonzero()[0])
+        raise ValueError(f"{expected}, >= 0; got {weights[row].item():g} at row {row}. Drop rows that do not count.")
+    if not bool((weights > 0).any()):
+        raise ValueError(f"{expected}, not all zero; got zeros only. Give the rows that count a positive weight.")
