@@ -16,7 +16,9 @@ How it is measured:
   search), none on a test sentence, and none on Europarl, which takes over what the Hansards chose.
 * Hansards are scored on the 447 test sentences. With 984 pairs in all, they cannot reach figures from 100,000 pairs,
   which are given for orientation: Model 1 0.425, Model 2 with stemming 0.2446.
-* The neural HMM is trained by gradients of the exact likelihood, a few epochs of batches; it is not part of the claim.
+* The claim compares means over both directions, which the settings were chosen by, and the HMM symmetrised by the
+  method that was best on the development sentences. The table shows each direction and all methods.
+* The neural HMM is trained by 400 gradient steps on the exact likelihood; it is not part of the claim.
 
 References:
     F. Och, H. Ney (2003), A systematic comparison of various statistical alignment models, Computational Linguistics
@@ -32,6 +34,7 @@ import argparse
 import gzip
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -50,15 +53,15 @@ STEPS = 5
 METHOD = "intersection"
 SETTINGS: dict[str, dict[str, Any]] = {
     "Model 1": {"smoothing": 0.003},
-    "Model 2": {"smoothing": 0.003, "position_smoothing": 1.0},
+    "Model 2": {"smoothing": 0.003, "position_smoothing": 3.0},
     "HMM": {"smoothing": 0.01, "null_probability": 0.4, "jump_smoothing": 1.0},
 }
 NEURAL = {"embedding_dim": 64, "hidden_dim": 64, "null_probability": 0.4}
-NEURAL_EPOCHS, NEURAL_BATCH, NEURAL_RATE = 4, 128, 0.005
+NEURAL_STEPS, NEURAL_BATCH, NEURAL_RATE = 400, 32, 0.005
 GRID = {
     "smoothing": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1),
-    "position_smoothing": (0.1, 1.0),
-    "null_probability": (0.1, 0.2, 0.4),
+    "position_smoothing": (0.1, 1.0, 3.0, 10.0),
+    "null_probability": (0.1, 0.2, 0.3, 0.4, 0.5),
     "jump_smoothing": (1.0,),
 }
 MODELS: dict[str, Callable[..., Any]] = {
@@ -121,7 +124,8 @@ def align(make: Callable[[], Any], text: Text, backward: bool, steps: int = STEP
     options: dict[str, Any] = {"inference": lvm.infer.PenalisedEM(), "max_epochs": steps}
     if isinstance(model, lvm.models.NeuralHMMAlignment):
         svi = lvm.infer.SVI(learning_rate=NEURAL_RATE)
-        options = {"inference": svi, "max_epochs": NEURAL_EPOCHS, "batch_size": NEURAL_BATCH}
+        epochs = math.ceil(NEURAL_STEPS * NEURAL_BATCH / len(pairs))
+        options = {"inference": svi, "max_epochs": epochs, "batch_size": NEURAL_BATCH}
     fit = lvm.fit(model, corpus, **options, seed=0, progress=False)
     links = fit.model.align(**corpus.take(slice(len(text.sure))))
     return [transpose(each) if backward else each for each in links], time.perf_counter() - began
@@ -134,7 +138,7 @@ def line(name: str, scores: AlignmentScores, seconds: float | None) -> str:
 
 
 def measure(text: Text, neural: bool) -> list[float]:
-    """Print the table of one set; error rates of the models in the order of the claim, best direction each."""
+    """Print the table of one set; error rates of the models in the order of the claim, means over both directions."""
     there, back = "-".join(text.name), "-".join(reversed(text.name))
     print(f"\n{there}: {len(text.pairs)} pairs, {len(text.sure[text.scored])} scored")
     print(f"{'model':<34}{'precision':>10}{'recall':>8}{'AER':>8}{'seconds':>8}")
@@ -150,7 +154,7 @@ def measure(text: Text, neural: bool) -> list[float]:
         for method in METHODS if name == "HMM" else (METHOD,):
             print(line(f"{name}, {method}", merged[method], None))
         if name in MODELS:
-            rates.append(min(text.scores(links).error_rate for links, _ in found))
+            rates.append(sum(text.scores(links).error_rate for links, _ in found) / 2)
         if name == "HMM":
             rates.append(merged[METHOD].error_rate)
     return rates

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions.aligned_sentence import Counts
 from pyro_lvm.distributions.markov_alignment import MarkovAlignment, bins_of_first, bins_of_jumps
-from pyro_lvm.models.word_alignment import TranslationTable
+from pyro_lvm.models.translation_table import TranslationTable
 from pyro_lvm.ops.choices import fit_choice_scores
 from pyro_lvm.ops.whole_number import whole_number
 

@@ -12,7 +12,7 @@ import pyro_lvm as lvm
 def benchmark(script, monkeypatch):
     module = script("alignment")
     monkeypatch.setattr(module, "NEURAL", {"embedding_dim": 4, "hidden_dim": 4})
-    monkeypatch.setattr(module, "NEURAL_EPOCHS", 1)
+    monkeypatch.setattr(module, "NEURAL_STEPS", 1)
     return module
 
 
