@@ -176,6 +176,9 @@ def test_what_is_refused(chain, kind):
 def test_labels_of_other_shapes_are_refused_at_the_front_door(chain):
     x, z = chain
     model = lvm.models.GaussianHMM(2)
-    for labels, message in ((z[:, :4], r"one a step; got \(6, 4\)"), (z[:4], "one value of 'z' for each of the 6 rows")):
+    for labels, message in (
+        (z[:, :4], r"one a step; got \(6, 4\)"),
+        (z[:4], "one value of 'z' for each of the 6 rows"),
+    ):
         with pytest.raises(ValueError, match=message):
             lvm.fit(model, {"x": x.unsqueeze(-1), "z": labels}, progress=False)
