@@ -83,6 +83,8 @@ class HiddenMarkov(LatentVariableModel):
 
     sequences: ClassVar[bool] = True
     handles_missing: ClassVar[bool] = True
+    first: Tensor
+    allowed: Tensor
 
     def __init__(
         self,
@@ -309,6 +311,7 @@ class HiddenMarkov(LatentVariableModel):
         self, initial: Tensor, transition: Tensor, start: dict[str, Tensor], summary: dict[str, Tensor], steps: int
     ) -> None:
         """Create the parameters at a start, with priors that know the summary."""
+        self.first, self.allowed = self.first.to(initial), self.allowed.to(initial)
         self.register_buffer("num_steps", torch.tensor(steps))
         for name, value in summary.items():
             self.register_buffer(f"prior_{name}", value)

@@ -19,7 +19,7 @@ __all__ = ["bound_is_below_evidence", "density_integrates_to_one", "sampler_agre
 
 def density_integrates_to_one(
     fit: Fit,
-    rows: Float[Tensor, "n d"],
+    rows: Float[Tensor, "n *d"],
     *,
     proposal: Proposal = oracles.broad_reals,
     num_draws: int = 10_000,
@@ -29,8 +29,8 @@ def density_integrates_to_one(
     r"""The density that a fit reports is normalised: :math:`\mathrm{E}_q[p(x) / q(x)] = 1` to 5 standard errors.
 
     Args:
-        fit: Any fit over rows of shape (n, d), a point or a posterior.
-        rows: Where the density lies, shape (n, d); the proposal is fitted to them.
+        fit: Any fit over rows of shape (n, ...), a point or a posterior.
+        rows: Where the density lies, shape (n, ...); the proposal is fitted to them, their entries in one axis.
         proposal: From rows to a distribution with heavier tails than the fit's: `oracles.broad_reals`,
             `oracles.broad_counts` or `oracles.broad_bits`.
         num_draws: Draws from the proposal; enough that the standard error is below 0.05.
@@ -56,7 +56,7 @@ def density_integrates_to_one(
 
 def sampler_agrees_with_density(
     fit: Fit,
-    rows: Float[Tensor, "n d"],
+    rows: Float[Tensor, "n *d"],
     *,
     proposal: Proposal = oracles.broad_reals,
     num_draws: int = 10_000,
@@ -66,8 +66,8 @@ def sampler_agrees_with_density(
     """`fit.sample` draws from the density of `fit.log_likelihood`: two moments of every column, to 5 standard errors.
 
     Args:
-        fit: Any fit over rows of shape (n, d) that can generate rows.
-        rows: Where the density lies, shape (n, d).
+        fit: Any fit over rows of shape (n, ...) that can generate rows.
+        rows: Where the density lies, shape (n, ...).
         proposal: As in `density_integrates_to_one`.
         num_draws: Draws from the sampler, and from the proposal.
         seed: Of the draws.
@@ -76,18 +76,19 @@ def sampler_agrees_with_density(
     Raises:
         AssertionError: A moment differs; the message names the column.
     """
-    centre, scale = rows.double().mean(0), rows.double().std(0).clamp_min(1e-12)
+    entries = rows.double().flatten(1)
+    centre, scale = entries.mean(0), entries.std(0).clamp_min(1e-12)
     with seeded(seed):
         draws, ratios = _weighted(fit, rows, proposal, num_draws, covariates)
         sampled = fit.sample(num_draws, **everywhere(covariates, num_draws)).double()
     require(
-        sampled.shape == (num_draws, rows.shape[1]),
+        sampled.shape == (num_draws, *rows.shape[1:]),
         f"sampler_agrees_with_density: sample({num_draws}) has shape {tuple(sampled.shape)}.",
     )
     for power in (1, 2):
-        ours = ((sampled - centre) / scale) ** power
+        ours = ((sampled.flatten(1) - centre) / scale) ** power
         theirs = ((draws - centre) / scale) ** power * ratios.unsqueeze(-1)
-        for column in range(rows.shape[1]):
+        for column in range(entries.shape[1]):
             a, a_error = mean_and_error(ours[:, column])
             b, b_error = mean_and_error(theirs[:, column])
             error = math.hypot(a_error, b_error)
@@ -101,10 +102,10 @@ def sampler_agrees_with_density(
 def _weighted(
     fit: Fit, rows: Tensor, proposal: Proposal, num_draws: int, covariates: Mapping[str, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """Draws of a proposal fitted to rows, and the fit's density over the proposal's at each."""
-    broad = proposal(rows)
+    """Draws of a proposal fitted to rows, entries in one axis, and the fit's density over the proposal's at each."""
+    broad = proposal(rows.flatten(1))
     draws = broad.sample((num_draws,))
-    data: Any = draws.to(rows.dtype)
+    data: Any = draws.to(rows.dtype).reshape(num_draws, *rows.shape[1:])
     if covariates:
         data = {"x": data, **everywhere(covariates, num_draws)}
     log_ratios = fit.log_likelihood(data).double() - broad.log_prob(draws)

@@ -14,7 +14,7 @@ from pyro_lvm import training
 from pyro_lvm.infer import EM
 from pyro_lvm.infer.by_row import row_log_likelihood
 from pyro_lvm.infer.enumeration import expect
-from pyro_lvm.infer.factors import trace_factors
+from pyro_lvm.infer.markov import opened_factors
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.structure import plate_nesting
 from pyro_lvm.infer.student_t import AugmentedForm
@@ -189,7 +189,7 @@ def _expected_log_joint(
 ) -> Tensor:
     """Expected complete log-likelihood under frozen weights, differentiable in the parameters, nats."""
     with torch.enable_grad(), Parameters():
-        _, factors = trace_factors(program, nesting, args, kwargs, differentiable=True)
+        factors = opened_factors(program, nesting, args, kwargs, None, differentiable=True)[1]
         terms = [(w * torch.where(w > 0, factors[name].log_density, 0.0)).sum() for name, w in weights.items()]
         return torch.stack(terms).sum()
 

@@ -46,11 +46,12 @@ from pyro_lvm.testing.fit_laws import (
     save_load_is_exact,
     seeds_reproduce,
 )
-from pyro_lvm.testing.input_laws import BAD_ROWS, rejects_bad_rows
+from pyro_lvm.testing.input_laws import BAD_ROWS, BAD_SEQUENCES, rejects_bad_rows
 from pyro_lvm.testing.missing_laws import missing_entries_are_marginalised
 
 __all__ = [
     "BAD_ROWS",
+    "BAD_SEQUENCES",
     "bound_is_below_evidence",
     "closed_form_is_stationary",
     "density_integrates_to_one",

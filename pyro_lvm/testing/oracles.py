@@ -16,15 +16,22 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
+from pyro_lvm.distributions import HMM
+from pyro_lvm.ops.clusters import cluster_moments
+from pyro_lvm.testing.chain_oracles import all_paths
+
 __all__ = [
     "Columns",
     "Conditioned",
+    "Repeated",
     "broad_answers",
     "broad_bits",
     "broad_columns",
     "broad_counts",
     "broad_positives",
     "broad_reals",
+    "broad_shares",
+    "broad_steps",
     "condition_on_states",
     "grid",
     "log_evidence_ratios",
@@ -107,7 +114,7 @@ def _by_row(trace: Any) -> tuple[Tensor, Tensor]:
     rows: list[Tensor] = []
     shared: list[Tensor] = [torch.zeros(())]
     for site, stack in zip(sites, stacks, strict=True):
-        density = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        density = _log_density(site)
         if site["mask"] is not None:
             density = torch.where(torch.as_tensor(site["mask"]), density, torch.zeros_like(density))
         if plate not in stack:
@@ -122,6 +129,18 @@ def _by_row(trace: Any) -> tuple[Tensor, Tensor]:
             density = density.expand(shape)
         rows.append(density.movedim(frame.dim, 0).reshape(frame.size, -1).sum(-1))
     return torch.stack(rows).sum(0), torch.stack([s.to(rows[0].dtype) for s in shared]).sum()
+
+
+def _log_density(site: dict[str, Any]) -> Tensor:
+    """Log-density of a site's value; of sequences from hidden Markov chains, by adding up all paths of states."""
+    fn, value = site["fn"], site["value"]
+    if not isinstance(fn, HMM):
+        return fn.log_prob(value, *site["args"], **site["kwargs"])
+    initial, transition, emission = fn.tables(value)
+    lengths = [value.shape[1]] * len(value) if fn.lengths is None else fn.lengths.tolist()
+    return torch.stack(
+        [all_paths(initial, transition, e[:t]).log_likelihood for e, t in zip(emission, lengths, strict=True)]
+    )
 
 
 def parameters(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -198,6 +217,39 @@ def broad_positives(rows: Float[Tensor, "n d"]) -> Any:
     return dist.HalfCauchy(rows.double().median(0).values).to_event(1)
 
 
+def broad_steps(num_steps: int, num_clusters: int = 3) -> Callable[[Tensor], Repeated]:
+    """A proposal for sequences of real vectors: independent steps, each from Student's t laws about their clusters.
+
+    Args:
+        num_steps: Steps of a sequence.
+        num_clusters: Clusters of steps.
+    """
+
+    def proposal(rows: Tensor) -> Repeated:
+        steps = rows.double().reshape(len(rows) * num_steps, -1)
+        share, loc, within = cluster_moments(steps, num_clusters)
+        degrees = torch.tensor(4.0).to(steps)
+        law = dist.MultivariateStudentT(degrees, loc, torch.linalg.cholesky(2 * within))
+        return Repeated(dist.MixtureSameFamily(dist.Categorical(share), law), num_steps)
+
+    return proposal
+
+
+def broad_shares(num_columns: int) -> Callable[[Tensor], Repeated]:
+    """A proposal for rows made of groups of columns that sum to one total: multinomial, all columns equally likely.
+
+    Args:
+        num_columns: Columns in a group.
+    """
+
+    def proposal(rows: Tensor) -> Repeated:
+        total = int(rows[0, :num_columns].sum())
+        law = dist.Multinomial(total, torch.ones(num_columns, dtype=torch.float64))
+        return Repeated(law, rows.shape[1] // num_columns)
+
+    return proposal
+
+
 def broad_columns(kinds: Sequence[str]) -> Callable[[Tensor], Columns]:
     """A proposal for tables of mixed columns.
 
@@ -229,6 +281,22 @@ def grid(kind: str, column: Float[Tensor, " n"]) -> tuple[Float[Tensor, " m"], f
     low = float(column.mean()) - 20 * spread if kind == "normal" else 0.0
     width = (top + 20 * spread - low) / GRID_POINTS
     return low + width * (torch.arange(GRID_POINTS).double() + 0.5), width
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Rows made of independent parts of one law."""
+
+    law: Any
+    times: int
+
+    def sample(self, shape: tuple[int, ...]) -> Tensor:
+        """Rows of all parts, float64."""
+        return self.law.sample((*shape, self.times)).double().flatten(-2)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of rows, nats."""
+        return self.law.log_prob(x.unflatten(-1, (self.times, -1))).sum(-1)
 
 
 @dataclass(frozen=True)

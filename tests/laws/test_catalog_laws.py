@@ -70,24 +70,47 @@ def most_varied(x):
     return x[:, x.var(0).argsort(descending=True)[:6].sort().values]
 
 
+def few_draws(x):
+    """Counts with one small total, in the proportions of those in every row."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.multinomial(x / x.sum(-1, keepdim=True), 4, replacement=True, generator=generator)
+    return torch.nn.functional.one_hot(draws, x.shape[1]).sum(1).to(x)
+
+
 # How the laws take the rows of the catalog's data sets: as they are, or prepared.
-PREPARED = {"faithful": standardised, "digits234": most_varied}
+PREPARED = {
+    "faithful": standardised,
+    "geyser": standardised,
+    "digits234": most_varied,
+    "seatbelts": few_draws,
+}
+
+# Steps of a sequence: few, since all paths of states are added up, and densities integrated over all steps.
+STEPS = 3
 
 # Kinds of the columns of models whose columns are not real numbers and that do not say so in `columns`.
 KINDS = {
     "BernoulliMixture": ["bernoulli"] * 6,
     "PoissonMixture": ["poisson"],
     "CategoricalMixture": ["categorical"] * 5,
+    "BernoulliHMM": ["bernoulli"] * STEPS,
+    "CategoricalHMM": ["categorical"] * STEPS,
+    "PoissonHMM": ["poisson"] * STEPS,
 }
 
+# Proposals for rows of other kinds than those.
+PROPOSALS = {"MultinomialHMM": oracles.broad_shares(3)}
+
 # Columns from which there is little to learn, but which do a model no harm.
-HARMLESS = dict.fromkeys(("BernoulliMixture", "PoissonMixture", "CategoricalMixture"), ("constant column",))
+DISCRETE = ("BernoulliMixture", "PoissonMixture", "CategoricalMixture", "BernoulliHMM", "CategoricalHMM", "PoissonHMM")
+HARMLESS = dict.fromkeys(DISCRETE, ("constant column",))
 
 
 @functools.cache
-def example_rows(data):
-    x = lvm.datasets.load(data).x[:NUM_ROWS].double()
-    return PREPARED.get(data, torch.clone)(x)
+def example_rows(data, sequences):
+    """Rows of a data set, or its first steps cut into sequences."""
+    x = PREPARED.get(data, torch.clone)(lvm.datasets.load(data).x[:NUM_ROWS].double())
+    return x.unfold(0, STEPS, STEPS).mT.contiguous() if sequences else x
 
 
 @dataclass(frozen=True)
@@ -105,7 +128,7 @@ class Program:
     @property
     def arguments(self):
         rows, q = self.rows(), self.num_covariates
-        return {"x": rows[:, q:], "covariates": rows[:, :q]} if q else {"x": rows}
+        return {"x": rows[..., q:], "covariates": rows[..., :q]} if q else {"x": rows}
 
     @property
     def data(self):
@@ -129,8 +152,10 @@ def _catalog_programs(**options):
             name = "-".join([entry.name, *_words(variant)])
             make = functools.partial(entry.example, **variant, **options)
             kinds = variant.get("columns", KINDS.get(entry.name))
-            proposal = oracles.broad_columns(kinds) if kinds else oracles.broad_reals
-            rows = functools.partial(example_rows, entry.data)
+            reals = oracles.broad_steps(STEPS) if entry.model.sequences else oracles.broad_reals
+            broad = oracles.broad_columns(kinds) if kinds else reals
+            proposal = PROPOSALS.get(entry.name, broad)
+            rows = functools.partial(example_rows, entry.data, entry.model.sequences)
             yield entry, Program(name, make, rows, proposal, kinds=kinds, num_covariates=entry.covariates)
 
 
@@ -303,13 +328,14 @@ BAD_ROW_CASES = {
 def test_rejects_bad_rows(entry, variant, guide):
     options = {} if guide is None else {"priors": True}
     make = functools.partial(entry.example, **variant, **options)
-    laws.rejects_bad_rows(make, entry.rows().double()[:NUM_ROWS], skip=HARMLESS.get(entry.name, ()), guide=guide)
+    rows = example_rows(entry.data, entry.model.sequences)
+    laws.rejects_bad_rows(make, rows, skip=HARMLESS.get(entry.name, ()), guide=guide)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if getattr(c.program.make(), "handles_missing", False)], ids=str)
 def test_missing_entries_are_marginalised(case):
     rows, kinds = case.program.rows(), case.program.kinds
-    support = kinds and [oracles.grid(kind, column) for kind, column in zip(kinds, rows.T, strict=True)]
+    support = kinds and [oracles.grid(kind, column) for kind, column in zip(kinds, rows.flatten(1).T, strict=True)]
     laws.missing_entries_are_marginalised(fitted(case), rows, support=support)
 
 
