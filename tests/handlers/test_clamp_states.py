@@ -1,5 +1,7 @@
 """Known states of hidden Markov sites: against brute force, under every inference, and what is refused."""
 
+from itertools import pairwise
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -107,7 +109,7 @@ def test_all_states_known_are_counted(chain):
     fit = lvm.fit(levels, {"x": x, "z": z}, max_epochs=3, seed=0, progress=False)
     pairs = torch.zeros(2, 2).double()
     for row in z:
-        for before, after in zip(row[:-1], row[1:], strict=True):
+        for before, after in pairwise(row):
             pairs[before, after] += 1
     torch.testing.assert_close(fit.params["switch"], pairs / pairs.sum(-1, keepdim=True))
     torch.testing.assert_close(fit.params["loc"], torch.stack([x[z == k].mean() for k in range(2)]))
