@@ -45,9 +45,9 @@ class Chains:
     Attributes:
         laws: The site's distribution under each draw.
         value: What it observes, batch + (T,) + event.
-        initial: Log-probabilities of the first state, (s,) + batch + (K,), nats.
-        transition: Log-probabilities of transitions, (s,) + batch + (1 or T - 1, K, K), nats.
-        emission: Log-densities of steps by state, (s,) + batch + (T, K), nats.
+        initial: Log-probabilities of the chain's first position, (s,) + batch + (S,), nats; mostly S = K.
+        transition: Log-probabilities of moves, (s,) + batch + (1 or T - 1, S, S), nats.
+        emission: Log-densities of steps by position, (s,) + batch + (T, S), nats.
         lengths: Steps of every sequence, batch; None if all are alike.
         weights: Posterior of the program's other discrete sites, which make up the leading axes of the batch, (s,) +
             batch; None if there are none.
@@ -77,26 +77,28 @@ class Chains:
         """
         found = chains.smooth(*self.tables, pairwise=pairwise)
         _require_possible(found.log_likelihood)
-        return self._averaged(found.marginals, 2), self._averaged(found.transitions, 3 if pairwise else 2)
+        law = self.laws[-1]
+        marginals, moves = law.collect(found.marginals), law.collect(law.collect(found.transitions), -2)
+        return self._averaged(marginals, 2), self._averaged(moves, 3 if pairwise else 2)
 
     def viterbi(self) -> Tensor:
-        """Most probable paths, (s,) + batch + (T,).
+        """Most probable paths, (s,) + batch + (T,); -1 in padding.
 
         Raises:
             NonFiniteLoss: A sequence has probability zero.
         """
         paths, log_joint = chains.viterbi(*self.tables)
         _require_possible(log_joint)
-        return paths
+        return self.laws[-1].states_on(paths)
 
     def sample(self, num_samples: int) -> Tensor:
-        """Paths drawn from their posteriors, (num_samples, s) + batch + (T,).
+        """Paths drawn from their posteriors, (num_samples, s) + batch + (T,); -1 in padding.
 
         Raises:
             NonFiniteLoss: A sequence has probability zero.
         """
         _require_possible(chains.log_likelihood(*self.tables))
-        return chains.sample(*self.tables, num_samples=num_samples)
+        return self.laws[-1].states_on(chains.sample(*self.tables, num_samples=num_samples))
 
     def _averaged(self, table: Tensor, trailing: int) -> Tensor:
         """Sum out the program's other discrete sites."""
