@@ -104,7 +104,7 @@ class HMMAlignment(TranslationTable):
 
     def _declare_jumps(self) -> None:
         for name, size in (("initial_probs", self.max_jump + 1), ("jump_probs", 2 * self.max_jump + 1)):
-            self.declare(name, torch.full((size,), 1 / size), constraints.nonnegative)
+            self.declare(name, torch.full((size,), 1 / size), constraints.simplex)
 
     def _solve(self, counts: Counts) -> dict[str, Tensor]:
         return {

@@ -21,7 +21,7 @@ from pyro_lvm.distributions.aligned_sentence import AlignedSentence, Counts
 from pyro_lvm.distributions.independent_alignment import IndependentAlignment
 from pyro_lvm.distributions.lexicon import Lexicon, SparseLexicon
 from pyro_lvm.ops.cooccurrences import Cooccurrences
-from pyro_lvm.ops.sentence_pairs import Memory, lay_out
+from pyro_lvm.ops.sentence_pairs import Group, Memory, lay_out, number_pairs
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -48,7 +48,7 @@ class WordAlignment(LatentVariableModel):
         self._memory = Memory()
 
     @abstractmethod
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> AlignedSentence:
         """The law of target sentences, alignments summed out.
 
         Args:
@@ -175,15 +175,31 @@ class WordAlignment(LatentVariableModel):
         self._check_lengths("lengths", lengths, rows, None)
         self._check_lengths("source_lengths", source_lengths, rows, source.shape[1])
 
-    def _checked_law(
-        self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None
-    ) -> Any:
+    def _start(
+        self, x: Tensor, source: Tensor | None, lengths: Tensor | None, source_lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Source words and both lengths of sentences to learn from, after checks; learns the vocabularies' sizes."""
+        self.check_training(x)
+        found = self._checked(x, source, lengths, source_lengths)
+        self.num_source_words = self.num_source_words or int(found[0].max()) + 1
+        self.num_target_words = self.num_target_words or int(x.max()) + 1
+        return found
+
+    def _checked(
+        self, x: Tensor, source: Tensor | None, lengths: Tensor | None, source_lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Source words and both lengths as whole numbers, after checks."""
         self.check(x)
         self.check_covariates(len(x), source, lengths, source_lengths)
         self._check_lengths("lengths", lengths, len(x), x.shape[1])
         source, source_lengths = self._sources(source, source_lengths)
         lengths = torch.full_like(source_lengths, x.shape[1]) if lengths is None else lengths.long()
-        return self.law(source, source_lengths, lengths, x.shape[1])
+        return source, source_lengths, lengths
+
+    def _checked_law(
+        self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None
+    ) -> AlignedSentence:
+        return self.law(*self._checked(x, source, lengths, source_lengths), x.shape[1])
 
     def _sources(self, source: Tensor | None, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Source words and lengths as whole numbers; the very tensors if they are."""
@@ -259,10 +275,10 @@ class TranslationTable(WordAlignment):
     ) -> None:
         super().__init__(num_source_words, num_target_words)
         self.smoothing = self._pseudo_count("smoothing", smoothing)
+        self._meetings = Memory()
         self.num_warm_up = whole_number(self._name, "num_warm_up", num_warm_up, least=0)
         if num_source_words is not None and num_target_words is not None:
-            none = torch.zeros(0, dtype=torch.long)
-            self._declare_table(none, none)
+            self._declare_table(torch.zeros(0, dtype=torch.long))
 
     def initialize(
         self,
@@ -282,18 +298,17 @@ class TranslationTable(WordAlignment):
         Raises:
             ValueError: The sentences do not fit each other, or the vocabularies.
         """
-        self.check_training(x)
-        self.check_covariates(len(x), source, lengths, source_lengths)
-        self._check_lengths("lengths", lengths, len(x), x.shape[1])
-        source, sizes = self._sources(source, source_lengths)
-        steps = torch.full_like(sizes, x.shape[1]) if lengths is None else lengths.long()
-        self.num_source_words = self.num_source_words or int(source.max()) + 1
-        self.num_target_words = self.num_target_words or int(x.max()) + 1
-        self._memory = Memory()
-        vocabulary = self.num_target_words
-        groups = lay_out(source, sizes, x.long(), steps, self.num_source_words, lambda f, e: f * vocabulary + e)
-        keys = torch.cat([group.cells[group.inside].reshape(-1).unique() for group in groups]).unique()
-        self._declare_table(keys // vocabulary, keys % vocabulary)
+        source, sizes, steps = self._start(x, source, lengths, source_lengths)
+        vocabulary = self.num_target_words or 0
+        tensors = x, source, sizes, steps
+
+        def meetings() -> tuple[Tensor, list[Group]]:
+            empty = self.num_source_words or 0
+            return number_pairs(lay_out(source, sizes, x.long(), steps, empty, lambda f, e: f * vocabulary + e))
+
+        keys, groups = self._meetings.get(tensors, meetings)
+        self._memory.put(tensors, groups)
+        self._declare_table(keys)
         table = self.translation_probs.detach()
         for _ in range(self.num_warm_up):
             law = IndependentAlignment(self._as_lexicon(table), source, sizes, steps, x.shape[1], memory=self._memory)
@@ -304,9 +319,9 @@ class TranslationTable(WordAlignment):
     def _arrange(self, source_lengths: Tensor, lengths: Tensor) -> None:
         """Declare what else the model has for sentences of these lengths."""
 
-    def _declare_table(self, sources: Tensor, targets: Tensor) -> None:
+    def _declare_table(self, keys: Tensor) -> None:
         rows, columns = (self.num_source_words or 0) + 1, self.num_target_words or 0
-        self.pairs = Cooccurrences(sources, targets, rows, columns)
+        self.pairs = Cooccurrences(keys, rows, columns)
         start = self.pairs.shares.to(torch.get_default_dtype()) / columns
         self.declare("translation_probs", start, constraints.nonnegative)
 

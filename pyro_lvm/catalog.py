@@ -264,6 +264,60 @@ CATALOG: dict[str, Entry] = {
             example=lambda **kwargs: models.HiddenMarkov(**{"num_states": 2, "emission": "normal", **kwargs}),
             variants=({}, {"topology": "left-to-right"}),
         ),
+        Entry(
+            name="HiddenSemiMarkov",
+            model=models.HiddenSemiMarkov,
+            summary="series whose hidden states last as long as laws of their own say",
+            inferences=("em", "svi", "mcmc"),
+            guides=("normal", "map"),
+            data="geyser",
+            reference="Yu (2010), Hidden semi-Markov models",
+            example=lambda **kwargs: models.HiddenSemiMarkov(**{"num_states": 2, "max_duration": 3, **kwargs}),
+            variants=tuple({"durations": kind} for kind in ("free", "negative-binomial")),
+        ),
+        Entry(
+            name="FactorialHMM",
+            model=models.FactorialHMM,
+            summary="series of real vectors to which several hidden chains add",
+            inferences=("em", "svi", "mcmc"),
+            guides=("normal", "map"),
+            data="geyser",
+            reference="Ghahramani, Jordan (1997), Factorial hidden Markov models",
+            example=lambda **kwargs: models.FactorialHMM(**{"num_chains": 2, "num_states": 2, **kwargs}),
+            variants=({},),
+        ),
+        Entry(
+            name="InputDrivenHMM",
+            model=models.InputDrivenHMM,
+            summary="series with any emission whose transitions depend on covariates",
+            inferences=("em", "svi", "mcmc"),
+            guides=("normal", "map"),
+            data="geyser",
+            reference="Bengio, Frasconi (1996), Input-output HMMs for sequence processing",
+            example=lambda **kwargs: models.InputDrivenHMM(**{"num_states": 2, **kwargs}),
+            variants=({},),
+            covariates=1,
+        ),
+        Entry(
+            name="NeuralHMM",
+            model=models.NeuralHMM,
+            summary="series of symbols; networks make the tables of a hidden Markov model",
+            inferences=("em", "svi"),
+            guides=(),
+            data="eruptions",
+            reference="Tran, Bisk, Vaswani, Marcu, Knight (2016), Unsupervised neural hidden Markov models",
+            example=lambda **kwargs: models.NeuralHMM(**{"num_states": 2, "hidden_dim": 4, **kwargs}),
+            variants=({},),
+        ),
     )
 }
 choices.MODELS.update({name: entry.model for name, entry in CATALOG.items()})
+# their data are pairs of sentences, not rows of a table: no entry, but files name them
+choices.MODELS.update(
+    {
+        "HMMAlignment": models.HMMAlignment,
+        "IBMModel1": models.IBMModel1,
+        "IBMModel2": models.IBMModel2,
+        "NeuralHMMAlignment": models.NeuralHMMAlignment,
+    }
+)
