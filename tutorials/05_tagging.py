@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Words and what they are: one hidden Markov model, five questions
 #
-# Words are steps, tags are states. One model answers: which tag has a word, if all, some or none of the tags were given?
-# Which word is missing? What would it say itself? The sample, 122 short English sentences with universal tags, travels
-# with the package. (`PYRO_LVM_SHORT=1`: few steps, no pictures.)
+# Words are steps, tags are states. One model answers: which tag has a word, if all, some or none of the tags were
+# given? Which word is missing? What would it say itself? The sample, 122 short English sentences with universal tags,
+# travels with the package. (`PYRO_LVM_SHORT=1`: few steps, no pictures.)
 
 # %%
 import os
@@ -31,8 +31,8 @@ print(" ".join(f"{word}/{tag}" for word, tag in zip(test.words[1], test.tags[1],
 # %% [markdown]
 # ## Words become numbers
 #
-# A word seen twice or more has a number. Every other word, an unseen one too, stands for what it looks like: its ending,
-# its capitals, its digits. What is learned of rare words then holds for unknown ones.
+# A word seen twice or more has a number. Every other word, an unseen one too, stands for what it looks like: its
+# ending, its capitals, its digits. What is learned of rare words then holds for unknown ones.
 
 # %%
 vocabulary = Vocabulary(train.words)
@@ -91,9 +91,10 @@ if not SHORT:
 # %% [markdown]
 # ## A tenth of the sentences tagged
 #
-# The other sentences have words, but -1 for every tag. Plain EM would soon trade parts of speech for classes that predict
-# words better. So it is held to what the few sentences taught, by priors worth 30 words a tag, and the few steps that it
-# takes are enough. `resume` goes on from the supervised fit, with more data.
+# The other sentences have words, but -1 for every tag. Plain EM would soon trade parts of speech for classes that
+# predict words better. So it is held to what the few sentences taught, by priors worth 30 words a tag, and takes few
+# steps: `resume` goes on from the supervised fit, with more data. (`benchmarks/tagging.py` chooses both by development
+# sentences, on a real corpus.)
 
 # %%
 few = range(0, len(train), 10)
@@ -108,8 +109,8 @@ print(f"{len(few)} sentences tagged: alone {accuracy(alone):.1%}, with the other
 # %% [markdown]
 # ## No tags at all
 #
-# States have no names then. Each stands for the tag that it occurs with most: better than calling every word a noun, and
-# far from the tags. Likelihood alone does not know what a linguist is after.
+# States have no names then. Each stands for the tag that it occurs with most: better than calling every word a noun,
+# and far from the tags. Likelihood alone does not know what a linguist is after.
 
 # %%
 free = lvm.models.CategoricalHMM(tags, num_categories=symbols)
