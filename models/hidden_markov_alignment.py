@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions.aligned_sentence import Counts
 from pyro_lvm.distributions.markov_alignment import MarkovAlignment, bins_of_first, bins_of_jumps
-from pyro_lvm.models.word_alignment import TranslationTable
+from pyro_lvm.models.translation_table import TranslationTable
 from pyro_lvm.ops.choices import fit_choice_scores
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -93,7 +93,7 @@ class HMMAlignment(TranslationTable):
         self.jump_smoothing = self._pseudo_count("jump_smoothing", jump_smoothing)
         self._declare_jumps()
 
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> MarkovAlignment:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out."""
         sentences = source, source_lengths, lengths, num_steps
         scores = self.initial_probs, self.jump_probs, self.null_probability
