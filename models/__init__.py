@@ -19,6 +19,7 @@ from pyro_lvm.models.ibm_model_2 import IBMModel2
 from pyro_lvm.models.input_driven_hidden_markov import InputDrivenHMM
 from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
 from pyro_lvm.models.multinomial_hmm import MultinomialHMM
+from pyro_lvm.models.neural_alignment import NeuralHMMAlignment
 from pyro_lvm.models.neural_hidden_markov import NeuralHMM
 from pyro_lvm.models.poisson_hmm import PoissonHMM
 from pyro_lvm.models.poisson_mixture import PoissonMixture
@@ -47,6 +48,7 @@ __all__ = [
     "MixtureOfExperts",
     "MultinomialHMM",
     "NeuralHMM",
+    "NeuralHMMAlignment",
     "PoissonHMM",
     "PoissonMixture",
     "RegressionHMM",

@@ -8,7 +8,7 @@ r"""IBM Model 2: which source word a target word translates depends on where it 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions.aligned_sentence import Counts
 from pyro_lvm.distributions.independent_alignment import IndependentAlignment
-from pyro_lvm.models.word_alignment import TranslationTable
+from pyro_lvm.models.translation_table import TranslationTable
 
 __all__ = ["IBMModel2"]
 
@@ -119,5 +119,6 @@ class IBMModel2(TranslationTable):
     def _log_prior(self) -> Float[Tensor, ""]:
         if not self.position_smoothing:
             return super()._log_prior()
-        logs = torch.where(self._possible() > 0, self.alignment_probs.double().log(), 0.0)
-        return super()._log_prior() + self.position_smoothing * logs.sum()
+        table, possible = self.alignment_probs.double(), self._possible().to(self.alignment_probs.device) > 0
+        shares = torch.where(possible, table / table.sum(-1, keepdim=True), 1.0)
+        return super()._log_prior() + self.position_smoothing * shares.log().sum()

@@ -9,23 +9,18 @@ r"""What word alignment models share: every target word translates a source word
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
-from torch.distributions import constraints
 
-from pyro_lvm.distributions.aligned_sentence import AlignedSentence, Counts
-from pyro_lvm.distributions.independent_alignment import IndependentAlignment
-from pyro_lvm.distributions.lexicon import Lexicon, SparseLexicon
-from pyro_lvm.ops.cooccurrences import Cooccurrences
-from pyro_lvm.ops.sentence_pairs import Memory, lay_out
+from pyro_lvm.ops.sentence_pairs import Memory
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
-__all__ = ["TranslationTable", "WordAlignment"]
+__all__ = ["WordAlignment"]
 
 Words = Num[Tensor, "..."]
 
@@ -59,7 +54,7 @@ class WordAlignment(LatentVariableModel):
         """
 
     @abstractmethod
-    def _lexicon(self, source: Tensor) -> Lexicon:
+    def _lexicon(self, source: Tensor) -> Any:
         """The law of target words given source words, those of `source` at least."""
 
     def _maximisers(self) -> dict[str, Any]:
@@ -175,13 +170,29 @@ class WordAlignment(LatentVariableModel):
         self._check_lengths("lengths", lengths, rows, None)
         self._check_lengths("source_lengths", source_lengths, rows, source.shape[1])
 
-    def _checked_law(self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None) -> Any:
+    def _start(
+        self, x: Tensor, source: Tensor | None, lengths: Tensor | None, source_lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Source words and both lengths of sentences to learn from, after checks; learns the vocabularies' sizes."""
+        self.check_training(x)
+        found = self._checked(x, source, lengths, source_lengths)
+        self.num_source_words = self.num_source_words or int(found[0].max()) + 1
+        self.num_target_words = self.num_target_words or int(x.max()) + 1
+        return found
+
+    def _checked(
+        self, x: Tensor, source: Tensor | None, lengths: Tensor | None, source_lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Source words and both lengths as whole numbers, after checks."""
         self.check(x)
         self.check_covariates(len(x), source, lengths, source_lengths)
         self._check_lengths("lengths", lengths, len(x), x.shape[1])
         source, source_lengths = self._sources(source, source_lengths)
         lengths = torch.full_like(source_lengths, x.shape[1]) if lengths is None else lengths.long()
-        return self.law(source, source_lengths, lengths, x.shape[1])
+        return source, source_lengths, lengths
+
+    def _checked_law(self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None) -> Any:
+        return self.law(*self._checked(x, source, lengths, source_lengths), x.shape[1])
 
     def _sources(self, source: Tensor | None, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Source words and lengths as whole numbers; the very tensors if they are."""
@@ -230,112 +241,3 @@ class WordAlignment(LatentVariableModel):
     @property
     def _name(self) -> str:
         return type(self).__name__
-
-
-class TranslationTable(WordAlignment):
-    """Base of the models whose lexicon is a table: a probability for each pair of words that stand in a pair together.
-
-    Args:
-        num_source_words: Size of the source vocabulary; taken from the data if None.
-        num_target_words: Size of the target vocabulary; taken from the data if None.
-        smoothing: Pseudo-count of every pair of words, >= 0: a Dirichlet prior of concentration 1 + `smoothing` on
-            each row of the table, whose mode EM finds. It keeps rare words from attracting what is hard to align.
-        num_warm_up: Steps of EM for Model 1 that find the table to start from.
-
-    References:
-        R. Moore (2004), Improving IBM word-alignment Model 1, ACL (why rows are smoothed).
-    """
-
-    dims: ClassVar[dict[str, list[str]]] = {"translation_probs": ["pair"]}
-
-    def __init__(
-        self,
-        num_source_words: int | None = None,
-        num_target_words: int | None = None,
-        smoothing: float = 0.0,
-        num_warm_up: int = 0,
-    ) -> None:
-        super().__init__(num_source_words, num_target_words)
-        self.smoothing = self._pseudo_count("smoothing", smoothing)
-        self.num_warm_up = whole_number(self._name, "num_warm_up", num_warm_up, least=0)
-        if num_source_words is not None and num_target_words is not None:
-            none = torch.zeros(0, dtype=torch.long)
-            self._declare_table(none, none)
-
-    def initialize(
-        self,
-        x: Tensor,
-        source: Tensor | None = None,
-        lengths: Tensor | None = None,
-        source_lengths: Tensor | None = None,
-    ) -> None:
-        """Start at the uniform table, or at what Model 1 makes of it in `num_warm_up` steps.
-
-        Args:
-            x: Target words, shape (n, J).
-            source: Source words, shape (n, I).
-            lengths: Number of target words, shape (n,).
-            source_lengths: Number of source words, shape (n,).
-
-        Raises:
-            ValueError: The sentences do not fit each other, or the vocabularies.
-        """
-        self.check_training(x)
-        self.check_covariates(len(x), source, lengths, source_lengths)
-        self._check_lengths("lengths", lengths, len(x), x.shape[1])
-        source, sizes = self._sources(source, source_lengths)
-        steps = torch.full_like(sizes, x.shape[1]) if lengths is None else lengths.long()
-        self.num_source_words = self.num_source_words or int(source.max()) + 1
-        self.num_target_words = self.num_target_words or int(x.max()) + 1
-        self._memory = Memory()
-        vocabulary = self.num_target_words
-        groups = lay_out(source, sizes, x.long(), steps, self.num_source_words, lambda f, e: f * vocabulary + e)
-        keys = torch.cat([group.cells[group.inside].reshape(-1).unique() for group in groups]).unique()
-        self._declare_table(keys // vocabulary, keys % vocabulary)
-        table = self.translation_probs.detach()
-        for _ in range(self.num_warm_up):
-            law = IndependentAlignment(self._as_lexicon(table), source, sizes, steps, x.shape[1], memory=self._memory)
-            table = self._table(law.expected_counts(x, torch.ones_like(table[:1])))
-        self.declare("translation_probs", table, constraints.nonnegative)
-        self._arrange(sizes, steps)
-
-    def _arrange(self, source_lengths: Tensor, lengths: Tensor) -> None:
-        """Declare what else the model has for sentences of these lengths."""
-
-    def _declare_table(self, sources: Tensor, targets: Tensor) -> None:
-        rows, columns = (self.num_source_words or 0) + 1, self.num_target_words or 0
-        self.pairs = Cooccurrences(sources, targets, rows, columns)
-        start = self.pairs.shares.to(torch.get_default_dtype()) / columns
-        self.declare("translation_probs", start, constraints.nonnegative)
-
-    def _lexicon(self, source: Tensor) -> Lexicon:
-        return self._as_lexicon(self.translation_probs)
-
-    def _as_lexicon(self, table: Tensor) -> SparseLexicon:
-        return SparseLexicon(table, self.pairs)
-
-    def _maximisers(self) -> dict[str, Any]:
-        return {"m_step": self._maximise, "log_prior": self._log_prior}
-
-    def _maximise(self, law: AlignedSentence, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """The M-step, from sentences and how often each counts."""
-        return self._solve(law.expected_counts(x, weights))
-
-    def _solve(self, counts: Counts) -> dict[str, Tensor]:
-        return {"translation_probs": self._table(counts)}
-
-    def _table(self, counts: Counts) -> Float[Tensor, " values"]:
-        return self.pairs.normalise(counts.words + self.smoothing * self.pairs.shares.to(counts.words))
-
-    def _log_prior(self) -> Float[Tensor, ""]:
-        """Log-density of the parameters, nats, up to a constant."""
-        if not self.smoothing:
-            return torch.zeros(())
-        shares = self.pairs.shares
-        logs = self._as_lexicon(self.translation_probs.double()).log_probs
-        return self.smoothing * torch.where(shares > 0, shares * logs, 0.0).sum()
-
-    def _pseudo_count(self, name: str, value: Any) -> float:
-        if isinstance(value, (bool, str)) or not 0 <= value < torch.inf:
-            raise ValueError(f"{self._name}: expected {name} >= 0, a pseudo-count; got {value!r}.")
-        return float(value)

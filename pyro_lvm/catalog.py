@@ -312,3 +312,12 @@ CATALOG: dict[str, Entry] = {
     )
 }
 choices.MODELS.update({name: entry.model for name, entry in CATALOG.items()})
+# their data are pairs of sentences, not rows of a table: no entry, but files name them
+choices.MODELS.update(
+    {
+        "HMMAlignment": models.HMMAlignment,
+        "IBMModel1": models.IBMModel1,
+        "IBMModel2": models.IBMModel2,
+        "NeuralHMMAlignment": models.NeuralHMMAlignment,
+    }
+)

@@ -53,6 +53,11 @@ class ParallelCorpus(Mapping[str, Tensor]):
         """Number of sentence pairs n."""
         return len(self.arguments["x"])
 
+    def take(self, rows: slice) -> ParallelCorpus:
+        """Some of the pairs, in the same vocabularies and equally padded."""
+        arguments = {name: tensor[rows] for name, tensor in self.arguments.items()}
+        return ParallelCorpus(arguments, self.source_words, self.target_words, self.links[rows], self.lower)
+
     def swapped(self) -> ParallelCorpus:
         """The same pairs with source and target exchanged."""
         names = {"x": "source", "source": "x", "lengths": "source_lengths", "source_lengths": "lengths"}

@@ -1,5 +1,6 @@
 """Looking at fits: ArviZ data, comparison tables, aligned labels, pictures."""
 
+from pyro_lvm.diagnostics.accuracy import many_to_one
 from pyro_lvm.diagnostics.alignment import alignment_error_rate, alignment_scores, symmetrise
 from pyro_lvm.diagnostics.arviz import to_arviz
 from pyro_lvm.diagnostics.compare import compare
@@ -11,6 +12,7 @@ __all__ = [
     "alignment_error_rate",
     "alignment_scores",
     "compare",
+    "many_to_one",
     "pareto_k",
     "symmetrise",
     "to_arviz",

@@ -63,6 +63,9 @@ def forecast(fit: Fit, arguments: Arguments, steps: int, count: int, covariates:
             f"forecast: expected a model with one hidden Markov site; got {', '.join(hidden) or 'none'}. "
             "Observe sequences by lvm.distributions.HMM."
         )
+    if arguments.main.dim() < 2:
+        shape = tuple(arguments.main.shape)
+        raise ValueError(f"forecast: expected sequences of shape (n, T, ...); got {shape}. Pass a list of one.")
     draws = thinned(fit, AVERAGED_DRAWS)
     order = common_states(fit, arguments, draws)
     with torch.random.fork_rng(), possible_rows(fit, arguments):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyro_lvm.distributions import HMM
     from pyro_lvm.training.result import Fit
 
-__all__ = ["Chains", "chains_of", "decoded", "discrete_kinds", "drawn", "ordered", "smoothed"]
+__all__ = ["Chains", "chains_of", "decoded", "discrete_kinds", "drawn", "log_likelihoods", "ordered", "smoothed"]
 
 CELLS = 2**22
 """Numbers that the tables of the draws worked on together may hold, 32 MB; three times as much in their posteriors."""
@@ -76,19 +76,29 @@ class Chains:
             NonFiniteLoss: A sequence has probability zero.
         """
         found = chains.smooth(*self.tables, pairwise=pairwise)
-        if not bool(torch.isfinite(found.log_likelihood).all()):
-            raise NonFiniteLoss("a sequence has probability zero.")
+        _require_possible(found.log_likelihood)
         law = self.laws[-1]
         marginals, moves = law.collect(found.marginals), law.collect(law.collect(found.transitions), -2)
         return self._averaged(marginals, 2), self._averaged(moves, 3 if pairwise else 2)
 
     def viterbi(self) -> Tensor:
-        """The most probable paths under every draw, (s,) + batch + (T,); -1 in padding."""
-        return self.laws[-1].states_on(chains.viterbi(*self.tables)[0])
+        """Most probable paths, (s,) + batch + (T,); -1 in padding.
 
-    def sample(self, count: int) -> Tensor:
-        """Paths drawn from their posteriors, (count, s) + batch + (T,); -1 in padding."""
-        return self.laws[-1].states_on(chains.sample(*self.tables, num_samples=count))
+        Raises:
+            NonFiniteLoss: A sequence has probability zero.
+        """
+        paths, log_joint = chains.viterbi(*self.tables)
+        _require_possible(log_joint)
+        return self.laws[-1].states_on(paths)
+
+    def sample(self, num_samples: int) -> Tensor:
+        """Paths drawn from their posteriors, (num_samples, s) + batch + (T,); -1 in padding.
+
+        Raises:
+            NonFiniteLoss: A sequence has probability zero.
+        """
+        _require_possible(chains.log_likelihood(*self.tables))
+        return self.laws[-1].states_on(chains.sample(*self.tables, num_samples=num_samples))
 
     def _averaged(self, table: Tensor, trailing: int) -> Tensor:
         """Sum out the program's other discrete sites."""
@@ -99,6 +109,11 @@ class Chains:
         )
         weighted = weights.reshape(*weights.shape, *[1] * trailing) * table
         return weighted.flatten(1, self.weights.dim() - 2).sum(1)
+
+
+def _require_possible(log_probability: Tensor) -> None:
+    if not bool(torch.isfinite(log_probability).all()):
+        raise NonFiniteLoss("a sequence has probability zero.")
 
 
 def discrete_kinds(fit: Fit, arguments: Arguments) -> tuple[list[str], list[str]]:
@@ -168,6 +183,23 @@ def _stacked(ones: Sequence[_One]) -> Chains:
     last = ones[-1]
     weights = None if last.weights is None else torch.stack([o.weights for o in ones if o.weights is not None])
     return Chains([o.law for o in ones], last.value, initial, transition, emission, last.law.lengths, weights)
+
+
+def log_likelihoods(fit: Fit, arguments: Arguments, draws: Draws) -> Tensor | None:
+    """Log-likelihood of every sequence under every draw, (draws, n), nats; None if rows are more than hidden chains."""
+    with fit.scope(), _pyro.validation(False):
+        trace = structure(fit.program, arguments.args, arguments.kwargs, fresh=False)
+    sites = [site for name, site in trace.nodes.items() if site["type"] == "sample" and name not in draws[0]]
+    if not sites or any(states_of(s) is None or s["mask"] is not None or _plates(s) != [fit.plate] for s in sites):
+        return None
+    parts = []
+    for _, found in chains_of(fit, arguments, draws):
+        parts.append(torch.stack([chains.log_likelihood(*chain.tables) for chain in found.values()]).sum(0))
+    return torch.cat(parts)
+
+
+def _plates(site: Any) -> list[str]:
+    return [frame.name for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
 def smoothed(fit: Fit, arguments: Arguments, draws: Draws, order: Tensor | None = None) -> dict[str, Tensor]:

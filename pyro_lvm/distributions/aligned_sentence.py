@@ -162,8 +162,8 @@ class AlignedSentence(TorchDistribution):
 
     def _emission(self, group: Group) -> Tensor:
         """Log t(e | f), shape (g, J, 1 + I); zero after the end of a sentence."""
-        table = self.lexicon.log_probs[group.cells]
-        return torch.where(group.inside.unsqueeze(-1), table, 0.0)
+        table = self.lexicon.log_probs.index_select(0, group.cells.reshape(-1)).reshape(group.cells.shape)
+        return table.masked_fill_(~group.inside.unsqueeze(-1), 0.0)
 
     def _smoothed(
         self, value: Tensor, weights: Tensor | None = None, counts: Counts | None = None

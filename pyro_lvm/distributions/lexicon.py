@@ -18,14 +18,16 @@ class Lexicon(Protocol):
     """Log-probabilities of target words given source words, as one vector and the way to find a pair in it.
 
     Attributes:
-        log_probs: Log t(e | f) of all pairs that there is a value for, shape (values,), nats; differentiable.
         empty_word: The source word that stands for none, which untranslated target words come from.
         parameters: The tensors that the values are computed from.
     """
 
-    log_probs: Tensor
     empty_word: int
     parameters: list[Tensor]
+
+    @property
+    def log_probs(self) -> Float[Tensor, " values"]:
+        """Log t(e | f) of all pairs that there is a value for, nats; differentiable."""
 
     def find(self, source: Int[Tensor, "..."], target: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Where pairs of words stand in `log_probs`."""
@@ -86,7 +88,12 @@ class DenseLexicon:
         self.words = words
         self.empty_word = empty_word
         self.parameters = [logits]
-        self.log_probs = logits.log_softmax(-1).reshape(-1)
+        self._log_probs = logits.log_softmax(-1).reshape(-1)
+
+    @property
+    def log_probs(self) -> Float[Tensor, " values"]:
+        """Log-probability of each word of a row, one row after the other, nats."""
+        return self._log_probs
 
     def find(self, source: Int[Tensor, "..."], target: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Where pairs of words stand in `log_probs`."""

@@ -93,7 +93,13 @@ def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
     Returns:
         Nats, shape (chains, draws, n).
     """
+    from pyro_lvm.diagnostics.paths import log_likelihoods
+
     draws = fit.draws if fit.latent else {}
+    flat = [{name: v.flatten(0, 1)[i] for name, v in draws.items()} for i in range(_count(draws))]
+    table = log_likelihoods(fit, arguments, flat) if len(flat) > 1 else None
+    if table is not None:
+        return table.reshape(*next(iter(draws.values())).shape[:2], -1)
     model = fit.program
     with fit.scope(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
@@ -111,6 +117,10 @@ def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
             for draw in range(shape[1])
         ]
     return torch.stack(rows).reshape(*shape, -1)
+
+
+def _count(draws: dict[str, Tensor]) -> int:
+    return next(iter(draws.values())).shape[:2].numel() if draws else 1
 
 
 def nesting(fit: Fit, arguments: Arguments) -> int:

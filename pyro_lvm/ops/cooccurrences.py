@@ -16,17 +16,13 @@ class Cooccurrences(torch.nn.Module):
     row, what all columns that do not occur in it have together, in equal shares.
 
     Args:
-        rows: Row of each pair, any shape; pairs may repeat.
-        columns: Column of each pair, of the same shape.
+        keys: Pairs as row times C plus column, ascending, each once, shape (P,).
         num_rows: Number of rows R.
         num_columns: Number of columns C.
 
-    Attributes:
-        keys: Pairs as row times C plus column, ascending, shape (P,).
-
     Example:
         >>> import torch
-        >>> pairs = Cooccurrences(torch.tensor([0, 0, 1]), torch.tensor([2, 0, 0]), num_rows=2, num_columns=3)
+        >>> pairs = Cooccurrences(torch.tensor([0, 2, 3]), num_rows=2, num_columns=3)
         >>> pairs.find(torch.tensor([0, 1, 1]), torch.tensor([2, 0, 2]))
         tensor([1, 2, 4])
         >>> pairs.normalise(torch.tensor([3.0, 1.0, 5.0, 0.0, 0.0]))
@@ -35,11 +31,11 @@ class Cooccurrences(torch.nn.Module):
 
     keys: Tensor
 
-    def __init__(self, rows: Int[Tensor, "..."], columns: Int[Tensor, "..."], num_rows: int, num_columns: int) -> None:
+    def __init__(self, keys: Int[Tensor, " pairs"], num_rows: int, num_columns: int) -> None:
         super().__init__()
         self.num_rows = num_rows
         self.num_columns = num_columns
-        self.register_buffer("keys", torch.unique(rows.long() * num_columns + columns.long()))
+        self.register_buffer("keys", keys)
         self._derived: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -103,15 +99,13 @@ class Cooccurrences(torch.nn.Module):
 
     def _shape(self) -> tuple[Tensor, Tensor]:
         """Row and number of columns of every value, found once for these keys."""
-        keys = self.keys
-        if (
-            self._derived is None
-            or self._derived[2].data_ptr() != keys.data_ptr()
-            or len(self._derived[2]) != len(keys)
-        ):
+        keys = self.keys.detach()  # loading a checkpoint puts other data into the same buffer
+        known = self._derived
+        if known is None or known[2].data_ptr() != keys.data_ptr() or len(known[2]) != len(keys):
             rows = keys // self.num_columns
             every = torch.arange(self.num_rows, device=keys.device)
             seen = torch.bincount(rows, minlength=self.num_rows)
             ones = torch.ones(len(keys), dtype=torch.float64, device=keys.device)
-            self._derived = (torch.cat([rows, every]), torch.cat([ones, (self.num_columns - seen).double()]), keys)
-        return self._derived[:2]
+            known = torch.cat([rows, every]), torch.cat([ones, (self.num_columns - seen).double()]), keys
+            self._derived = known
+        return known[:2]

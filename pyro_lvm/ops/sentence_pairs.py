@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["Group", "Memory", "lay_out"]
+__all__ = ["Group", "Memory", "lay_out", "number_pairs"]
 
 # Numbers in one table of a group, (pairs, target words, source words): it then stays in the processor's cache.
 BUDGET = 1 << 18
@@ -78,6 +78,20 @@ def lay_out(
     return groups
 
 
+def number_pairs(groups: list[Group]) -> tuple[Tensor, list[Group]]:
+    """All different entries of `Group.cells`, ascending, and the groups with an entry's place among them instead."""
+    cells = torch.cat([group.cells[group.inside].reshape(-1) for group in groups])
+    keys, places = torch.unique(cells, return_inverse=True)
+    numbered = []
+    for group, part in zip(
+        groups, places.split([int(g.inside.sum()) * g.source.shape[1] for g in groups]), strict=True
+    ):
+        entries = torch.zeros_like(group.cells)
+        entries[group.inside] = part.reshape(-1, group.source.shape[1])
+        numbered.append(replace(group, cells=entries))
+    return keys, numbered
+
+
 class Memory:
     """Keeps what was computed from certain tensors for as long as the same tensors, unchanged, are passed again."""
 
@@ -90,9 +104,13 @@ class Memory:
         kept = [reference() for reference, _ in self._tensors]
         same = len(kept) == len(tensors) and all(a is b for a, b in zip(kept, tensors, strict=True))
         if not same or any(t._version != version for t, (_, version) in zip(tensors, self._tensors, strict=True)):
-            self._found = compute()
-            self._tensors = [(weakref.ref(tensor), tensor._version) for tensor in tensors]
+            self.put(tensors, compute())
         return self._found
+
+    def put(self, tensors: tuple[Tensor, ...], found: Any) -> None:
+        """Keep what was found for these tensors in place of what was kept."""
+        self._found = found
+        self._tensors = [(weakref.ref(tensor), tensor._version) for tensor in tensors]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
         return Memory()

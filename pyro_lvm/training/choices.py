@@ -7,13 +7,19 @@ from typing import Any
 
 from pyro import poutine
 
-from pyro_lvm.infer import EM, MCMC, SVI, CoordinateAscent
+from pyro_lvm.infer import EM, MCMC, SVI, CoordinateAscent, PenalisedEM
 from pyro_lvm.infer.structure import row_plate
 from pyro_lvm.protocols import Inference, Sampler
 
 __all__ = ["GUIDES", "INFERENCES", "MODELS", "choose_guide", "choose_inference", "discrete_sites", "restart_loss"]
 
-INFERENCES: dict[str, type] = {"em": EM, "svi": SVI, "coordinate-ascent": CoordinateAscent, "mcmc": MCMC}
+INFERENCES: dict[str, type] = {
+    "em": EM,
+    "svi": SVI,
+    "coordinate-ascent": CoordinateAscent,
+    "mcmc": MCMC,
+    "penalised-em": PenalisedEM,
+}
 GUIDES: dict[str, Callable] = {}
 MODELS: dict[str, Callable] = {}
 """Guides and models by name; `pyro_lvm.catalog` fills them in, so that the engine imports neither."""

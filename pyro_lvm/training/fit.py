@@ -36,7 +36,7 @@ from pyro_lvm.training.loop import Run
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.schedule import PATIENCE_STEPS, choose_batch_size, steps_of_epoch
-from pyro_lvm.training.scope import Scope
+from pyro_lvm.training.scope import Scope, in_turn
 from pyro_lvm.training.sites import check_sites
 from pyro_lvm.training.stream import Stream, as_stream
 from pyro_lvm.training.trials import choose_start
@@ -47,6 +47,7 @@ SVI_STEPS = 2000
 HELD_OUT_PATIENCE = 10
 
 
+@in_turn
 def fit(
     model: Callable,
     data: Any,
@@ -69,7 +70,8 @@ def fit(
     """Fit a model to data.
 
     The model, guide and inference passed in are templates: they are copied, so two fits never share parameters, and
-    Pyro's global parameter store is left alone.
+    Pyro's global parameter store is left alone. Pyro's handlers are global to a process: fits in several threads, and
+    what is asked of them, wait for each other. Use processes to fit in parallel.
 
     Args:
         model: Any Pyro program: a model of this package, a `PyroModule`, or a plain function.
@@ -232,6 +234,7 @@ def _accepted(function: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name in parameters}
 
 
+@in_turn
 def train(
     result: Fit,
     data: Arguments | Stream,

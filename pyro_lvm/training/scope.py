@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import pyro
 import torch
@@ -13,7 +15,24 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 
-__all__ = ["Scope"]
+__all__ = ["Scope", "in_turn"]
+
+# Held while a fit is at work: Pyro's handlers and parameter store and torch's generator are one for all threads.
+TURN = threading.RLock()
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def in_turn(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Decorator: calls from several threads wait for each other, and for whoever is inside of a `Scope`."""
+
+    @wraps(function)
+    def waiting(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with TURN:
+            return function(*args, **kwargs)
+
+    return waiting
 
 
 class _Borrowed(Messenger):
@@ -58,7 +77,8 @@ class Scope:
     """A parameter store of its own for `pyro.param`, and module-local parameters for `PyroModule`s.
 
     Inside `with scope():` a program sees only this scope's parameters. A network that a plain function closes over
-    (`pyro.module("net", net)`) is borrowed: its values are swapped in on entry and back out on exit.
+    (`pyro.module("net", net)`) is borrowed: its values are swapped in on entry and back out on exit. One thread at a
+    time is inside of any scope; the others wait.
     """
 
     def __init__(self) -> None:
@@ -74,17 +94,18 @@ class Scope:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Enter the scope; entering it again from inside changes nothing."""
-        if self._inside:
-            yield
-            return
-        self._inside = True
-        try:
-            with _pyro.module_local_store(self.state), self._borrowed:
-                self._borrowed.swap_in()
-                try:
-                    yield
-                finally:
-                    self.state.update(pyro.get_param_store().get_state())
-                    self._borrowed.swap_out()
-        finally:
-            self._inside = False
+        with TURN:
+            if self._inside:
+                yield
+                return
+            self._inside = True
+            try:
+                with _pyro.module_local_store(self.state), self._borrowed:
+                    self._borrowed.swap_in()
+                    try:
+                        yield
+                    finally:
+                        self.state.update(pyro.get_param_store().get_state())
+                        self._borrowed.swap_out()
+            finally:
+                self._inside = False

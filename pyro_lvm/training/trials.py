@@ -33,12 +33,14 @@ def choose_start(model: Model, initialize: Callable[[], None], em: EM, arguments
         model: A model at its first start.
         initialize: Draws a start anew.
         em: Untrained; it is copied.
-        arguments: The rows; of more than 4096, the first draw is taken.
+        arguments: The rows; of more than 4096, the model stays at its first draw.
     """
+    if arguments.num_rows > ROWS:
+        return  # drawing costs more than many steps
     before = torch.get_rng_state()
     initialize()
-    if torch.equal(before, torch.get_rng_state()) or arguments.num_rows > ROWS:
-        return  # nothing is drawn, or drawing costs more than many steps
+    if torch.equal(before, torch.get_rng_state()):
+        return  # nothing is drawn
     states, losses = [], []
     for _ in range(STARTS):
         states.append(torch.get_rng_state())

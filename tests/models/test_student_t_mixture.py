@@ -9,7 +9,7 @@ from scipy import optimize, special, stats
 from torch.distributions import constraints
 
 import pyro_lvm as lvm
-from pyro_lvm.infer.student_t import LEAST, _degrees_of_freedom
+from pyro_lvm.infer.student_t import LEAST, MOST, _degrees_of_freedom
 from pyro_lvm.testing import laws
 
 NAMES = ("weights", "loc", "scale", "degrees_of_freedom")
@@ -230,3 +230,22 @@ def test_errors(faithful):
 def test_learned_tails_in_float32_give_em_nothing_to_undo(faithful, covariance):
     result = fit(mixture(covariance=covariance), faithful.float(), max_epochs=400, tol=0.0)
     assert 1 < float(result.params["degrees_of_freedom"].max()) < 210
+
+
+def test_degrees_of_freedom_end_where_the_law_is_normal(faithful):
+    """The second component's tails are lighter than the normal's: EM would go on for ever."""
+    result = fit(mixture(), faithful, inference=lvm.infer.EM(acceleration="squarem"))
+    assert result.converged
+    assert result.inference.evaluations < 400  # plain EM is still on its way after 2000
+    assert float(result.params["degrees_of_freedom"].max()) > MOST * (1 - 1e-6)  # extrapolation may overshoot
+    grid = torch.linspace(-30, 30, 200_001).double()
+    laws = torch.distributions.StudentT(torch.tensor(MOST).double()), torch.distributions.Normal(0.0, 1.0)
+    densities = [law.log_prob(grid).exp() for law in laws]
+    assert 0.5 * float((densities[0] - densities[1]).abs().sum()) * 60 / 200_000 < 1e-3
+    more = mixture(1, data_dim=2)
+    more.initialize(faithful)
+    with torch.no_grad():
+        more.degrees_of_freedom.fill_(1e4)  # more than that are no reason to fall
+    em = lvm.infer.EM(more)
+    losses = [em.step(faithful) for _ in range(5)]
+    assert losses == sorted(losses, reverse=True)

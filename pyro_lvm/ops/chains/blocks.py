@@ -23,6 +23,7 @@ class Blocks:
         steps: The step t >= 1 after the transition at each place, shape (S, M); 0 where a block does not reach.
         rows: The same as row numbers of tensors of shape (N * T, ...).
         per_chain: The most blocks of a chain.
+        num_steps: T.
     """
 
     reach: list[int]
@@ -31,6 +32,12 @@ class Blocks:
     steps: Tensor
     rows: Tensor
     per_chain: int
+    num_steps: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether every block reaches every place."""
+        return not self.reach or self.reach[-1] == len(self.chain)
 
     @property
     def single(self) -> bool:
@@ -41,13 +48,17 @@ class Blocks:
         """Values of shape (N, T, m) where the blocks have their steps, shape (S, M, m)."""
         return values.flatten(0, 1).index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
 
-    def in_order(self, first: Tensor, later: Tensor, num_steps: int) -> Tensor:
+    def room(self, *sizes: int, like: Tensor) -> Tensor:
+        """Memory for values at the places, zero where a block does not reach."""
+        return like.new_empty(sizes) if self.whole else like.new_zeros(sizes)
+
+    def in_order(self, first: Tensor, later: Tensor) -> Tensor:
         """Values of first steps, shape (N, m), and at the places, shape (S, M, m), as shape (N, T, m), else zero."""
         rows, later = self.rows.flatten(), later.flatten(0, 1)
-        if self.reach and self.reach[-1] < len(self.chain):
+        if not self.whole:
             used = self.steps.flatten().nonzero().squeeze(-1)
             rows, later = rows[used], later[used]
-        result = first.new_zeros(len(first), num_steps, first.shape[-1])
+        result = first.new_zeros(len(first), self.num_steps, first.shape[-1])
         result[:, 0] = first
         result.flatten(0, 1).index_copy_(0, rows, later)
         return result
@@ -73,6 +84,7 @@ def cut(num_chains: int, num_steps: int, lengths: Tensor | None, block: int, dev
         steps=steps,
         rows=chain * num_steps + steps,
         per_chain=per_chain,
+        num_steps=num_steps,
     )
 
 

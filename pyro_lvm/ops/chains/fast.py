@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
+from pyro_lvm.ops.chains.blocks import cut
 from pyro_lvm.ops.chains.inputs import Chains
 from pyro_lvm.ops.chains.scaled import Backward, Forward, negligible
 
@@ -20,12 +23,16 @@ class FastFilter:
 
     def __init__(self, chains: Chains, block: int) -> None:
         self.chains = chains
-        initial, self._initial_shift = _exponentials(chains.initial, (-1,))
         self.transition, self._transition_shift = _exponentials(chains.transition, (-2, -1))
-        self.emission, self._emission_shift = _exponentials(chains.emission, (-1,))
-        self.forward = forward = Forward(initial, self.transition, self.emission, chains.lengths, block)
-        total = self._shift().sum(1) + forward.first_scale.double().log().squeeze(-1)
-        self.log_likelihood = total.index_add_(0, forward.blocks.chain, forward.scale.double().log().sum((0, 2)))
+        blocks = cut(chains.num_chains, chains.num_steps, chains.lengths, block, chains.emission.device)
+        first, self._first_shift = _exponentials(chains.initial + chains.emission[:, 0], (-1,))
+        emission, self._emission_shift = _exponentials(blocks.gather(chains.emission), (-1,), in_place=True)
+        if not blocks.whole:
+            self._emission_shift.masked_fill_(blocks.steps.unsqueeze(-1) == 0, 0.0)
+        self.forward = Forward(blocks, first, self.transition, emission)
+        first_scale, scale = self._log_scales()
+        total = first_scale.squeeze(-1) + self._over_transitions().sum(-1)
+        self.log_likelihood = total.index_add_(0, blocks.chain, scale.sum((0, 2)))
 
     @property
     def lost(self) -> Tensor:
@@ -33,7 +40,7 @@ class FastFilter:
         # every state is predicted with the least transition at least, so what underflows is a small part of that,
         # and what is to come multiplies both
         least = self.transition.flatten(1).amin(1).double() if self.transition.shape[1] else 1.0
-        return ~negligible(self.forward.losses / least, self.chains.num_states, self.emission.dtype)
+        return ~negligible(self.forward.losses / least, self.chains.num_states, self.chains.emission.dtype)
 
     @property
     def probabilities(self) -> Tensor:
@@ -43,13 +50,14 @@ class FastFilter:
     @property
     def increments(self) -> Tensor:
         """Log p(x_t | x before t), shape (N, T), nats, float64; of no meaning in the padding."""
-        return self._scale().double().squeeze(-1).log() + self._shift()
+        increments = self.forward.blocks.in_order(*self._log_scales()).squeeze(-1)
+        increments[:, 1:] += self._over_transitions()
+        return increments
 
     def lagged(self, lag: int) -> tuple[Tensor, Tensor]:
         """Probabilities given x up to `lag` steps later, shape (N, T, K), and the chains lost thereby, shape (N,)."""
-        chains, scale, transition = self.chains, self._scale(), self.transition
-        scale = scale.masked_fill_(scale == 0, 1.0) if chains.valid is not None else scale
-        ratio = self.emission / scale
+        chains, forward, transition = self.chains, self.forward, self.transition
+        ratio = forward.blocks.in_order(torch.zeros_like(forward.first), forward.emission / forward.scale)
         onwards = torch.ones_like(ratio)
         for _ in range(lag):
             weighed = ratio[:, 1:] * onwards[:, 1:]
@@ -60,24 +68,24 @@ class FastFilter:
             if chains.valid is not None:
                 earlier = torch.where(chains.valid[:, 1:, None], earlier, 1.0)
             onwards[:, :-1] = earlier
-        losses = (onwards.amax(-1) / scale.squeeze(-1)).sum(-1, dtype=torch.float64)
+        # 1 / c, zero in the padding
+        inverse = forward.blocks.in_order(forward.first_scale.reciprocal(), forward.scale.reciprocal()).squeeze(-1)
+        losses = (onwards.amax(-1) * inverse).sum(-1, dtype=torch.float64)
         return self.probabilities.mul_(onwards), self.lost | ~negligible(losses, chains.num_states, ratio.dtype)
 
-    def _scale(self) -> Tensor:
-        """What the recursion divides by, shape (N, T, 1), zero in the padding."""
+    def _log_scales(self) -> tuple[Tensor, Tensor]:
+        """Log c with what was taken out of the emissions, float64, shapes (N, 1) and (S, M, 1)."""
         forward = self.forward
-        return forward.blocks.in_order(forward.first_scale, forward.scale, self.chains.num_steps)
+        return (
+            forward.first_scale.double().log() + self._first_shift,
+            forward.scale.double().log() + self._emission_shift,
+        )
 
-    def _shift(self) -> Tensor:
-        """What was taken out before exponentials, by step, float64, shape (N, T)."""
+    def _over_transitions(self) -> Tensor:
+        """What was taken out of the transitions, float64, shape (N, T - 1)."""
         chains = self.chains
-        shift = self._emission_shift.squeeze(-1).to(torch.float64, copy=True)
-        shift[:, 0] += self._initial_shift.squeeze(-1)
-        later = self._transition_shift[..., 0, 0].double()
-        if chains.valid is not None:
-            later = torch.where(chains.valid[:, 1:], later, 0.0)
-        shift[:, 1:] += later
-        return shift
+        shift = self._transition_shift[..., 0, 0].double().expand(chains.num_chains, chains.num_steps - 1)
+        return shift if chains.valid is None else torch.where(chains.valid[:, 1:], shift, 0.0)
 
 
 class FastPosterior(FastFilter):
@@ -106,10 +114,13 @@ class FastPosterior(FastFilter):
 
     def marginals(self) -> Tensor:
         """Posterior probabilities of the states, shape (N, T, K), zero in the padding."""
+        return self._marginals
+
+    @cached_property
+    def _marginals(self) -> Tensor:
         forward, backward = self.forward, self._backward
-        return forward.blocks.in_order(
-            forward.first * backward.first, forward.after * backward.after, self.chains.num_steps
-        )
+        # in place, once: fresh memory costs more than the product
+        return forward.blocks.in_order(forward.first * backward.first, backward.after.mul_(forward.after))
 
     def log_forward(self) -> Tensor:
         """Log p(state at t | x up to t), shape (N, T, K), float64."""
@@ -124,8 +135,7 @@ class FastPosterior(FastFilter):
         together = sum_batch and len(transition) == 1
         if per_step or not chains.homogeneous:
             start, end = (
-                blocks.in_order(torch.zeros_like(self.forward.first), values, chains.num_steps)[:, 1:]
-                for values in (before, after)
+                blocks.in_order(torch.zeros_like(self.forward.first), values)[:, 1:] for values in (before, after)
             )
             if together:
                 counts = (start.permute(1, 2, 0) @ end.permute(1, 0, 2)).unsqueeze(0) * transition
@@ -143,8 +153,8 @@ class FastPosterior(FastFilter):
         return counts.sum(0, keepdim=True) if sum_batch else counts
 
 
-def _exponentials(logarithms: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _exponentials(logarithms: Tensor, dims: tuple[int, ...], *, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """Exponentials up to the largest, and its logarithm (zero where nothing is possible)."""
     largest = logarithms.amax(dims, keepdim=True)
     largest = largest.masked_fill_(largest.isneginf(), 0.0)
-    return (logarithms - largest).exp_(), largest
+    return torch.sub(logarithms, largest, out=logarithms if in_place else None).exp_(), largest

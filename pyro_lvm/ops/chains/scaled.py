@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_lvm.ops.chains.blocks import Matrices, cut
+from pyro_lvm.ops.chains.blocks import Blocks, Matrices, cut
 
 __all__ = ["Backward", "Forward", "negligible"]
 
@@ -40,35 +40,29 @@ class Forward:
     """The forward recursion of N chains.
 
     Args:
-        start: Probabilities of the first state, shape (N or 1, K).
+        blocks: Where the steps are.
+        first: Probabilities of the first state and its data, shape (N, K).
         transition: Probabilities, shape (N or 1, T - 1 or 1, K, K).
-        emission: Probabilities up to a factor, shape (N, T, K).
-        lengths: Shape (N,), or None.
-        block: Steps in a block.
+        emission: e after each transition, shape (S, M, K).
 
     Attributes:
-        blocks: Where the steps are.
         first: a_0, shape (N, K).
         first_scale: c_0, shape (N, 1).
-        emission: e after each transition, shape (S, M, K).
         before: a before it, shape (S, M, K).
         after: a after it, shape (S, M, K).
         scale: c after it, shape (S, M, 1).
         losses: The sum of 1 / c over the steps, shape (N,); not a number where nothing is left of a chain.
     """
 
-    def __init__(self, start: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None, block: int) -> None:
-        chains, self.num_steps, _ = emission.shape
-        self.blocks = blocks = cut(chains, self.num_steps, lengths, block, emission.device)
+    def __init__(self, blocks: Blocks, first: Tensor, transition: Tensor, emission: Tensor) -> None:
+        self.blocks, self.emission = blocks, emission
         self.matrices = Matrices(transition, blocks)
-        self.emission = blocks.gather(emission)
-        first = start * emission[:, 0]
         self.first_scale = first.sum(-1, keepdim=True)
         self.first = first / self.first_scale
         self.between: Forward | None = None
         starts = self.first[blocks.chain]
         if not blocks.single:
-            self.between = between = self._of_blocks(block)
+            self.between = between = self._of_blocks()
             starts = between.in_order()[blocks.chain, blocks.number].to(starts.dtype)
         self._recur(starts)
         self.losses = self.first_scale.reciprocal().squeeze(-1).double()
@@ -78,18 +72,18 @@ class Forward:
 
     def in_order(self) -> Tensor:
         """a at every step of the chains, shape (N, T, K), zero in the padding."""  # noqa: D403
-        return self.blocks.in_order(self.first, self.after, self.num_steps)
+        return self.blocks.in_order(self.first, self.after)
 
-    def _of_blocks(self, block: int) -> Forward:
+    def _of_blocks(self) -> Forward:
         """The chains of blocks: from the start of each to the start of the next."""
         blocks, chains = self.blocks, len(self.first)
         products = self._products()
         states = products.shape[-1]
         transition = products.new_zeros(chains, blocks.per_chain, states, states)
         transition[blocks.chain, blocks.number] = products
-        emission = products.new_ones(chains, blocks.per_chain + 1, states)
         lengths = torch.bincount(blocks.chain, minlength=chains) + 1
-        return Forward(self.first.double(), transition, emission, lengths, block)
+        above = cut(chains, blocks.per_chain + 1, lengths, len(blocks.reach), products.device)
+        return Forward(above, self.first.double(), transition, products.new_ones(*above.rows.shape, states))
 
     def _products(self) -> Tensor:
         """The matrix of each block up to its largest number, float64, shape (M, K, K)."""
@@ -117,7 +111,7 @@ class Forward:
 
     def _recur(self, starts: Tensor) -> None:
         places, size, states = self.emission.shape
-        messages = self.emission.new_zeros(places + 1, size, states)
+        messages = self.blocks.room(places + 1, size, states, like=self.emission)
         messages[0] = starts
         self.before, self.after = messages[:-1], messages[1:]
         self.scale = self.emission.new_ones(places, size, 1)
@@ -160,11 +154,11 @@ class Backward:
 
     def in_order(self) -> Tensor:
         """b at every step of the chains, shape (N, T, K), zero in the padding."""  # noqa: D403
-        return self.blocks.in_order(self.first, self.after, self._forward.num_steps)
+        return self.blocks.in_order(self.first, self.after)
 
     def _recur(self, current: Tensor) -> None:
         forward, blocks = self._forward, self.blocks
-        self.weighed, self.after = forward.emission, torch.zeros_like(forward.emission)
+        self.weighed, self.after = forward.emission, blocks.room(*forward.emission.shape, like=forward.emission)
         for place in reversed(range(len(blocks.reach))):
             count = blocks.reach[place]
             here, weighed = current[:count], self.weighed[place, :count]
