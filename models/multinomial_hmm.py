@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro.distributions as dist
+from torch import Tensor
+
 from pyro_lvm.distributions.counted_rows import CountedRows
 from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors, checked_width
 from pyro_lvm.ops.topology import Topology
@@ -66,6 +69,9 @@ class MultinomialHMM(HiddenMarkov):
             total_count = whole_number(name, "total_count", total_count)
         super().__init__(num_states, CountedRows(total_count, checked_width(name, data_dim)), topology, priors)
         self._own = {"total_count": total_count}
+
+    def _emission(self, parameters: dict[str, Tensor], known: Tensor | None, covariates: Tensor | None = None) -> Any:
+        return dist.Multinomial(int(self.prior_total), parameters["probs"], validate_args=False)
 
     @property
     def config(self) -> dict[str, Any]:

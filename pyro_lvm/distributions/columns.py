@@ -20,6 +20,8 @@ __all__ = ["FAMILIES", "ColumnFamily", "count_answers"]
 
 # A larger code is a number, an identifier or a typing error rather than an answer.
 MOST_CATEGORIES = 1000
+# Columns of the code of an answer by which rows are clustered.
+LONGEST_CODE = 64
 
 Arguments = dict[str, Tensor]
 
@@ -257,19 +259,32 @@ class Categorical(ColumnFamily):
         return (x >= 0) & (x < self.num_categories) & (x == x.floor())
 
     def start(self, x: Tensor, members: Tensor) -> Arguments:
-        probs = _average(self._indicators(x), members).clamp_min(_half_a_row(members))
+        overall = self._counts(x, torch.ones_like(members[:, :1]))
+        overall = overall / overall.sum(-1, keepdim=True).clamp_min(1)
+        counts = self._counts(x, members)
+        probs = (counts + overall) / (counts.sum(-1, keepdim=True) + 1)
+        probs = probs.clamp_min(_half_a_row(members))
         return {"probs": probs / probs.sum(-1, keepdim=True)}
 
     def priors(self, overall: Arguments) -> dict[str, Any]:
         return {"probs": dist.Dirichlet(torch.ones_like(overall["probs"]))}
 
     def features(self, x: Tensor) -> Tensor:
-        return self._indicators(x).flatten(1)
+        """One-hot codes, or random ones where those would be long: either way all answers are equally far apart."""
+        c = self.num_categories
+        width = min(c, LONGEST_CODE)
+        codes = torch.eye(c) if c == width else torch.randn(c, width) / width**0.5
+        chosen = codes.to(x)[x.nan_to_num(0.0).long()]
+        return torch.where(x.isnan().unsqueeze(-1), torch.nan, chosen).flatten(1)
 
-    def _indicators(self, x: Tensor) -> Tensor:
-        answers = torch.arange(self.num_categories, device=x.device)
-        chosen = (x.unsqueeze(-1) == answers).to(x)
-        return torch.where(x.isnan().unsqueeze(-1), torch.full_like(chosen, torch.nan), chosen)
+    def _counts(self, x: Tensor, members: Tensor) -> Tensor:
+        """How often every answer to each question was given in each cluster, (k, d, c)."""
+        n, d = x.shape
+        known = ~x.isnan()
+        places = torch.where(known, x, 0.0).long() + self.num_categories * torch.arange(d, device=x.device)
+        weights = (members.unsqueeze(1) * known.unsqueeze(-1)).reshape(n * d, -1)
+        total = torch.zeros(d * self.num_categories, members.shape[-1]).to(members)
+        return total.index_add_(0, places.flatten(), weights).T.reshape(-1, d, self.num_categories)
 
 
 def count_answers(x: Float[Tensor, "n d"], caller: str, columns: Sequence[int] | None = None) -> list[int]:

@@ -29,7 +29,6 @@ class CountedRows(RowFamily):
 
     def __init__(self, total_count: int | None = None, data_dim: int | None = None) -> None:
         self.total_count = total_count
-        self.largest = total_count or 1
         self.data_dim = data_dim
 
     @property
@@ -39,13 +38,7 @@ class CountedRows(RowFamily):
 
     def law(self, parameters: Arguments, known: Tensor | None) -> Any:
         """The distribution of rows."""
-        return dist.Multinomial(self.largest, parameters["probs"], validate_args=False)
-
-    def arrange(self, x: Tensor) -> None:
-        """Learn the number of columns, and the largest total."""
-        super().arrange(x)
-        if self.total_count is None:
-            self.largest = int(x.nan_to_num(0.0).sum(-1).max())
+        return dist.Multinomial(self.total_count or 1, parameters["probs"], validate_args=False)
 
     def contains(self, x: Tensor) -> Tensor:
         """Which entries are counts in rows with the right total."""
@@ -62,14 +55,18 @@ class CountedRows(RowFamily):
         counts = (members.T @ x + overall).clamp_min(0.5 / (float(members.sum()) + 1))
         return {"probs": counts / counts.sum(-1, keepdim=True)}
 
+    def summary(self, x: Tensor, counts: Tensor, num_states: int) -> Arguments:
+        """The largest total."""
+        return {"total": x.nan_to_num(0.0).sum(-1).max()}
+
     def unseen(self, num_states: int) -> tuple[Arguments, Arguments]:
         """A start before any rows are there."""
         d = self.data_dim or 1
-        return {"probs": torch.full((num_states, d), 1 / d)}, {"probs": torch.full((1, d), 1 / d)}
+        return {"probs": torch.full((num_states, d), 1 / d)}, {"total": torch.tensor(self.total_count or 1)}
 
     def prior(self, name: str, model: Any, summary: Arguments, num_states: int) -> Any:
         """Dirichlet(1)."""
-        return dist.Dirichlet(torch.ones_like(summary["probs"][0]).expand(num_states, -1)).to_event(1)
+        return dist.Dirichlet(torch.ones_like(model.initial_values[name])).to_event(1)
 
     def check_training(self, caller: str, x: Tensor) -> None:
         """Raise a ValueError for rows of nothing but zeros."""

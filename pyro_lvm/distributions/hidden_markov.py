@@ -5,7 +5,8 @@ r"""A hidden Markov model as a distribution over whole sequences, its states sum
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -14,31 +15,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.distributions.state_laws import StateLaw, exact_log_probs, restrict
 from pyro_lvm.ops import chains
 
-__all__ = ["HMM", "built_from", "exact_log_probs", "restrict"]
-
-
-def built_from(law: Any) -> str:
-    """Which argument a categorical law was built from; asking for the other one would round."""
-    return "logits" if law._param is vars(law).get("logits") else "probs"
-
-
-def exact_log_probs(law: Any) -> Tensor:
-    """Normalised log-probabilities of a categorical law, -inf where a probability is exactly zero."""
-    if built_from(law) == "logits":
-        return law.logits
-    possible = law.probs > 0
-    return torch.where(possible, torch.where(possible, law.probs, 1.0).log(), -torch.inf)
-
-
-def restrict(density: Tensor, known_states: Tensor | None) -> Tensor:
-    """Log-densities of steps by state, batch + (T, K), -inf for states that contradict known ones (-1: unknown)."""
-    if known_states is None:
-        return density
-    states = known_states.unsqueeze(-1)
-    other = (states >= 0) & (states != torch.arange(density.shape[-1], device=states.device))
-    return torch.where(other, -torch.inf, density)
+__all__ = ["HMM"]
 
 
 class HMM(TorchDistribution):
@@ -57,6 +37,9 @@ class HMM(TorchDistribution):
     ==================  ==================================  ==========================================
 
     A step whose entries are all NaN is missing and summed out.
+
+    In subclasses the chain may have more positions than there are states (`state_of` says which state each stands
+    for), and its tables may be made of smaller ones (`laws`, `assemble`); here they are the same.
 
     Args:
         initial_probs: Law of the first state; normalised.
@@ -83,7 +66,8 @@ class HMM(TorchDistribution):
         tensor([0, 0, 1, 1])
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - the parts check their own
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}  # the parts check their own
+    state_of: Tensor | None = None
 
     def __init__(
         self,
@@ -116,7 +100,8 @@ class HMM(TorchDistribution):
         self.emission = emission
         self.lengths = lengths
         self.known_states = known_states
-        self.num_states = self.transition.param_shape[-1]
+        self.num_positions = self.transition.param_shape[-1]
+        self.num_states = self.num_positions if self.state_of is None else int(self.state_of.max()) + 1
         self._check_states()
         self._emission_batch = emission.batch_shape[:-1] or torch.Size([1])
         times = {self.transition.batch_shape[-2] + 1, self._emission_batch[-1], num_steps or 1}
@@ -139,14 +124,39 @@ class HMM(TorchDistribution):
         super().__init__(batch, event, validate_args=validate_args)
 
     def _check_states(self) -> None:
-        k = self.num_states
-        found = {"initial": self.initial.param_shape[-1], "emission": (self.emission.batch_shape or (1,))[-1]}
-        for name, size in found.items():
-            if size != k and not (name == "emission" and size == 1 and k == 1):
+        emission = (self.emission.batch_shape or (1,))[-1]
+        found = {"initial": (self.initial.param_shape[-1], self.num_positions), "emission": (emission, self.num_states)}
+        for name, (size, k) in found.items():
+            if size != k:
                 raise ValueError(
                     f"HMM: expected {name} over {k} states, as the transitions; got {size}. States stand along the "
                     "last dimension."
                 )
+
+    @property
+    def laws(self) -> dict[str, StateLaw]:
+        """The categorical laws that the chain's tables are made of, by name."""
+        return {"initial": StateLaw(self.initial), "transition": StateLaw(self.transition, 1, True)}
+
+    def assemble(self, tables: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The chain's log-probabilities of the first position and of moves, linear in those of `laws`."""
+        return tables["initial"], tables["transition"]
+
+    def spread(self, density: Tensor) -> Tensor:
+        """What depends on the state, along the last axis, for every position of the chain."""
+        return density if self.state_of is None else density[..., self.state_of]
+
+    def collect(self, probabilities: Tensor, axis: int = -1) -> Tensor:
+        """Probabilities of states from those of the chain's positions."""
+        if self.state_of is None:
+            return probabilities
+        shape = list(probabilities.shape)
+        shape[axis] = self.num_states
+        return probabilities.new_zeros(shape).index_add_(axis, self.state_of, probabilities)
+
+    def states_on(self, path: Tensor) -> Tensor:
+        """The states of positions; -1 remains."""
+        return path if self.state_of is None else torch.where(path >= 0, self.state_of[path.clamp_min(0)], -1)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -155,10 +165,8 @@ class HMM(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> HMM:
         """The same law over a larger batch."""
-        new = self._get_checked_instance(HMM, _instance)
-        for name in ("transition", "initial", "emission", "lengths", "known_states", "num_states", "num_steps"):
-            setattr(new, name, getattr(self, name))
-        new._emission_batch = self._emission_batch
+        new = type(self).__new__(type(self)) if _instance is None else _instance
+        new.__dict__.update(self.__dict__)
         TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -181,7 +189,7 @@ class HMM(TorchDistribution):
         return new
 
     def tables(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The chain's log-probabilities: of the first state, of transitions, of every step in every state, nats.
+        """The chain's log-probabilities: of the first state, of transitions, of every step at every position, nats.
 
         Args:
             value: Sequences, batch + (T,) + event.
@@ -192,7 +200,8 @@ class HMM(TorchDistribution):
         density = density.expand(*batch, value.shape[len(value.shape) - self.event_dim], self.num_states)
         if known is not None:
             density = torch.where(known.unsqueeze(-1), density, 0.0)
-        return exact_log_probs(self.initial), exact_log_probs(self.transition), restrict(density, self.known_states)
+        density = self.spread(restrict(density, self.known_states))
+        return exact_log_probs(self.initial), exact_log_probs(self.transition), density
 
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values with something inside the support at missing steps and in padding, and which are there (None: all)."""
@@ -223,23 +232,25 @@ class HMM(TorchDistribution):
 
     def smooth(self, value: Tensor, pairwise: bool = False) -> chains.Smoothed:
         """Posterior of the states given whole sequences."""
-        return chains.smooth(*self.tables(value), self._lengths(value), pairwise=pairwise)
+        found = chains.smooth(*self.tables(value), self._lengths(value), pairwise=pairwise)
+        moves = self.collect(self.collect(found.transitions), -2)
+        return replace(found, marginals=self.collect(found.marginals), transitions=moves)
 
     def filter(self, value: Tensor) -> Tensor:
         """Law of every state given the steps up to its own, batch + (T, K)."""
-        return chains.filter(*self.tables(value), self._lengths(value)).probabilities
+        return self.collect(chains.filter(*self.tables(value), self._lengths(value)).probabilities)
 
     def viterbi(self, value: Tensor, num_best: int = 1) -> Tensor:
         """The most probable states, batch + (T,), or batch + (num_best, T) best first if asked; -1 in padding."""
-        return chains.viterbi(*self.tables(value), self._lengths(value), num_best=num_best)[0]
+        return self.states_on(chains.viterbi(*self.tables(value), self._lengths(value), num_best=num_best)[0])
 
     def sample_states(self, value: Tensor, num_samples: int = 1) -> Tensor:
         """States drawn from their posterior, (num_samples,) + batch + (T,); -1 in padding."""
-        return chains.sample(*self.tables(value), self._lengths(value), num_samples=num_samples)
+        return self.states_on(chains.sample(*self.tables(value), self._lengths(value), num_samples=num_samples))
 
     def forecast_states(self, value: Tensor, steps: int) -> Tensor:
         """Laws of the states that follow the last step, batch + (steps, K)."""
-        return chains.predict(*self.tables(value), self._lengths(value), horizon=steps)
+        return self.collect(chains.predict(*self.tables(value), self._lengths(value), horizon=steps))
 
     def _lengths(self, value: Tensor) -> Tensor | None:
         if self.lengths is None:
@@ -260,14 +271,14 @@ class HMM(TorchDistribution):
             raise ValueError("HMM.sample: expected num_steps, the number of steps to draw. Pass HMM(..., num_steps=).")
         shape = torch.Size((*sample_shape, *self.batch_shape))
         state = self.initial.expand(self.batch_shape).sample(sample_shape)
-        laws = self.transition.probs.expand(*shape, -1, self.num_states, self.num_states)
+        laws = self.transition.probs.expand(*shape, -1, self.num_positions, self.num_positions)
         states = [state]
         for t in range(total - 1):
             law = laws[..., min(t, laws.shape[-3] - 1), :, :]
-            rows = law.gather(-2, state[..., None, None].expand(*shape, 1, self.num_states)).squeeze(-2)
+            rows = law.gather(-2, state[..., None, None].expand(*shape, 1, self.num_positions)).squeeze(-2)
             state = torch.distributions.Categorical(rows, validate_args=False).sample()
             states.append(state)
-        path = torch.stack(states, -1)
+        path = self.states_on(torch.stack(states, -1))
         if self.known_states is not None:
             path = torch.where(self.known_states >= 0, self.known_states, path)
         values = self.emission.expand(torch.Size((*shape, total, self.num_states))).sample()
@@ -279,10 +290,13 @@ class HMM(TorchDistribution):
         """The same law by Pyro's convention: a transition from any state to the first one comes first.
 
         Raises:
-            ValueError: The number of steps is not known, or sequences are ragged.
+            ValueError: The number of steps is not known, sequences are ragged, or positions share their emission.
         """
-        if self.num_steps is None or self.lengths is not None:
-            raise ValueError("HMM.to_discrete_hmm: expected a known num_steps and no lengths. Pass num_steps=.")
+        if self.num_steps is None or self.lengths is not None or self.state_of is not None:
+            raise ValueError(
+                "HMM.to_discrete_hmm: expected a known num_steps, no lengths, and an emission for every position of "
+                "the chain. Pass num_steps=."
+            )
         k = self.num_states
         first = self.initial.logits.unsqueeze(-2).unsqueeze(-2)
         rest = self.transition.logits

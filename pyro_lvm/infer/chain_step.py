@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lvm.distributions.hidden_markov import HMM, built_from
+from pyro_lvm.distributions.hidden_markov import HMM
+from pyro_lvm.distributions.state_laws import built_from
 from pyro_lvm.handlers.open_mixtures import rebuilt
 from pyro_lvm.ops.cells import compact
 

@@ -1,14 +1,17 @@
 r"""The E-step of hidden Markov sites: forward-backward instead of enumeration.
 
-A site whose law is `HMM` is taken apart into the factors that it is made of: the law of the first state, that of the
-next state given the previous one, and the emission of a step given its state. Their posterior weights come from the
-kernel of `pyro_lvm.ops.chains`; from there on they are factors like any other, and every M-step applies.
+A site whose law is `HMM` is taken apart into the factors that it is made of: the categorical laws of its states (that
+of the first one, that of the next one given the previous one, or whatever `HMM.laws` says) and the emission of a step
+given its state. The kernel of `pyro_lvm.ops.chains` finds the posterior of the chain; since the chain's log-tables
+:math:`\ell` are a linear map of those of the laws, :math:`\ell = S \lambda`, the posterior weights of the laws are
+:math:`S^\top` times those of the chain. From there on they are factors like any other, and every M-step applies.
 
 Axes, from the right: steps, then the site's plates, then states (then previous states, or mixture components).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +20,8 @@ import torch
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.distributions.hidden_markov import HMM, built_from, exact_log_probs, restrict
+from pyro_lvm.distributions.hidden_markov import HMM
+from pyro_lvm.distributions.state_laws import StateLaw, built_from, exact_log_probs, restrict
 from pyro_lvm.infer.by_state import by_state, components
 from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
@@ -54,16 +58,14 @@ class Chain:
     Attributes:
         name: The site, or sites, that the states explain.
         states: What the states are called.
-        num_states: K.
+        law: Their law.
         num_steps: T.
         batch: Shape of the plates.
-        initial: Factor of the first state.
-        transition: Factor of the next state.
+        parts: Factors of the laws that the chain's tables are made of, by their names there.
         emissions: Factors of a step by site: one, or mixture weights and components.
         lengths: Number of steps, plates; None if all have T.
         counted: Which sequences are not masked, plates; None if all.
         scale: How often sequences count: a number, or plates.
-        known_states: States where they are known, plates + (T,), -1 elsewhere.
         sites: Names of the states one by one, if the program has a site for each.
         inner: Number of plates to the right of theirs.
         marginals: Posterior of the states, plates + (T, K), once `run`.
@@ -71,16 +73,14 @@ class Chain:
 
     name: str
     states: str
-    num_states: int
+    law: HMM
     num_steps: int
     batch: torch.Size
-    initial: Factor
-    transition: Factor
+    parts: dict[str, Factor]
     emissions: list[list[Factor]]
     lengths: Tensor | None = None
     counted: Tensor | None = None
     scale: Any = 1.0
-    known_states: Tensor | None = None
     sites: list[str] | None = None
     inner: int = 0
     marginals: Tensor | None = None
@@ -88,7 +88,12 @@ class Chain:
     @property
     def factors(self) -> list[Factor]:
         """All of its parts."""
-        return [self.initial, self.transition, *(factor for parts in self.emissions for factor in parts)]
+        return [*self.parts.values(), *(factor for parts in self.emissions for factor in parts)]
+
+    @property
+    def num_states(self) -> int:
+        """K."""
+        return self.law.num_states
 
     def describe(self) -> str:
         """One line for a plan."""
@@ -103,10 +108,8 @@ class Chain:
         steps = self.marginals.reshape(*self.batch, *([1] * self.inner), self.num_steps, self.num_states)
         return dict(zip(self.sites, steps.unbind(-2), strict=True))
 
-    def tables(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Log-probabilities as the kernel takes them, and those of steps by site, states (and components) first."""
-        initial = self.initial.log_density.movedim(0, -1).squeeze(-2)
-        transition = self.transition.log_density.movedim((0, 1), (-2, -1))
+    def steps(self) -> tuple[Tensor, list[Tensor]]:
+        """Log-densities of steps, plates + (T, K), and those by site, states (and components) first."""
         joints, total = [], torch.zeros(())
         for parts in self.emissions:
             joint = sum((factor.log_density for factor in parts[1:]), parts[0].log_density)
@@ -115,7 +118,7 @@ class Chain:
             mask = parts[0].site["mask"]
             total = total + (density if mask is None else torch.where(mask, density, 0.0))
         steps = total.movedim(0, -1).expand(*self.batch, self.num_steps, self.num_states)
-        return initial, transition, restrict(steps, self.known_states), joints
+        return restrict(steps, self.law.known_states), joints
 
     def run(self, temperature: float) -> float:
         """Find the posterior weights of all parts; returns the log-likelihood, nats.
@@ -123,35 +126,56 @@ class Chain:
         Raises:
             NonFiniteLoss: A sequence has probability zero.
         """
-        initial, transition, steps, joints = self.tables()
-        tables = (initial * temperature, transition * temperature, steps * temperature)
-        tables = (initial, transition, steps) if temperature == 1.0 else tables
-        scale, homogeneous = self.scale, self.transition.log_density.shape[2:].numel() == 1
+        steps, joints = self.steps()
+        emission = self.law.spread(steps)
+        with torch.enable_grad():
+            leaves = {name: self._leaf(name) for name in self.parts}
+            assembled = self.law.assemble(leaves)
+        initial, transition = (table.detach() for table in assembled)
+        tables = (initial * temperature, transition * temperature, emission * temperature)
+        tables = (initial, transition, emission) if temperature == 1.0 else tables
+        scale, homogeneous = self.scale, transition.shape[:-2].numel() == 1
         shared = homogeneous and self.counted is None and not (isinstance(scale, Tensor) and scale.numel() > 1)
         found = chains.smooth(*tables, self.lengths, sum_batch=shared)
         rows = found.log_likelihood
         if temperature != 1.0:
-            rows = chains.log_likelihood(initial, transition, steps, self.lengths)
+            rows = chains.log_likelihood(initial, transition, emission, self.lengths)
         counts = torch.as_tensor(scale, device=rows.device)
         if self.counted is not None:
             rows, counts = torch.where(self.counted, rows, 0.0), counts * self.counted
         self._check(rows)
-        self.marginals = gamma = found.marginals
+        gamma = found.marginals
+        self.marginals = self.law.collect(gamma)
         weighted = bool(counts.dim()) or float(counts) != 1.0
         counts = counts.to(gamma.dtype)
-        if weighted:
-            gamma = gamma * counts.reshape(*counts.shape, 1, 1)
-        self.initial.weights = _sum_to(gamma[..., :1, :].movedim(-1, 0), self.initial.log_density.shape)
-        moves = found.transitions
+        first, moves = gamma[..., 0, :], found.transitions
         if shared:
-            moves = (moves * counts if weighted else moves).reshape(*moves.shape, *([1] * (len(self.batch) + 1)))
+            moves = (moves * counts if weighted else moves).reshape(transition.shape)
         else:
             moves = moves if moves.dim() == len(self.batch) + 3 else moves.unsqueeze(-3)
             moves = moves * counts.reshape(*counts.shape, 1, 1, 1) if weighted else moves
-            moves = moves.movedim((-2, -1), (0, 1))
-        self.transition.weights = _sum_to(moves, self.transition.log_density.shape)
+        first = first * counts.unsqueeze(-1) if weighted else first
+        cotangents = (first.sum_to_size(initial.shape), moves.sum_to_size(transition.shape))
+        found_weights = torch.autograd.grad(assembled, list(leaves.values()), cotangents, materialize_grads=True)
+        for name, weights in zip(leaves, found_weights, strict=True):
+            self._weigh(name, weights)
+        gamma = self.marginals * counts.reshape(*counts.shape, 1, 1) if weighted else self.marginals
         self._hand_out(gamma.movedim(-1, 0), joints)
         return float((rows.double() * counts).sum() if weighted else rows.double().sum())
+
+    def _leaf(self, name: str) -> Tensor:
+        """The log-table of a law as the assembly takes it: plates + (steps,) + given states + states."""
+        law = self.law.laws[name]
+        axes = law.given + 1
+        table = self.parts[name].log_density.movedim(tuple(range(axes)), tuple(range(-axes, 0)))
+        return (table if law.timed else table.squeeze(-axes - 1)).detach().requires_grad_()
+
+    def _weigh(self, name: str, weights: Tensor) -> None:
+        """The posterior weights of a law, shaped like that table, in the layout of its factor."""
+        law = self.law.laws[name]
+        axes = law.given + 1
+        weights = weights if law.timed else weights.unsqueeze(-axes - 1)
+        self.parts[name].weights = weights.movedim(tuple(range(-axes, 0)), tuple(range(axes)))
 
     def _hand_out(self, gamma: Tensor, joints: list[Tensor]) -> None:
         """Give every emission its weights, states first."""
@@ -172,12 +196,6 @@ class Chain:
             f"Forward-backward: {which}site '{self.name}' has probability zero under every path of '{self.states}'. "
             "Check the support of the emission and transitions of probability zero, or start from other parameters."
         )
-
-
-def _sum_to(weights: Tensor, shape: torch.Size) -> Tensor:
-    """Sum over dimensions that a factor does not have."""
-    repeated = [d for d, size in enumerate(shape) if size == 1 and weights.shape[d] > 1]
-    return weights.sum(repeated, keepdim=True) if repeated else weights
 
 
 def open_chains(factors: dict[str, Factor]) -> tuple[dict[str, Factor], list[Chain]]:
@@ -203,12 +221,12 @@ def open_chains(factors: dict[str, Factor]) -> tuple[dict[str, Factor], list[Cha
     return opened, found
 
 
-def open_chain(factor: Factor, names: tuple[str, str, str] | None = None) -> Chain:
+def open_chain(factor: Factor, names: Mapping[str, str] | None = None) -> Chain:
     """Take a hidden Markov site apart.
 
     Args:
         factor: The site.
-        names: What to call the factors of the first state, of the next one, and of a step.
+        names: What to call the factors of its laws, and that of a step ("emission"), if not after the site.
     """
     law, site, name = factor.fn, factor.site, factor.name
     value, known = law.steps(factor.value)
@@ -218,11 +236,10 @@ def open_chain(factor: Factor, names: tuple[str, str, str] | None = None) -> Cha
     counted = None if mask is None else torch.as_tensor(mask).expand(batch)
     rows = None if counted is None else counted.unsqueeze(-1)
     there = known if rows is None else (rows.expand(*batch, total) if known is None else known & rows)
-    support = torch.arange(law.num_states, device=value.device).reshape(-1, *([1] * (depth + 1)))
+    names = names or {**{part: f"{name}_{part}" for part in law.laws}, "emission": name}
+    step = names["emission"]
     parts = Parts(factor, depth, total)
-    first, following, step = names or (f"{name}_initial", f"{name}_transition", name)
-    initial = parts.state(first, law.initial, support, rows)
-    transition = parts.state(following, law.transition, support, rows, moves=True)
+    states = {part: parts.state(names[part], small, rows) for part, small in law.laws.items()}
     mixture = components(law.emission)
     if mixture is None:
         emission = [parts.make(step, by_state(law.emission, depth, 1), value, there)]
@@ -237,16 +254,14 @@ def open_chain(factor: Factor, names: tuple[str, str, str] | None = None) -> Cha
     return Chain(
         name,
         states_name(site),
-        law.num_states,
+        law,
         total,
         batch,
-        initial,
-        transition,
+        states,
         [emission],
         lengths=lengths,
         counted=counted,
         scale=scale,
-        known_states=law.known_states,
     )
 
 
@@ -281,24 +296,22 @@ class Parts:
         }
         return kind(name, new, self.origin.differentiable)
 
-    def state(self, name: str, law: Any, support: Tensor, mask: Tensor | None, moves: bool = False) -> Any:
-        """The factor of the first state, or of the next one, at all states."""
-        factor = self.make(name, _categorical(law, self.depth, moves), support, mask, _StateFactor)
+    def state(self, name: str, law: StateLaw, mask: Tensor | None) -> Any:
+        """The factor of a law of states, at all states."""
+        fn = _categorical(law, self.depth)
+        support = torch.arange(fn.param_shape[-1], device=fn._param.device).reshape(-1, *([1] * (self.depth + 1)))
+        factor = self.make(name, fn, support, mask, _StateFactor)
         factor.axis = -(self.depth + 2)
         return factor
 
 
-def _categorical(law: Any, depth: int, moves: bool) -> Any:
-    """A law of states with its batch padded to plates and steps, previous states (if any) in front of next ones."""
-    kind = built_from(law)
-    param = vars(law)[kind]
-    k = param.shape[-1]
-    if moves:  # plates, steps, previous, next -> previous, 1, plates, steps, next
-        param = compact(param, 2).movedim(-2, 0)
-        batch = param.shape[1:-1]
-        param = param.reshape(k, *([1] * (depth + 2 - len(batch))), *batch, k)
-    else:
-        param = compact(param, 1)
-        batch = param.shape[:-1]
-        param = param.reshape(*([1] * (depth + 1 - len(batch))), *batch, 1, k)
+def _categorical(law: StateLaw, depth: int) -> Any:
+    """A law of states, its batch padded to plates and steps, given states in front."""
+    kind = built_from(law.fn)
+    param = compact(vars(law.fn)[kind], law.given + 1)
+    if not law.timed:
+        param = param.unsqueeze(-law.given - 2)
+    param = param.movedim(tuple(range(-law.given - 1, -1)), tuple(range(law.given)))
+    given, batch, states = param.shape[: law.given], param.shape[law.given : -1], param.shape[-1:]
+    param = param.reshape(*given, *([1] * (depth + 2 - len(batch))), *batch, *states)
     return dist.Categorical(**{kind: param}, validate_args=False)

@@ -126,7 +126,8 @@ def _expect_chains(
     for name, factor in scored.items():
         if name not in parts:
             factor.weights = _outside_weights(factor)
-            terms.append(float((factor.weights * factor.log_density).sum(dtype=torch.float64)))
+            density = factor.log_density.masked_fill(factor.weights == 0, 0.0)  # masked, it may be infinite
+            terms.append(float((factor.weights * density).sum(dtype=torch.float64)))
     found.log_likelihood, found.chains = math.fsum(terms), chains
     found.totals = {c.name: c.marginals.flatten(0, -2).sum(0) for c in chains if c.marginals is not None}
     if not math.isfinite(found.log_likelihood):
@@ -183,7 +184,7 @@ def weigh(trace: Trace, factors: dict[str, Factor], temperature: float = 1.0) ->
 
     with torch.enable_grad():
         log_z = run(temperature)
-        found = torch.autograd.grad(log_z, leaves)
+        found = torch.autograd.grad(log_z, leaves, materialize_grads=True)
     if temperature != 1.0:
         with torch.no_grad():
             log_z = run(1.0)

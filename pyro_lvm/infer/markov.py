@@ -74,9 +74,10 @@ class Markov:
             validate_args=False,
         )
         site = step.site(law, self.values)
-        names = (self.states[0], self.states[1], self.observed[0])
+        names = {"initial": self.states[0], "transition": self.states[1], "emission": self.observed[0]}
         chain = open_chain(Factor(self.observed[0], site, differentiable), names)
-        chain.states, chain.sites, chain.inner = f"{names[0]}, {names[1]}, ...", self.states, step.inner
+        chain.states, chain.sites = f"{self.states[0]}, {self.states[1]}, ...", self.states
+        chain.inner = step.inner
         made.update({part.name: part for part in chain.factors})
         return made, chain
 

@@ -236,15 +236,15 @@ def broad_steps(num_steps: int, num_clusters: int = 3) -> Callable[[Tensor], Rep
 
 
 def broad_shares(num_columns: int) -> Callable[[Tensor], Repeated]:
-    """A proposal for rows made of groups of columns that sum to one total: multinomial, all columns equally likely.
+    """A proposal for rows made of groups of columns that sum to one total: multinomial, in the proportions of all rows.
 
     Args:
         num_columns: Columns in a group.
     """
 
     def proposal(rows: Tensor) -> Repeated:
-        total = int(rows[0, :num_columns].sum())
-        law = dist.Multinomial(total, torch.ones(num_columns, dtype=torch.float64))
+        counts = rows.double().reshape(-1, num_columns)
+        law = dist.Multinomial(int(counts[0].sum()), counts.sum(0))
         return Repeated(law, rows.shape[1] // num_columns)
 
     return proposal

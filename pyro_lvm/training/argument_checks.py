@@ -82,7 +82,8 @@ def _check_finite(name: str, value: Tensor, bad: Tensor, layout: Layout | None =
     axes = ("row", "column") if layout is None else ("sequence", "step", "column")
     place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, where, strict=False))
     rows = f"{'those' if count > 1 else 'that'} row{'s' if count > 1 else ''}"
-    takers = [n for n, kind in MODELS.items() if nan and getattr(kind, "handles_missing", False)]
+    alike = [(n, kind) for n, kind in MODELS.items() if getattr(kind, "sequences", False) == (layout is not None)]
+    takers = [n for n, kind in alike if nan and getattr(kind, "handles_missing", False)]
     instead = f", or use a model that takes missing values: {', '.join(takers)}" if takers else ""
     raise ValueError(
         f"data: expected {name} to be finite; got {count} {'missing value (NaN)' if nan else 'infinite value'}"

@@ -11,12 +11,12 @@ from torch import Tensor
 from pyro_lvm import _pyro
 
 if TYPE_CHECKING:
-    from pyro_lvm.training.result import Fit
+    from pyro_lvm.training.learned import Learned
 
 __all__ = ["draw_guide", "posterior_means"]
 
 
-def draw_guide(fit: Fit, count: int) -> tuple[dict[str, Tensor], Tensor]:
+def draw_guide(fit: Learned, count: int) -> tuple[dict[str, Tensor], Tensor]:
     """Independent draws of the guide's sites, shape (1, count, ...) each, and their log-densities, nats.
 
     A guide of point masses gives one draw.
@@ -33,7 +33,7 @@ def draw_guide(fit: Fit, count: int) -> tuple[dict[str, Tensor], Tensor]:
     return _draw(fit, count)
 
 
-def posterior_means(fit: Fit, count: int) -> dict[str, Tensor]:
+def posterior_means(fit: Learned, count: int) -> dict[str, Tensor]:
     """The mean of every continuous latent site that all rows share: exact if the guide knows it, else of draws.
 
     Args:
@@ -55,7 +55,7 @@ def _means(draws: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: values.mean((0, 1)) for name, values in draws.items()}
 
 
-def _draw(fit: Fit, count: int) -> tuple[dict[str, Tensor], Tensor]:
+def _draw(fit: Learned, count: int) -> tuple[dict[str, Tensor], Tensor]:
     """Draws of the sites that all rows share."""
     collected: list[dict[str, Tensor]] = []
     densities: list[Tensor] = []
@@ -73,19 +73,19 @@ def _draw(fit: Fit, count: int) -> tuple[dict[str, Tensor], Tensor]:
     return {name: torch.stack([c[name] for c in collected])[None] for name in collected[0]}, torch.stack(densities)
 
 
-def _trace(fit: Fit) -> poutine.Trace:
+def _trace(fit: Learned) -> poutine.Trace:
     """One run of the guide."""
     arguments = fit.prototype()
     return poutine.trace(fit.guide).get_trace(*arguments.args, **arguments.kwargs)
 
 
-def _sites(fit: Fit) -> tuple[list[str], list[str]]:
+def _sites(fit: Learned) -> tuple[list[str], list[str]]:
     """The guide's sites that all rows share, and those that every row has of its own."""
     with fit.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
         return _split(fit, _trace(fit))
 
 
-def _split(fit: Fit, trace: poutine.Trace) -> tuple[list[str], list[str]]:
+def _split(fit: Learned, trace: poutine.Trace) -> tuple[list[str], list[str]]:
     shared: list[str] = []
     local: list[str] = []
     for name in trace.stochastic_nodes:
@@ -95,7 +95,7 @@ def _split(fit: Fit, trace: poutine.Trace) -> tuple[list[str], list[str]]:
     return shared, local
 
 
-def _local(fit: Fit, site: Any) -> bool:
+def _local(fit: Learned, site: Any) -> bool:
     return any(frame.name == fit.plate for frame in site["cond_indep_stack"])
 
 

@@ -14,7 +14,7 @@ from pyro_lvm.infer.structure import FEW_ROWS
 from pyro_lvm.training.data import Arguments
 
 if TYPE_CHECKING:
-    from pyro_lvm.training.result import Fit
+    from pyro_lvm.training.learned import Learned
 
 __all__ = ["check_plate", "check_sites", "has_fixed_plate"]
 
@@ -65,7 +65,7 @@ def _mismatch(trace: poutine.Trace, exact: bool) -> str | None:
     return None
 
 
-def check_plate(fit: Fit, arguments: Arguments) -> None:
+def check_plate(fit: Learned, arguments: Arguments) -> None:
     """Raise a ValueError if a fit's program has as many rows as its training data, whatever the arguments."""
     trained = Arguments.rows_of(fit.shapes)
     with fit.scope():

@@ -98,13 +98,22 @@ def within_total(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Successes and trials that put the mode just inside of (0, 1)."""
     successes, total = sums
     both = torch.stack([successes, total - successes], -1)
-    successes, failures = almost_zero(both, both.clamp_min(0).sum(-1, keepdim=True)).unbind(-1)
+    successes, failures = inside_simplex(both).unbind(-1)
     return successes, successes + failures
 
 
 def positive_counts(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Counts that put the mode just inside of the simplex."""
-    return (almost_zero(sums[0], sums[0].clamp_min(0).sum(-1, keepdim=True)),)
+    return (inside_simplex(sums[0]),)
+
+
+def inside_simplex(counts: Tensor) -> Tensor:
+    """Counts that put the mode just inside of the simplex: at its best corner if none of them is positive."""
+    positive = counts.clamp_min(0).sum(-1, keepdim=True)
+    corner = torch.zeros_like(counts).scatter(-1, counts.argmax(-1, keepdim=True), 1.0)
+    none = (counts.amax(-1, keepdim=True) <= 0) & (counts.amin(-1, keepdim=True) < -ROUNDING)
+    counts = torch.where(none & (corner > 0), corner, counts)
+    return almost_zero(counts, positive)
 
 
 def positive_ratio(sums: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -112,8 +114,13 @@ class FastPosterior(FastFilter):
 
     def marginals(self) -> Tensor:
         """Posterior probabilities of the states, shape (N, T, K), zero in the padding."""
+        return self._marginals
+
+    @cached_property
+    def _marginals(self) -> Tensor:
         forward, backward = self.forward, self._backward
-        return forward.blocks.in_order(forward.first * backward.first, forward.after * backward.after)
+        # in place, once: fresh memory costs more than the product
+        return forward.blocks.in_order(forward.first * backward.first, backward.after.mul_(forward.after))
 
     def log_forward(self) -> Tensor:
         """Log p(state at t | x up to t), shape (N, T, K), float64."""

@@ -28,8 +28,11 @@ Reduction = Callable[[Tensor, int], Tensor]
 
 def log_sum(values: Tensor, dim: int) -> Tensor:
     """Log of the sum of exponentials; -inf without a gradient where all are -inf."""
-    impossible = values.isneginf().all(dim, keepdim=True)
-    return values.masked_fill(impossible, 0.0).logsumexp(dim).masked_fill(impossible.squeeze(dim), -torch.inf)
+    largest = values.detach().amax(dim, keepdim=True)
+    largest = largest.masked_fill(largest.isneginf(), 0.0)
+    total = (values - largest).exp().sum(dim)
+    impossible = total == 0
+    return (total.masked_fill(impossible, 1.0).log() + largest.squeeze(dim)).masked_fill(impossible, -torch.inf)
 
 
 def maximum(values: Tensor, dim: int) -> Tensor:

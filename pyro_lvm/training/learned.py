@@ -1,0 +1,183 @@
+"""What training leaves behind: programs, their parameters, draws, and how rows reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_lvm import _pyro
+from pyro_lvm.infer.parameters import Parameter, Parameters
+from pyro_lvm.infer.structure import structure
+from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.guide_draws import draw_guide, posterior_means
+from pyro_lvm.training.labels import Labelled, as_labelled, in_order
+from pyro_lvm.training.scope import Scope
+from pyro_lvm.training.sites import check_plate
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Learned"]
+
+GUIDE_DRAWS = 500
+
+
+class Learned:
+    """Programs after training, with their parameters and draws; the verbs are in `Fit`.
+
+    Attributes:
+        model: The fitted copy of the model.
+        guide: The fitted copy of the guide, or None.
+        inference: What trained it, with its state.
+        history: Loss by epoch (nats over all rows), and validation loss if there was any.
+        converged: Whether training stopped because nothing improved any more.
+        stopped: Why training stopped.
+        sampled: Whether the draws were given by a sampler.
+        restarts: Seed, loss, epochs and convergence of every restart.
+        seed: The seed that reproduces this fit.
+        columns: Column names of the training data, if it had any.
+        missing: Parts of the inference that a file could not hold.
+        guide_log_density: Log-density of each draw of the guide, nats; there once `draws` has been read.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable | None,
+        inference: Any,
+        scope: Scope,
+        *,
+        shapes: dict[str, Any],
+        columns: tuple[str, ...] | None,
+        plate: str,
+        seed: int,
+        rng_state: Tensor,
+    ) -> None:
+        self.model = model
+        self.guide = guide
+        self.inference = inference
+        self.scope = scope
+        self.shapes = shapes
+        self.columns = columns
+        self.plate = plate
+        self.seed = seed
+        self.rng_state = rng_state
+        self.history: dict[str, list[float]] = {"loss": []}
+        self.converged = False
+        self.stopped = ""
+        self.restarts: list[dict[str, Any]] = []
+        self.seen = torch.empty(0, dtype=torch.long)
+        self.trained_on: list[int] = []
+        self.guide_log_density = torch.empty(0)
+        self._draws: dict[str, Tensor] | None = None
+        self.sampled = False
+        self.missing: list[str] = []
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The model's parameters by their names in the model, whatever found them, in the model's space.
+
+        These are its `param` sites and, where it has priors, its continuous sample sites outside of the plate of the
+        rows. Under EM and MAP they are point estimates; under coordinate ascent exact posterior means; under SVI and
+        NUTS means of `draws`, components as they were drawn: if chains may number them differently, use
+        `summary(x)`, which aligns them. What a guide learned inside is in `parameters()`.
+        """
+        points = {name: p.value.detach().clone() for name, p in self.parameters(guide=False).items()}
+        return {**points, **posterior_means(self, GUIDE_DRAWS)} if self.latent else points
+
+    def parameters(self, guide: bool = True) -> dict[str, Parameter]:
+        """The `param` sites of the model, and of the guide if asked for: what training moves."""
+        arguments = self.prototype()
+        with self.scope(), Parameters() as found, _pyro.validation(False):
+            for program in (self.model, self.guide if guide else None):
+                if program is not None:
+                    structure(program, arguments.args, arguments.kwargs, fresh=False)
+        return found.found
+
+    @property
+    def latent(self) -> bool:
+        """Whether the fit is a law over latent sites (a guide or draws) rather than a point."""
+        return self.sampled or self.guide is not None
+
+    @property
+    def draws(self) -> dict[str, Tensor]:
+        """Draws of the continuous latent sites, shape (chains, draws, ...); of a point fit, its one point."""
+        if self._draws is None:
+            if self.guide is None:
+                self._draws = {name: value[None, None] for name, value in self.params.items()}
+            else:
+                self._draws, self.guide_log_density = draw_guide(self, GUIDE_DRAWS)
+        return self._draws
+
+    @draws.setter
+    def draws(self, values: dict[str, Tensor]) -> None:
+        self._draws = values
+        self.sampled = True
+
+    def forget_draws(self) -> None:
+        """Draw from the guide anew when `draws` are next read: it has moved."""
+        self._draws = None
+
+    @property
+    def program(self) -> Callable:
+        """The model, taking known values of its sites by name besides its own arguments."""
+        return Labelled(self.model)
+
+    def arguments(self, x: Any) -> Arguments:
+        """Rows, checked and converted for this fit's model; a table's columns are found by name."""
+        if self.columns:
+            x = in_order(x, self.columns)
+        arguments = as_labelled(x, self.model, self.device)
+        if isinstance(self.model, LatentVariableModel):
+            self.model.check(arguments.main)
+            self.model.check_covariates(len(arguments.main), **{k: v for k, v in arguments.kwargs.items() if k != "x"})
+            mine = next(iter(self.tensors().values()), arguments.main)
+            if mine.is_floating_point() and mine.dtype != arguments.main.dtype:
+                arguments = arguments.map(lambda t: t.to(mine.dtype) if t.is_floating_point() else t)
+        else:
+            check_plate(self, arguments)
+        return arguments
+
+    def observed(self, arguments: Arguments) -> dict[str, Tensor]:
+        """The values that the model observes in the rows, by site."""
+        with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
+            trace = _pyro.plain_trace(self.program, arguments.args, arguments.kwargs)
+        return {name: trace.nodes[name]["value"] for name in trace.observation_nodes}
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the parameters are."""
+        tensors = self.tensors()
+        return next(iter(tensors.values())).device if tensors else None
+
+    def prototype(self, num_rows: int | None = None) -> Arguments:
+        """Zeros in the shape of the training data, to run the programs on when only their structure matters."""
+        return Arguments.zeros(self.shapes, num_rows).map(lambda t: t.to(self.device) if self.device else t)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that training writes to, by a name unique across store, model and guide."""
+        found = {f"store:{name}": tensor for name, tensor in self.scope.state["params"].items()}
+        for owner, program in (("model", self.model), ("guide", self.guide)):
+            if isinstance(program, torch.nn.Module):
+                found.update({f"{owner}:{n}": t for n, t in program.named_parameters()})
+                found.update({f"{owner}:{n}": t for n, t in program.named_buffers()})
+        return found
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return _name(self.model)
+
+    def __repr__(self) -> str:
+        how = type(self.inference).__name__
+        guide = f", guide={_name(self.guide)}" if self.guide is not None else ""
+        loss = f", loss={self.history['loss'][-1]:.6g}" if self.history["loss"] else ""
+        return f"Fit({_name(self.model)}, {how}{guide}{loss}, {self.stopped})"
+
+
+def _name(program: Any) -> str:
+    return getattr(program, "__name__", type(program).__name__)
