@@ -176,8 +176,7 @@ class EM:
         For programs whose starting values are constants, so that restarts differ; other programs than mixtures get an
         M-step under perturbed posteriors. Draws from torch's generator.
         """
-        expectation = self._expect(args, kwargs)
-        reseed(expectation)
+        reseed(expectation := self._expect(args, kwargs))
         self._maximise(expectation, args, kwargs)
         self._last = None
 
@@ -308,13 +307,12 @@ class EM:
         floor: float | None = None,
         unscored: Collection[str] = (),
     ) -> Expectation:
-        program = self._program
         if self.max_plate_nesting is None:
-            self.max_plate_nesting = plate_nesting(program, args, kwargs)
+            self.max_plate_nesting = plate_nesting(self._program, args, kwargs)
         self.evaluations += 1
         with in_one_sentence("EM", started=self._steps > 0):
             found = expect(
-                program,
+                self._program,
                 self.max_plate_nesting,
                 args,
                 kwargs,
