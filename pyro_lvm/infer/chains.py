@@ -22,18 +22,14 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.distributions.hidden_markov import HMM
 from pyro_lvm.distributions.state_laws import StateLaw, built_from, exact_log_probs, restrict
+from pyro_lvm.handlers.hidden_states import states_of
 from pyro_lvm.infer.by_state import by_state, components
 from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.ops import chains
 from pyro_lvm.ops.cells import compact
 
-__all__ = ["Chain", "open_chain", "open_chains", "states_name"]
-
-
-def states_name(site: dict) -> str:
-    """What the hidden states of a site are called."""
-    return str(site["infer"].get("states", f"{site['name']}_states"))
+__all__ = ["Chain", "open_chain", "open_chains"]
 
 
 class _StateFactor(Factor):
@@ -253,7 +249,7 @@ def open_chain(factor: Factor, names: Mapping[str, str] | None = None) -> Chain:
     lengths = None if law.lengths is None else law.lengths.expand(batch)
     return Chain(
         name,
-        states_name(site),
+        states_of(site) or "states",
         law,
         total,
         batch,
