@@ -57,7 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "HMM": {"smoothing": 0.01, "null_probability": 0.4, "jump_smoothing": 1.0},
 }
 NEURAL = {"embedding_dim": 64, "hidden_dim": 64, "null_probability": 0.4}
-NEURAL_STEPS, NEURAL_BATCH, NEURAL_RATE = 400, 32, 0.005
+NEURAL_STEPS, NEURAL_BATCH, NEURAL_RATE = 400, 32, 0.01
 GRID = {
     "smoothing": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1),
     "position_smoothing": (0.1, 1.0, 3.0, 10.0),

@@ -201,7 +201,7 @@ class HiddenMarkov(LatentVariableModel):
         """The law of sequences, given that of steps in every state."""
         return HMM(*self.chain(), emission, **options)
 
-    def chain(self) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
+    def chain(self) -> tuple[Float[Tensor, "*m k"], Float[Tensor, "*m k k"]]:
         """Probabilities of the first state and of transitions; impossible ones are exactly 0."""
         initial, transition = self.initial_probs, self.transition_probs
         if "transition_probs" not in self.initial_values or bool(self.allowed.all()):

@@ -33,9 +33,10 @@ def choose_start(model: Model, initialize: Callable[[], None], em: EM, arguments
         model: A model at its first start.
         initialize: Draws a start anew.
         em: Untrained; it is copied.
-        arguments: The rows; of more than 4096, the model stays at its first draw.
+        arguments: The rows; of more than 4096, or of sequences of more steps, the model stays at its first draw.
     """
-    if arguments.num_rows > ROWS:
+    rows = arguments.num_rows if arguments.layout is None else arguments.main.shape[:2].numel()
+    if rows > ROWS:
         return  # drawing costs more than many steps
     before = torch.get_rng_state()
     initialize()

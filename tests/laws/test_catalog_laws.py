@@ -97,6 +97,7 @@ KINDS = {
     "BernoulliHMM": ["bernoulli"] * STEPS,
     "CategoricalHMM": ["categorical"] * STEPS,
     "PoissonHMM": ["poisson"] * STEPS,
+    "NeuralHMM": ["categorical"] * STEPS,
 }
 
 # Proposals for rows of other kinds than those.
@@ -111,6 +112,7 @@ DISCRETE = (
     "CategoricalHMM",
     "PoissonHMM",
     "MultinomialHMM",
+    "NeuralHMM",
 )
 HARMLESS = dict.fromkeys(DISCRETE, ("constant column",))
 

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 import pyro_lvm as lvm
 from pyro_lvm.distributions.independent_alignment import IndependentAlignment
@@ -293,6 +293,24 @@ def test_the_chain_is_that_of_a_program_in_plain_pyro(corpus, local):
 
     losses = [TraceEnum_ELBO(max_plate_nesting=0).loss(chain, lambda n: None, n) for n in range(len(x))]
     assert em.loss(**corpus) == pytest.approx(sum(losses), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stock_pyro_scores_and_trains_them(corpus, name, local):
+    model = MODELS[name](smoothing=0.1)
+    model.initialize(**corpus)
+    svi = SVI(model, lambda *args, **kwargs: None, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
+    assert svi.evaluate_loss(**corpus) == pytest.approx(lvm.infer.EM(model).loss(**corpus), abs=1e-9)
+    losses = [svi.step(**corpus) for _ in range(30)]
+    assert losses[-1] < losses[0]
+
+
+def test_words_without_any_pair_give_no_gradient_of_nan(corpus, local):
+    model = lvm.models.HMMAlignment(num_warm_up=2)  # without smoothing, other words have probability zero
+    model.initialize(**corpus)
+    value = model.law(corpus["source"], corpus["source_lengths"], corpus["lengths"], 4).log_prob(corpus["x"]).sum()
+    for gradient in torch.autograd.grad(value, list(model.parameters())):
+        assert torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", MODELS)
