@@ -12,6 +12,7 @@ from pyro_lvm.distributions import HMM, FactorialHMM, HiddenSemiMarkov
 
 pytestmark = pytest.mark.usefixtures("local")
 LOC = torch.tensor([[-2.0], [0.0], [2.0]])
+SERIES = torch.arange(18.0).reshape(2, 9, 1)
 FOLLOW = torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
 
 
