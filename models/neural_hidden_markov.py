@@ -125,8 +125,16 @@ class NeuralHMM(HiddenMarkov):
         self.transition = _Transition(self.num_states, self.embedding_dim, self.hidden_dim)
         self.symbols = _Symbols(frequency.log(), self.embedding_dim, self.hidden_dim)
         for network in (self.transition, self.symbols):
+            network.apply(_spread_out)
             network.to(frequency)
             to_pyro_module_(network)
+
+
+def _spread_out(layer: nn.Module) -> None:
+    """Weights so large that states differ: where all are alike, the likelihood has a saddle."""
+    if isinstance(layer, nn.Linear):
+        nn.init.xavier_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
 
 
 class _Transition(nn.Module):

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 
+import pyro
 import pytest
 
 import pyro_lvm as lvm
@@ -15,5 +16,6 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    failures, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    with pyro.get_param_store().scope():  # parameters of one module's examples are no other's
+        failures, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert failures == 0

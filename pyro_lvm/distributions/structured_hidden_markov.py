@@ -72,7 +72,7 @@ class FactorialHMM(_AssembledHMM):
         >>> from pyro_lvm.distributions import FactorialHMM
         >>> first, moves = torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.1, 0.9]])
         >>> loc = torch.tensor([0.0, 1.0, 10.0, 11.0])  # the first chain adds 10, the second 1
-        >>> law = FactorialHMM([first, first], [moves, moves], dist.Normal(loc, 0.5))
+        >>> law = FactorialHMM([first, first], [moves, moves], dist.Normal(loc, 0.3))
         >>> law.split(law.viterbi(torch.tensor([0.1, 1.2, 10.9])))
         tensor([[0, 0],
                 [0, 1],

@@ -355,6 +355,7 @@ class EM:
 
     def _undo(self, last: Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> None:
         """Go back one step and hand the parameters that caused the fall over to the gradient step."""
-        for name in last.culprits(plan, fallen, lambda: self._expect(args, kwargs)):
+        wanders = self.optimizer is not None and bool(plan.gradient)
+        for name in last.culprits(plan, fallen, lambda: self._expect(args, kwargs), wanders):
             self._demoted[name] = LOWERED
             plan.demote(name, LOWERED)

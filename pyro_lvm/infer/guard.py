@@ -114,13 +114,15 @@ class Step:
         for name, value in self.values.items():
             expectation.parameters[name].unconstrained.data.copy_(value)
 
-    def culprits(self, plan: Plan, fallen: Expectation, expect: Callable[[], Expectation]) -> list[str]:
+    def culprits(self, plan: Plan, fallen: Expectation, expect: Callable[[], Expectation], may_fall: bool) -> list[str]:
         """Put the parameters back, and find which closed forms lower the log-likelihood by themselves; says so.
 
         Args:
             plan: The M-step of every parameter.
             fallen: The E-step after the fall.
             expect: An E-step at the current parameters.
+            may_fall: Whether gradient steps may have lowered it, as those of a user's optimizer: without a culprit the
+                step then stands.
         """
         new = {name: p.unconstrained.detach().clone() for name, p in fallen.parameters.items()}
         self.restore(fallen)
@@ -130,6 +132,10 @@ class Step:
             if self.fell(expect()):
                 found.append(entry.name)
             self.restore(fallen)
+        if not found and may_fall:
+            for name, value in new.items():
+                fallen.parameters[name].unconstrained.data.copy_(value)
+            return []
         found = found or [entry.name for entry in plan.closed]
         if found:
             warnings.warn(
