@@ -1,7 +1,7 @@
 """Milliseconds per EM iteration of a Gaussian hidden Markov model: pyro_lvm and hmmlearn in one run.
 
 `python benchmarks/hidden_markov.py` prints the tables and draws `results/chain_kernel.png` (`--out` names another
-folder); `--quick` takes about a minute.
+folder); `--quick` takes a few minutes.
 
 How it is measured:
 
@@ -279,7 +279,7 @@ def crossover(folder: Path, quick: bool) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all races and print them."""
     parser = argparse.ArgumentParser(description="Milliseconds per EM iteration of a Gaussian hidden Markov model.")
-    parser.add_argument("--quick", action="store_true", help="one repeat, a shorter chain, about a minute")
+    parser.add_argument("--quick", action="store_true", help="one repeat, a shorter chain, a few minutes")
     parser.add_argument("--repeats", type=int, help="turns of every contestant; by default 5, or 1 with --quick")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the picture")
     parser.add_argument("--long-chain", nargs=2, metavar=("STEPS", "DTYPE"), help="one fit, printed as JSON")
