@@ -17,8 +17,8 @@ How it is measured:
   one iteration untimed, then k timed.
 * Parameters after 1 + k iterations are compared in the same run: the largest difference of any probability, and of any
   mean or variance relative to the largest one.
-* The long chain runs in a process of its own; memory is the peak beyond what stood there before the first iteration,
-  the data included. Timings are never assertions.
+* The long chain runs in a process of its own; memory is how far the iterations raise its peak, the data left out.
+  Timings are never assertions.
 """
 
 from __future__ import annotations
