@@ -121,7 +121,7 @@ def align(make: Callable[[], Any], text: Text, backward: bool, steps: int = STEP
     corpus = lvm.datasets.parallel_corpus(pairs)
     began = time.perf_counter()
     model = make()
-    options: dict[str, Any] = {"inference": lvm.infer.PenalisedEM(), "max_epochs": steps}
+    options: dict[str, Any] = {"inference": lvm.infer.EM(), "max_epochs": steps}
     if isinstance(model, lvm.models.NeuralHMMAlignment):
         svi = lvm.infer.SVI(learning_rate=NEURAL_RATE)
         epochs = math.ceil(NEURAL_STEPS * NEURAL_BATCH / len(pairs))

@@ -25,7 +25,7 @@ print(*corpus.sentences(4), sep="\n")
 #
 # Model 1 chooses source words blindly, Model 2 by position, the HMM by the jump from the word before. All are trained
 # by exact EM: alignments are summed out of the law of a sentence, and the M-step is in closed form, but for the jumps,
-# whose scores an MM algorithm raises. `smoothing` is a Dirichlet prior on translations, which `penalised-em` knows of.
+# whose scores an MM algorithm raises. `smoothing` is a Dirichlet prior on translations, which EM maximises with.
 
 # %%
 models = {
@@ -33,10 +33,7 @@ models = {
     "Model 2": lvm.models.IBMModel2(smoothing=0.01, position_smoothing=0.1),
     "HMM": lvm.models.HMMAlignment(smoothing=0.01, jump_smoothing=0.1),
 }
-fits = {
-    name: lvm.fit(model, corpus, inference="penalised-em", max_epochs=10, progress=False)
-    for name, model in models.items()
-}
+fits = {name: lvm.fit(model, corpus, max_epochs=10, progress=False) for name, model in models.items()}
 rates = {
     name: lvm.diagnostics.alignment_error_rate(fit.model.align(**corpus), corpus.links) for name, fit in fits.items()
 }
@@ -61,7 +58,7 @@ assert jumps.argmax() == widest + 1
 
 # %%
 back = corpus.swapped()
-reverse = lvm.fit(models["HMM"], back, inference="penalised-em", max_epochs=10, progress=False)
+reverse = lvm.fit(models["HMM"], back, max_epochs=10, progress=False)
 forward = fits["HMM"].model.align(**corpus)
 backward = [transpose(links) for links in reverse.model.align(**back)]
 for method in ("intersection", "union", "grow-diag-final"):

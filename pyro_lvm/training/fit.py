@@ -93,8 +93,9 @@ def fit(
         batch_size: Rows per step; by default all of them (for SVI up to 4096 rows, else 1024), or a stream's own.
         num_rows: Rows of a stream, if its length does not tell; each batch then counts for all rows, else for itself.
         validation: Held-out data like `data`: early stopping then watches it, and the best state is kept.
-        restarts: Independent starts; the best is returned and all are reported in `fit.restarts`. EM of a model that
-            draws its start takes each from the best of five draws, by ten steps, for up to 4096 rows or steps.
+        restarts: Independent starts; the best is returned and all are reported in `fit.restarts`. EM and
+            coordinate ascent of a model that draws its start take each from the best of five draws or more, by ten
+            steps, for up to 4096 rows or steps.
         tol: Relative improvement below which training stops; by default 1e-10 for EM and 1e-5 for SVI.
         patience: Epochs over which the improvement is measured; by default 1 for EM (10 with
             `validation`), 200 steps for SVI.
@@ -210,7 +211,8 @@ def _start(
                 )
             chosen.model = model
             chosen.guide = choose_guide(guide, model, trace, chosen)
-            if initialize and isinstance(chosen, EM) and not (chosen.guide or labels_of(model, arguments.kwargs)):
+            exact = isinstance(chosen, CoordinateAscent) or (isinstance(chosen, EM) and not chosen.guide)
+            if initialize and exact and not labels_of(model, arguments.kwargs):
                 choose_start(model, initialize, chosen, arguments)
             if restart and initialize is None and hasattr(chosen, "seed"):  # else all would start at the same point
                 chosen.seed(*unlabelled.args, **unlabelled.kwargs)

@@ -89,3 +89,12 @@ def test_gaps_and_symbols(series):
     fit = lvm.fit(lvm.models.CategoricalHMM(2), x, seed=0, progress=False)
     drawn(plots.states(fit, x))
     drawn(plots.durations(fit, x))
+
+
+def test_semi_markov_models_show_their_states(series):
+    x = series[0][0][["level (m)"]]
+    fit = lvm.fit(lvm.models.HiddenSemiMarkov(2, 12), x, max_epochs=3, seed=0, progress=False)
+    figure = drawn(plots.transitions(fit, x))
+    assert len(figure.axes[0].texts) == 4
+    assert len(drawn(plots.durations(fit, x)).axes) == 2
+    drawn(plots.states(fit, x))
