@@ -1,7 +1,7 @@
 """Milliseconds per EM iteration of a Gaussian hidden Markov model: pyro_lvm and hmmlearn in one run.
 
 `python benchmarks/hidden_markov.py` prints the tables and draws `results/chain_kernel.png` (`--out` names another
-folder); `--quick` takes about a minute.
+folder); `--quick` takes a few minutes.
 
 How it is measured:
 
@@ -17,8 +17,8 @@ How it is measured:
   one iteration untimed, then k timed.
 * Parameters after 1 + k iterations are compared in the same run: the largest difference of any probability, and of any
   mean or variance relative to the largest one.
-* The long chain runs in a process of its own; memory is the peak beyond what stood there before the first iteration,
-  the data included. Timings are never assertions.
+* The long chain runs in a process of its own; memory is how far the iterations raise its peak, the data left out.
+  Timings are never assertions.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def crossover(folder: Path, quick: bool) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all races and print them."""
     parser = argparse.ArgumentParser(description="Milliseconds per EM iteration of a Gaussian hidden Markov model.")
-    parser.add_argument("--quick", action="store_true", help="one repeat, a shorter chain, about a minute")
+    parser.add_argument("--quick", action="store_true", help="one repeat, a shorter chain, a few minutes")
     parser.add_argument("--repeats", type=int, help="turns of every contestant; by default 5, or 1 with --quick")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for the picture")
     parser.add_argument("--long-chain", nargs=2, metavar=("STEPS", "DTYPE"), help="one fit, printed as JSON")
