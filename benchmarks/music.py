@@ -153,18 +153,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reached.append(round(loss, 2) == figure)
         print(f"{name:20}{loss:8.2f}{figure:8.2f}  {'equal' if reached[-1] else 'DIFFERENT'}", flush=True)
     parts = read(Path(folder), "JSB_Chorales")
-    print(
-        f"\n{'JSB, states':20}{'annealed':>10}{'start':>7}{'epochs':>8}{'validation':>12}{'test':>8}{'reach':>8}{'seconds':>9}"
+    columns = (
+        ("annealed", 10),
+        ("start", 7),
+        ("epochs", 8),
+        ("validation", 12),
+        ("test", 8),
+        ("reach", 8),
+        ("seconds", 9),
     )
+    print(f"\n{'JSB, states':20}" + "".join(f"{name:>{width}}" for name, width in columns))
     for states in list(FIGURES)[: 1 if options.quick else None]:
         outcome = measure(parts, states, 1 if options.quick else RESTARTS[states])
         reached.append(outcome.test <= FIGURES[states])
-        print(
-            f"{states:<20}{'yes' if outcome.annealed else 'no':>10}{outcome.seed:7}{outcome.epochs:8}{outcome.validation:12.3f}"
-            f"{outcome.test:8.3f}{FIGURES[states]:8.2f}{outcome.seconds:9.1f}  "
-            f"{'reached' if reached[-1] else 'not reached'}",
-            flush=True,
-        )
+        chosen = f"{'yes' if outcome.annealed else 'no':>10}{outcome.seed:7}{outcome.epochs:8}"
+        losses = f"{outcome.validation:12.3f}{outcome.test:8.3f}{FIGURES[states]:8.2f}{outcome.seconds:9.1f}"
+        print(f"{states:<20}{chosen}{losses}  {'reached' if reached[-1] else 'not reached'}", flush=True)
     print("a quick run judges nothing" if options.quick else "reached" if all(reached) else "not reached")
     return 0
 

@@ -6,17 +6,21 @@ from pyro_lvm.models.bernoulli_mixture import BernoulliMixture
 from pyro_lvm.models.categorical_hmm import CategoricalHMM
 from pyro_lvm.models.categorical_mixture import CategoricalMixture
 from pyro_lvm.models.dirichlet_process_mixture import DirichletProcessMixture
+from pyro_lvm.models.factorial_hidden_markov import FactorialHMM
 from pyro_lvm.models.gaussian_hmm import GaussianHMM
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.gaussian_mixture_hmm import GaussianMixtureHMM
 from pyro_lvm.models.heterogeneous_mixture import HeterogeneousMixture
 from pyro_lvm.models.hidden_markov import HiddenMarkov
 from pyro_lvm.models.hidden_markov_alignment import HMMAlignment
+from pyro_lvm.models.hidden_semi_markov import HiddenSemiMarkov
 from pyro_lvm.models.ibm_model_1 import IBMModel1
 from pyro_lvm.models.ibm_model_2 import IBMModel2
+from pyro_lvm.models.input_driven_hidden_markov import InputDrivenHMM
 from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
 from pyro_lvm.models.multinomial_hmm import MultinomialHMM
 from pyro_lvm.models.neural_alignment import NeuralHMMAlignment
+from pyro_lvm.models.neural_hidden_markov import NeuralHMM
 from pyro_lvm.models.poisson_hmm import PoissonHMM
 from pyro_lvm.models.poisson_mixture import PoissonMixture
 from pyro_lvm.models.regression_hmm import RegressionHMM
@@ -30,16 +34,20 @@ __all__ = [
     "CategoricalHMM",
     "CategoricalMixture",
     "DirichletProcessMixture",
+    "FactorialHMM",
     "GaussianHMM",
     "GaussianMixture",
     "GaussianMixtureHMM",
     "HMMAlignment",
     "HeterogeneousMixture",
     "HiddenMarkov",
+    "HiddenSemiMarkov",
     "IBMModel1",
     "IBMModel2",
+    "InputDrivenHMM",
     "MixtureOfExperts",
     "MultinomialHMM",
+    "NeuralHMM",
     "NeuralHMMAlignment",
     "PoissonHMM",
     "PoissonMixture",

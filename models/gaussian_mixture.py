@@ -11,24 +11,15 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pyro
-import pyro.distributions as dist
-import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_lvm.distributions import InverseWishart, PartialMultivariateNormal
+from pyro_lvm.distributions.normal_rows import NormalRows, covariance_prior, loc_prior
 from pyro_lvm.models.mixture import Mixture, Priors
 from pyro_lvm.models.real_mixture import Moments, RealMixture
 from pyro_lvm.ops.missing import fill
 
 __all__ = ["GaussianMixture"]
-
-AXES = {
-    "full": ["component", "dimension", "dimension_2"],
-    "diag": ["component", "dimension"],
-    "tied": ["dimension", "dimension_2"],
-    "spherical": ["component"],
-}
 
 
 class GaussianMixture(RealMixture):
@@ -88,15 +79,15 @@ class GaussianMixture(RealMixture):
         priors: bool | Priors | None = None,
     ) -> None:
         super().__init__(num_components, data_dim, priors)
-        if covariance not in AXES:
-            raise ValueError(f"{self._name}: expected covariance to be one of {', '.join(AXES)}; got {covariance!r}.")
+        self._rows = NormalRows(self._name, covariance)
         unknown = set(priors) - set(self.dims) if isinstance(priors, dict) else set()
         if unknown:
             raise ValueError(
                 f"{self._name}: expected priors for {', '.join(self.dims)}; got {', '.join(sorted(unknown))}."
             )
         self.covariance_type = covariance
-        self.dims = {**self.dims, "covariance": AXES[covariance]}  # type: ignore[misc]  # depends on its kind
+        axes = ["component" if axis == "state" else axis for axis in self._rows.parameters["covariance"].axes]
+        self.dims = {**self.dims, "covariance": axes}  # type: ignore[misc]  # depends on its kind
         self._declare_unseen()
 
     @property
@@ -114,66 +105,31 @@ class GaussianMixture(RealMixture):
 
     def _observe(self, parameters: dict[str, Tensor], z: Tensor, x: Tensor | None) -> Tensor:
         x, known = (None, None) if x is None else fill(x)
-        return pyro.sample("x", self._component(parameters["loc"][z], parameters["covariance"], z, known), obs=x)
-
-    def _component(self, loc: Tensor, covariance: Tensor, z: Tensor, known: Tensor | None = None) -> Any:
-        """The normal law of rows from the components `z`, or of their known entries."""
-        if self.covariance_type in ("full", "tied"):
-            covariance = covariance[z] if self.covariance_type == "full" else covariance
-            if known is None:
-                return dist.MultivariateNormal(loc, covariance_matrix=covariance)
-            return PartialMultivariateNormal(loc, covariance, known)
-        variance = covariance[z]
-        if self.covariance_type == "spherical":
-            variance = variance.unsqueeze(-1)
-        normal = dist.Normal(loc, variance.sqrt())
-        return (normal if known is None else normal.mask(known)).to_event(1)
+        covariance = parameters["covariance"] if self.covariance_type == "tied" else parameters["covariance"][z]
+        component = self._rows.law({"loc": parameters["loc"][z], "covariance": covariance}, known)
+        return pyro.sample("x", component, obs=x)
 
     def _declare(self, moments: Moments, weights: Tensor, loc: Tensor, within: Tensor) -> None:
         """Create the three parameters at the given start, with the priors that the data's scale suggests."""
         (mean, variance), (k, d) = moments, loc.shape
-        diagonal = within.diagonal(dim1=-2, dim2=-1)
-        start = {
-            "full": within,
-            "tied": (weights[:, None, None] * within).sum(0),
-            "diag": diagonal,
-            "spherical": diagonal.mean(-1),
-        }[self.covariance_type]
-        matrix = self.covariance_type in ("full", "tied")
         given = self.priors if isinstance(self.priors, dict) else {}
         default = type(self).default_priors if self.priors else {}
         priors = {**default, **given}
         self.register_buffer("prior_centre", mean)
         self.register_buffer("prior_spread", variance / k ** (2 / d))
         self._declare_mixing(weights, priors)
-        positive = constraints.positive_definite if matrix else constraints.positive
-        self.declare("covariance", start, positive, priors.get("covariance"))
+        constraint = self._rows.parameters["covariance"].constraint
+        self.declare("covariance", self._rows.shaped(weights, within), constraint, priors.get("covariance"))
         self.declare("loc", loc, constraints.real, priors.get("loc"))
 
     def _declare_mixing(self, weights: Tensor, priors: Priors) -> None:
         self.declare("weights", weights, constraints.simplex, priors.get("weights"))
 
     def _covariance_prior(self) -> Any:
-        """A prior worth about one row per component, its scale that of the data shared among K components."""
-        spread, k = self.prior_spread, self.num_components
-        d = len(spread)
-        if self.covariance_type == "full":
-            return InverseWishart(torch.tensor(d + 2.0).to(spread), spread.diag_embed()).expand([k]).to_event(1)
-        if self.covariance_type == "tied":
-            return InverseWishart(torch.tensor(d + 2.0).to(spread), spread.diag_embed())
-        half = torch.tensor(0.5).to(spread)
-        if self.covariance_type == "diag":
-            return dist.InverseGamma(3 * half, half * spread).expand([k, d]).to_event(2)
-        return dist.InverseGamma(3 * half, half * spread.mean()).expand([k]).to_event(1)
+        return covariance_prior(self.covariance_type, self.prior_spread, (self.num_components,))
 
     def _loc_prior(self) -> Any:
-        """Normal around the data's mean with 100 times the component's covariance."""
-        covariance, shape = 100 * self.covariance, (self.num_components, len(self.prior_centre))
-        if self.covariance_type in ("full", "tied"):
-            prior = dist.MultivariateNormal(self.prior_centre, covariance_matrix=covariance)
-            return prior.expand(shape[:1]).to_event(1)
-        variance = covariance if self.covariance_type == "diag" else covariance.unsqueeze(-1)
-        return dist.Normal(self.prior_centre, variance.sqrt()).expand(shape).to_event(2)
+        return loc_prior(self.covariance_type, self.prior_centre, self.covariance, (self.num_components,))
 
     default_priors: ClassVar[dict[str, Any]] = {
         "weights": Mixture._weights_prior,

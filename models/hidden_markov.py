@@ -9,7 +9,6 @@ r"""Hidden Markov models: the steps of a sequence come from K states that follow
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,13 +16,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int, Num
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.distributions.given_rows import as_row_family
 from pyro_lvm.distributions.hidden_markov import HMM
 from pyro_lvm.distributions.rows import Kind
+from pyro_lvm.handlers.counted import counted
 from pyro_lvm.ops.kmeans import kmeans
 from pyro_lvm.ops.missing import fill
 from pyro_lvm.ops.steps import Steps, check_lengths
@@ -75,10 +74,11 @@ class HiddenMarkov(LatentVariableModel):
 
     Example:
         >>> import torch, pyro.distributions as dist, pyro_lvm as lvm
-        >>> emission = dist.VonMises(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 1.0]))
-        >>> model = lvm.models.HiddenMarkov(2, emission)
-        >>> model(size=1, num_steps=100).shape
-        torch.Size([1, 100, 1])
+        >>> x = lvm.datasets.load("geyser").x[:, :1]
+        >>> emission = dist.Gamma(torch.tensor([60.0, 80.0]), torch.tensor([1.0, 1.0]))
+        >>> fit = lvm.fit(lvm.models.HiddenMarkov(2, emission), x, seed=0, max_epochs=20, progress=False)
+        >>> sorted(fit.params)
+        ['concentration', 'initial_probs', 'rate', 'transition_probs']
     """
 
     sequences: ClassVar[bool] = True
@@ -98,7 +98,7 @@ class HiddenMarkov(LatentVariableModel):
         self.num_states = whole_number(self._name, "num_states", num_states)
         self.given_emission = emission
         self.rows = as_row_family(self._name, emission, self.num_states, checked_width(self._name, data_dim))
-        first, allowed, self.topology = possible_moves(self._name, topology, self.num_states)
+        first, allowed, self.topology = self._possible(topology)
         self.register_buffer("first", first)
         self.register_buffer("allowed", allowed)
         self.priors = priors
@@ -108,8 +108,17 @@ class HiddenMarkov(LatentVariableModel):
                 f"{self._name}: expected priors for {', '.join(self._kinds)}; got {', '.join(sorted(unknown))}."
             )
         self.dims = {name: list(axes) for name, (_, axes) in self._kinds.items()}  # type: ignore[misc]  # by emission
-        if self.rows.complete:
-            self._declare(*self._even_chain(), *self.rows.unseen(self.num_states), 1)
+        if self._complete:
+            self._declare(torch.ones_like(first), torch.ones_like(allowed), *self.rows.unseen(self.num_states), 1)
+
+    def _possible(self, topology: Topology) -> tuple[Tensor, Tensor, Any]:
+        """Which first states and transitions are possible, zeros and ones; and the topology as it can be written."""
+        return possible_moves(self._name, topology, self.num_states)
+
+    @property
+    def _complete(self) -> bool:
+        """Whether the shapes of all parameters are known."""
+        return self.rows.complete
 
     @property
     def _name(self) -> str:
@@ -181,18 +190,21 @@ class HiddenMarkov(LatentVariableModel):
             raise ValueError(f"{self._name}: expected sequences x or a size to generate; got neither.")
         steps = x.shape[1] if x is not None else int(self.num_steps) if num_steps is None else num_steps
         rows = size if x is None else len(x)
-        initial, transition = self.chain()
-        parameters = {name: getattr(self, name) for name in self.rows.parameters}
+        parameters = {name: getattr(self, name) for name in self._kinds if name in self.rows.parameters}
         x, known = (None, None) if x is None else self._split(x)
         emission = self._emission(parameters, known, covariates)
-        law = HMM(initial, transition, emission, num_steps=steps, lengths=lengths)
-        with pyro.plate("data", rows), self._counted(sample_weights, initial):
-            return pyro.sample("x", law, obs=x, infer={"states": "z"}).to(initial.dtype)
+        law = self._law(emission, covariates, num_steps=steps, lengths=lengths)
+        with pyro.plate("data", rows), counted(sample_weights, self.initial_probs):
+            return pyro.sample("x", law, obs=x, infer={"states": "z"}).to(self.initial_probs.dtype)
 
-    def chain(self) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
+    def _law(self, emission: Any, covariates: Tensor | None, **options: Any) -> HMM:
+        """The law of sequences, given that of steps in every state."""
+        return HMM(*self.chain(), emission, **options)
+
+    def chain(self) -> tuple[Float[Tensor, "*m k"], Float[Tensor, "*m k k"]]:
         """Probabilities of the first state and of transitions; impossible ones are exactly 0."""
         initial, transition = self.initial_probs, self.transition_probs
-        if self.topology is None or "transition_probs" not in self.initial_values:
+        if "transition_probs" not in self.initial_values or bool(self.allowed.all()):
             return initial, transition
         # a prior is one of whole rows; what is left of a Dirichlet row is again Dirichlet
         return initial, transition * self.allowed / (transition * self.allowed).sum(-1, keepdim=True)
@@ -210,36 +222,20 @@ class HiddenMarkov(LatentVariableModel):
             return x, None
         return torch.where(known, x, self.rows.example), known.unsqueeze(-2)
 
-    def _counted(self, sample_weights: Tensor | None, like: Tensor) -> AbstractContextManager[Any]:
-        """Count every sequence as often as its weight says."""
-        if sample_weights is None:
-            return nullcontext()
-        # Pyro wants a scale > 0: the smallest there is makes no difference to any sum
-        return poutine.scale(scale=sample_weights.to(like).clamp_min(torch.finfo(like.dtype).tiny))
-
     # Checks
 
-    def check(self, x: Tensor) -> None:
-        """Raise a ValueError unless `x` has shape (n, T, d), with the right d and all known entries in the support."""
+    def _check_shape(self, x: Tensor) -> None:
         d = self.data_dim
         if x.dim() != 3 or x.shape[1] == 0 or (d is not None and x.shape[2] != d):
             hint = "Reshape it: sequences, steps, columns."
             if x.dim() == 3:
                 hint = f"Pass data_dim={x.shape[2]}, or give {d} columns." if x.shape[1] else "Leave out empty ones."
             raise ValueError(f"{self._name}: expected x of shape (n, T, {d or 'd'}); got {tuple(x.shape)}. {hint}")
-        bad = ~(self.rows.contains(x) | x.isnan())
-        if bool(bad.any()):
-            row, step, column = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"{self._name}: expected {self.rows.support} in column {column}; got {x[row, step, column].item():g} "
-                f"in step {step} of sequence {row}. {self.rows.other_support}"
-            )
-        known = ~x.isnan()
-        if not self.rows.takes_gaps and bool((known.any(-1) & ~known.all(-1)).any()):
-            raise ValueError(
-                f"{self._name}: expected steps that are known or missing (NaN) as a whole; got some in part. "
-                "Make all of such a step NaN."
-            )
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError unless `x` has shape (n, T, d), with the right d and all known entries in the support."""
+        self._check_shape(x)
+        self.rows.check(self._name, x)
 
     def check_covariates(self, rows: int, lengths: Any = None, **covariates: Any) -> None:
         """Raise a ValueError unless `lengths`, if given, holds one whole number >= 1 for each of the sequences."""
@@ -279,6 +275,7 @@ class HiddenMarkov(LatentVariableModel):
     def _initialize(
         self, x: Tensor, lengths: Tensor | None, sample_weights: Tensor | None, covariates: Tensor | None = None
     ) -> None:
+        self._check_shape(x)
         self.rows.arrange(x.reshape(-1, x.shape[-1]))
         self.check(x)
         steps = Steps.of(self._name, x, lengths, sample_weights)
@@ -299,9 +296,6 @@ class HiddenMarkov(LatentVariableModel):
             assignment = kmeans(fill(self.rows.features(steps.rows))[0], k)
         return torch.nn.functional.one_hot(assignment, k).to(steps.rows)
 
-    def _even_chain(self) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(self.first), torch.ones_like(self.allowed)
-
     def _noisy_chain(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Nearly equal probabilities, not normalised."""
         noise = [torch._standard_gamma(torch.full_like(table, EVENNESS)) for table in (self.first, self.allowed)]
@@ -316,16 +310,16 @@ class HiddenMarkov(LatentVariableModel):
         for name, value in summary.items():
             self.register_buffer(f"prior_{name}", value)
         default: dict[str, Any] = {
-            "initial_probs": _even_prior,
-            "transition_probs": _even_rows_prior,
+            **self._chain_priors,
             **{name: partial(_prior_of_rows, name=name, summary=tuple(summary)) for name in self.rows.parameters},
         }
         given = self.priors if isinstance(self.priors, dict) else {}
         priors = {**(default if self.priors else {}), **given}
         if "transition_probs" not in priors:
             transition = transition * self.allowed
-        starts = {"transition_probs": transition / transition.sum(-1, keepdim=True), **start}
-        initial = initial * self.first / (initial * self.first).sum()
+        transition = transition / transition.sum(-1, keepdim=True)
+        starts = {**self._chain_start(transition), **start}
+        initial = initial * self.first / (initial * self.first).sum(-1, keepdim=True)
         if self.topology == "left-to-right":
             self.register_buffer("initial_probs", initial)  # nothing is left to learn
         else:
@@ -333,18 +327,25 @@ class HiddenMarkov(LatentVariableModel):
         for name, value in starts.items():
             self.declare(name, value, self._kinds[name].constraint, priors.get(name))
 
+    @property
+    def _chain_priors(self) -> dict[str, Any]:
+        """Default priors of the parameters of the chain."""
+        return {name: partial(even_prior, name=name) for name in ("initial_probs", "transition_probs")}
+
+    def _chain_start(self, transition: Tensor) -> dict[str, Tensor]:
+        """Where the parameters of the chain start, but for those of the first state."""
+        return {"transition_probs": transition}
+
 
 def checked_width(caller: str, data_dim: int | None) -> int | None:
     """A number of columns, None while it is left to the data."""
     return None if data_dim is None else whole_number(caller, "data_dim", data_dim)
 
 
-def _even_prior(model: HiddenMarkov) -> Any:
-    return dist.Dirichlet(torch.ones_like(model.initial_values["initial_probs"]))
-
-
-def _even_rows_prior(model: HiddenMarkov) -> Any:
-    return dist.Dirichlet(torch.ones_like(model.initial_values["transition_probs"])).to_event(1)
+def even_prior(model: HiddenMarkov, *, name: str) -> Any:
+    """Dirichlet(1) for each row of probabilities."""
+    one = torch.ones_like(model.initial_values[name])
+    return dist.Dirichlet(one).to_event(one.dim() - 1)
 
 
 def _prior_of_rows(model: HiddenMarkov, *, name: str, summary: tuple[str, ...]) -> Any:

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions.aligned_sentence import Counts
 from pyro_lvm.distributions.markov_alignment import MarkovAlignment, bins_of_first, bins_of_jumps
-from pyro_lvm.models.word_alignment import TranslationTable
+from pyro_lvm.models.translation_table import TranslationTable
 from pyro_lvm.ops.choices import fit_choice_scores
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -91,20 +91,20 @@ class HMMAlignment(TranslationTable):
         self.max_jump = whole_number("HMMAlignment", "max_jump", max_jump)
         self.null_probability = checked_null_probability("HMMAlignment", null_probability)
         self.jump_smoothing = self._pseudo_count("jump_smoothing", jump_smoothing)
-        self._declare_jumps()
+        self._declare_jumps(torch.ones(1))
 
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> MarkovAlignment:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out."""
         sentences = source, source_lengths, lengths, num_steps
         scores = self.initial_probs, self.jump_probs, self.null_probability
         return MarkovAlignment(self._lexicon(source), *sentences, *scores, self._memory)
 
     def _arrange(self, source_lengths: Tensor, lengths: Tensor) -> None:
-        self._declare_jumps()
+        self._declare_jumps(self.translation_probs.detach())
 
-    def _declare_jumps(self) -> None:
+    def _declare_jumps(self, like: Tensor) -> None:
         for name, size in (("initial_probs", self.max_jump + 1), ("jump_probs", 2 * self.max_jump + 1)):
-            self.declare(name, torch.full((size,), 1 / size), constraints.simplex)
+            self.declare(name, torch.full((size,), 1 / size).to(like), constraints.simplex)
 
     def _solve(self, counts: Counts) -> dict[str, Tensor]:
         return {

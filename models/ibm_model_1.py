@@ -8,10 +8,12 @@ r"""IBM Model 1: every target word translates a source word chosen blindly.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pyro_lvm.distributions.independent_alignment import IndependentAlignment
-from pyro_lvm.models.word_alignment import TranslationTable
+from pyro_lvm.models.translation_table import TranslationTable
 
 __all__ = ["IBMModel1"]
 

@@ -8,7 +8,7 @@ r"""IBM Model 2: which source word a target word translates depends on where it 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions.aligned_sentence import Counts
 from pyro_lvm.distributions.independent_alignment import IndependentAlignment
-from pyro_lvm.models.word_alignment import TranslationTable
+from pyro_lvm.models.translation_table import TranslationTable
 
 __all__ = ["IBMModel2"]
 
@@ -60,7 +60,7 @@ class IBMModel2(TranslationTable):
         >>> import pyro_lvm as lvm
         >>> corpus = lvm.datasets.phrases()
         >>> fit = lvm.fit(lvm.models.IBMModel2(), corpus, max_epochs=10, progress=False)
-        >>> fit.model.alignment_probs.shape == (10, 10, 11)
+        >>> fit.model.alignment_probs.shape == (9, 9, 10)
         True
     """
 
@@ -84,7 +84,7 @@ class IBMModel2(TranslationTable):
         self.max_source_length = self._size("max_source_length", max_source_length)
         self.max_target_length = self._size("max_target_length", max_target_length)
         if max_source_length is not None and max_target_length is not None:
-            self._declare_positions()
+            self._declare_positions(torch.ones(1))
 
     def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out."""
@@ -94,11 +94,11 @@ class IBMModel2(TranslationTable):
     def _arrange(self, source_lengths: Tensor, lengths: Tensor) -> None:
         self.max_source_length = self.max_source_length or int(source_lengths.max())
         self.max_target_length = self.max_target_length or int(lengths.max())
-        self._declare_positions()
+        self._declare_positions(self.translation_probs.detach())
 
-    def _declare_positions(self) -> None:
+    def _declare_positions(self, like: Tensor) -> None:
         start = self._possible() / (2 + torch.arange(self.max_source_length or 0).reshape(-1, 1, 1))
-        self.declare("alignment_probs", start.to(torch.get_default_dtype()), constraints.nonnegative)
+        self.declare("alignment_probs", start.to(like), constraints.nonnegative)
 
     def _possible(self) -> Float[Tensor, "lengths targets sources"]:
         """One where a source position is inside of its sentence."""
@@ -119,5 +119,6 @@ class IBMModel2(TranslationTable):
     def _log_prior(self) -> Float[Tensor, ""]:
         if not self.position_smoothing:
             return super()._log_prior()
-        logs = torch.where(self._possible() > 0, self.alignment_probs.double().log(), 0.0)
-        return super()._log_prior() + self.position_smoothing * logs.sum()
+        table, possible = self.alignment_probs.double(), self._possible().to(self.alignment_probs.device) > 0
+        shares = torch.where(possible, table / table.sum(-1, keepdim=True), 1.0)
+        return super()._log_prior() + self.position_smoothing * shares.log().sum()

@@ -9,16 +9,15 @@ r"""What all mixtures share: every row comes from one of K components.
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Num
-from pyro import poutine
 from torch import Tensor
 
+from pyro_lvm.handlers.counted import counted
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -92,7 +91,7 @@ class Mixture(LatentVariableModel):
         if x is None and size is None:
             raise ValueError(f"{self._name}: expected rows x or a size to generate; got neither.")
         mixing, parameters = self._mixing(), self._parameters_of_components()
-        with pyro.plate("data", size if x is None else len(x)), self._counted(sample_weights, mixing.logits):
+        with pyro.plate("data", size if x is None else len(x)), counted(sample_weights, mixing.logits):
             z = pyro.sample("z", mixing, infer={"enumerate": "parallel"})
             return self._observe(parameters, z, x).to(mixing.logits.dtype)
 
@@ -103,13 +102,6 @@ class Mixture(LatentVariableModel):
     def _checked_columns(self, data_dim: int | None) -> int | None:
         """A number of columns, None while it is left to the data."""
         return None if data_dim is None else whole_number(self._name, "data_dim", data_dim)
-
-    def _counted(self, sample_weights: Tensor | None, like: Tensor) -> AbstractContextManager[Any]:
-        """Count every row as often as its weight says."""
-        if sample_weights is None:
-            return nullcontext()
-        # Pyro wants a scale > 0: the smallest there is makes no difference to any sum
-        return poutine.scale(scale=sample_weights.to(like).clamp_min(torch.finfo(like.dtype).tiny))
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix with the right number of columns."""

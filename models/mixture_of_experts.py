@@ -9,7 +9,6 @@ r"""Mixture of experts: every row follows one of K regressions, which of them de
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,13 +16,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Num
-from pyro import poutine
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.handlers.counted import counted
 from pyro_lvm.ops.kmeans import kmeans
-from pyro_lvm.ops.missing import column_moments
+from pyro_lvm.ops.regressions import centre_and_spread, member_regressions
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -126,7 +125,7 @@ class MixtureOfExperts(LatentVariableModel):
         covariates = self._checked(covariates, size if x is None else len(x)).to(self.scale)
         logits = self._logits(covariates)
         coefficients, intercept, scale = self.coefficients, self.intercept, self.scale
-        with pyro.plate("data", len(covariates)), self._counted(sample_weights, scale):
+        with pyro.plate("data", len(covariates)), counted(sample_weights, scale):
             z = pyro.sample("z", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
             loc = torch.einsum("...dq,...q->...d", coefficients[z], covariates) + intercept[z]
             return pyro.sample("x", dist.Normal(loc, scale[z]).to_event(1), obs=x)
@@ -152,13 +151,6 @@ class MixtureOfExperts(LatentVariableModel):
         if self.num_components == 1:
             return covariates.new_zeros(len(covariates), 1)
         return torch.nn.functional.pad(standardised @ self.gate_coefficients.T + self.gate_intercept, (0, 1))
-
-    def _counted(self, sample_weights: Tensor | None, like: Tensor) -> AbstractContextManager[Any]:
-        """Count every row as often as its weight says."""
-        if sample_weights is None:
-            return nullcontext()
-        # Pyro wants a scale > 0: the smallest there is makes no difference to any sum
-        return poutine.scale(scale=sample_weights.to(like).clamp_min(torch.finfo(like.dtype).tiny))
 
     def _checked(self, covariates: Any, rows: int | None) -> Tensor:
         """Covariates of the right shape."""
@@ -227,30 +219,15 @@ class MixtureOfExperts(LatentVariableModel):
             self._check_weights(x, sample_weights)
             x, covariates, sample_weights = (t[sample_weights > 0].to(x) for t in (x, covariates, sample_weights))
             self.check_training(x)
-        (n, d), q, k = x.shape, covariates.shape[1], self.num_components
-        self.data_dim, self.covariate_dim = d, q
+        (n, d), k = x.shape, self.num_components
+        self.data_dim, self.covariate_dim = d, covariates.shape[1]
         clusters = kmeans(torch.cat([x, covariates], 1), k, sample_weights=sample_weights)
         counts = x.new_ones(n) if sample_weights is None else sample_weights
         members = torch.nn.functional.one_hot(clusters, k).to(x) * counts.unsqueeze(-1)
-        centre, variance = column_moments(covariates, counts)
-        rounding = 8 * torch.finfo(x.dtype).eps * centre.abs()
-        spread = torch.where(variance.sqrt() > rounding, variance.sqrt(), 1.0)
-        design = torch.nn.functional.pad((covariates - centre) / spread, (0, 1), value=1.0)
-        # a cluster of few rows borrows as many of the regression through all rows as that has columns
-        identity = torch.eye(q + 1).to(x)
-        counted = counts.unsqueeze(-1) * design
-        shared = torch.linalg.solve(counted.mT @ design + 1e-6 * counts.sum() * identity, counted.mT @ x)
-        gram = torch.einsum("nk,ni,nj->kij", members, design, design) + identity
-        moment = torch.einsum("nk,ni,nd->kid", members, design, x) + shared
-        solution = torch.linalg.solve(gram, moment)
-        residual = x.unsqueeze(1) - torch.einsum("ni,kid->nkd", design, solution)
-        overall = counts @ (x - design @ shared).square() / counts.sum() + 1e-6 * column_moments(x, counts)[1]
-        weight = members.sum(0).unsqueeze(-1)
-        variance = (torch.einsum("nk,nkd->kd", members, residual.square()) + (q + 1) * overall) / (weight + q + 1)
-        start = solution.mT / torch.nn.functional.pad(spread, (0, 1), value=1.0)
-        start[..., -1] -= start[..., :-1] @ centre
+        centre, spread = centre_and_spread(covariates, counts)
+        slopes, intercept, scale = member_regressions(x, covariates, members)
         share = ((members.sum(0) + 1) / (counts.sum() + k)).log()
-        self._declare(start, variance.sqrt(), centre, spread, share)
+        self._declare(torch.cat([slopes, intercept.unsqueeze(-1)], -1), scale, centre, spread, share)
 
     def _check_weights(self, x: Tensor, sample_weights: Tensor) -> None:
         if sample_weights.shape != x.shape[:1] or not bool((sample_weights >= 0).all() & (sample_weights > 0).any()):

@@ -8,7 +8,7 @@ r"""Neural HMM word alignment: a network gives the translation probabilities of 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pyro.nn.module import to_pyro_module_
@@ -87,7 +87,7 @@ class NeuralHMMAlignment(WordAlignment):
         if self.num_source_words is not None and self.num_target_words is not None:
             self._declare(torch.ones(self.num_target_words))
 
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> MarkovAlignment:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out."""
         sentences = source, source_lengths, lengths, num_steps
         scores = self.initial_probs, self.jump_probs, self.null_probability
@@ -132,7 +132,7 @@ class NeuralHMMAlignment(WordAlignment):
         for name, size in (("initial_probs", self.max_jump + 1), ("jump_probs", 2 * self.max_jump + 1)):
             self.declare(name, torch.full((size,), 1 / size).to(frequencies), constraints.simplex)
 
-    def _lexicon(self, source: Tensor) -> DenseLexicon:
+    def _lexicon(self, source: Tensor) -> Any:
         empty = self.num_source_words or 0
         words = torch.cat([source.reshape(-1), source.new_full((1,), empty)]).unique()
         return DenseLexicon(self.network(words), words, empty)

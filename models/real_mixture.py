@@ -7,14 +7,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from pyro_lvm.distributions.normal_rows import check_real_columns
 from pyro_lvm.models.mixture import Mixture, Priors
 from pyro_lvm.ops.clusters import cluster_moments
 from pyro_lvm.ops.missing import column_moments
 
 __all__ = ["Moments", "RealMixture"]
-
-# Of the largest and smallest number: room for variances of components, and for sums over rows.
-MARGIN = 1e-8
 
 Moments = tuple[Tensor, Tensor]
 
@@ -71,26 +69,4 @@ class RealMixture(Mixture):
             raise ValueError(
                 f"{self._name}: expected at least 2 rows, since one row has no covariance; got 1. Add rows."
             )
-        least, most = (torch.where(x.isnan(), sign * torch.inf, x) for sign in (1, -1))
-        least, most = least.amin(0), most.amax(0)
-        unknown = (least > most).nonzero().flatten().tolist()
-        if unknown:
-            raise ValueError(
-                f"{self._name}: expected columns with known entries; all of column {unknown[0]} is missing (NaN). "
-                "Drop it."
-            )
-        constant = (least == most).nonzero().flatten().tolist()
-        if constant:
-            raise ValueError(
-                f"{self._name}: expected columns that vary; got constant column {constant[0]} "
-                f"(always {least[constant[0]].item():g}), whose likelihood is unbounded. Drop it."
-            )
-        limits = torch.finfo(x.dtype)
-        variance = column_moments(x)[1]
-        lost = (~((variance > limits.tiny / MARGIN) & (variance < limits.max * MARGIN))).nonzero().flatten().tolist()
-        if lost:
-            spread = 0.5 * (most - least)[lost[0]].item()
-            raise ValueError(
-                f"{self._name}: expected columns whose variance {str(x.dtype).removeprefix('torch.')} can hold; got "
-                f"column {lost[0]}, which varies by about {spread:.0e}. Rescale it."
-            )
+        check_real_columns(self._name, x)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from pyro_lvm.distributions.regressed_rows import RegressedRows
 from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors, checked_width
+from pyro_lvm.ops.steps import checked_covariates
 from pyro_lvm.ops.topology import Topology
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -52,10 +52,12 @@ class RegressionHMM(HiddenMarkov):
         M. Fridman (1994), Hidden Markov model regression, IMA preprint 1195.
 
     Example:
-        >>> import torch, pyro_lvm as lvm
-        >>> model = lvm.models.RegressionHMM(2, data_dim=1, covariate_dim=3)
-        >>> model(covariates=torch.randn(5, 10, 3)).shape
-        torch.Size([5, 10, 1])
+        >>> import pyro_lvm as lvm
+        >>> x = lvm.datasets.load("geyser").x
+        >>> data = {"x": x[None, :, 1:], "covariates": x[None, :, :1]}  # durations on waiting times
+        >>> fit = lvm.fit(lvm.models.RegressionHMM(2), data, seed=0, max_epochs=20, progress=False)
+        >>> fit.params["coefficients"].shape
+        torch.Size([2, 1, 1])
     """
 
     def __init__(
@@ -138,19 +140,4 @@ class RegressionHMM(HiddenMarkov):
 
     def _checked(self, covariates: Any, rows: Any) -> Tensor:
         """Covariates of the right shape."""
-        n, steps = rows
-        wanted = (n, steps, self._regressed.covariate_dim)
-        shown = ", ".join(str(size or name) for size, name in zip(wanted, "nTq", strict=True))
-        if covariates is None:
-            raise ValueError(
-                f"RegressionHMM: expected covariates of shape ({shown}); got none. "
-                "Pass a dict of both, {'x': x, 'covariates': u}; to sample(n, covariates=u)."
-            )
-        covariates = torch.as_tensor(covariates)
-        shape = tuple(covariates.shape)
-        if len(shape) != 3 or any(want not in (None, got) for want, got in zip(wanted, shape, strict=True)):
-            raise ValueError(
-                f"RegressionHMM: expected covariates of shape ({shown}); got {shape}. "
-                "Give one row of them for each step of x."
-            )
-        return covariates
+        return checked_covariates("RegressionHMM", covariates, rows, self._regressed.covariate_dim)

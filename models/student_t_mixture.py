@@ -11,19 +11,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.distributions.student_t_rows import START, StudentTRows
 from pyro_lvm.models.real_mixture import Moments, RealMixture
 
 __all__ = ["StudentTMixture"]
-
-COVARIANCES = ("full", "diag")
-
-# Where learned degrees of freedom start: tails far from both the normal's and Cauchy's.
-START = 10.0
 
 
 class StudentTMixture(RealMixture):
@@ -80,15 +75,7 @@ class StudentTMixture(RealMixture):
         degrees_of_freedom: float | int | None = None,
     ) -> None:
         super().__init__(num_components, data_dim)
-        if covariance not in COVARIANCES:
-            raise ValueError(
-                f"StudentTMixture: expected covariance to be one of {', '.join(COVARIANCES)}; got {covariance!r}."
-            )
-        if degrees_of_freedom is not None and not 0 < degrees_of_freedom < torch.inf:
-            raise ValueError(
-                f"StudentTMixture: expected degrees_of_freedom > 0 and finite; got {degrees_of_freedom}. "
-                "Pass None to learn them."
-            )
+        self._rows = StudentTRows("StudentTMixture", covariance, degrees_of_freedom)
         self.covariance = covariance
         if covariance == "diag":
             self.dims = {**self.dims, "scale": ["component", "dimension"]}  # type: ignore[misc]  # depends on its kind
@@ -109,22 +96,14 @@ class StudentTMixture(RealMixture):
         return {"scale": self.scale, "loc": self.loc, "degrees_of_freedom": self.degrees_of_freedom}
 
     def _observe(self, parameters: dict[str, Tensor], z: Tensor, x: Tensor | None) -> Tensor:
-        scale = parameters["scale"]
-        root = torch.linalg.cholesky(scale) if self.covariance == "full" else scale.sqrt()
-        component = self._component(parameters["degrees_of_freedom"][z], parameters["loc"][z], root[z])
+        component = self._rows.law({name: value[z] for name, value in parameters.items()}, None)
         return pyro.sample("x", component, obs=x)
-
-    def _component(self, df: Tensor, loc: Tensor, root: Tensor) -> Any:
-        if self.covariance == "full":
-            return dist.MultivariateStudentT(df, loc, root)
-        return dist.StudentT(df.unsqueeze(-1), loc, root).to_event(1)
 
     def _declare(self, moments: Moments, weights: Tensor, loc: Tensor, within: Tensor) -> None:
         """Create the parameters at the given start."""
-        full = self.covariance == "full"
+        scale = within if self.covariance == "full" else within.diagonal(dim1=-2, dim2=-1)
         self.declare("weights", weights, constraints.simplex)
-        scale = within if full else within.diagonal(dim1=-2, dim2=-1)
-        self.declare("scale", scale, constraints.positive_definite if full else constraints.positive)
+        self.declare("scale", scale, self._rows.parameters["scale"].constraint)
         self.declare("loc", loc, constraints.real)
         if self.fixed_degrees_of_freedom is None:
             self.declare("degrees_of_freedom", torch.full_like(weights, START), constraints.positive)

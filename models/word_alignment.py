@@ -9,23 +9,18 @@ r"""What word alignment models share: every target word translates a source word
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
-from torch.distributions import constraints
 
-from pyro_lvm.distributions.aligned_sentence import AlignedSentence, Counts
-from pyro_lvm.distributions.independent_alignment import IndependentAlignment
-from pyro_lvm.distributions.lexicon import Lexicon, SparseLexicon
-from pyro_lvm.ops.cooccurrences import Cooccurrences
-from pyro_lvm.ops.sentence_pairs import Group, Memory, lay_out, number_pairs
+from pyro_lvm.ops.sentence_pairs import Memory
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
-__all__ = ["TranslationTable", "WordAlignment"]
+__all__ = ["WordAlignment"]
 
 Words = Num[Tensor, "..."]
 
@@ -48,7 +43,7 @@ class WordAlignment(LatentVariableModel):
         self._memory = Memory()
 
     @abstractmethod
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> AlignedSentence:
+    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out.
 
         Args:
@@ -59,7 +54,7 @@ class WordAlignment(LatentVariableModel):
         """
 
     @abstractmethod
-    def _lexicon(self, source: Tensor) -> Lexicon:
+    def _lexicon(self, source: Tensor) -> Any:
         """The law of target words given source words, those of `source` at least."""
 
     def _maximisers(self) -> dict[str, Any]:
@@ -196,9 +191,7 @@ class WordAlignment(LatentVariableModel):
         lengths = torch.full_like(source_lengths, x.shape[1]) if lengths is None else lengths.long()
         return source, source_lengths, lengths
 
-    def _checked_law(
-        self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None
-    ) -> AlignedSentence:
+    def _checked_law(self, x: Tensor, source: Tensor, lengths: Tensor | None, source_lengths: Tensor | None) -> Any:
         return self.law(*self._checked(x, source, lengths, source_lengths), x.shape[1])
 
     def _sources(self, source: Tensor | None, source_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -225,7 +218,8 @@ class WordAlignment(LatentVariableModel):
             raise ValueError(
                 f"{self._name}: expected {name} to hold words, whole numbers from 0 to "
                 f"{'V - 1' if vocabulary is None else vocabulary - 1}; got {words[sentence, place].item():g} in "
-                f"sentence {sentence}, place {place}. Encode sentences by the vocabulary that the model was trained on."
+                f"sentence {sentence}, place {place}. Encode sentences by the vocabulary that the model was trained "
+                "on, or pass its size to the model if not all of its words are in the training data."
             )
 
     def _check_lengths(self, name: str, lengths: Any, rows: int, width: int | None) -> None:
@@ -248,111 +242,3 @@ class WordAlignment(LatentVariableModel):
     @property
     def _name(self) -> str:
         return type(self).__name__
-
-
-class TranslationTable(WordAlignment):
-    """Base of the models whose lexicon is a table: a probability for each pair of words that stand in a pair together.
-
-    Args:
-        num_source_words: Size of the source vocabulary; taken from the data if None.
-        num_target_words: Size of the target vocabulary; taken from the data if None.
-        smoothing: Pseudo-count of every pair of words, >= 0: a Dirichlet prior of concentration 1 + `smoothing` on
-            each row of the table, whose mode EM finds. It keeps rare words from attracting what is hard to align.
-        num_warm_up: Steps of EM for Model 1 that find the table to start from.
-
-    References:
-        R. Moore (2004), Improving IBM word-alignment Model 1, ACL (why rows are smoothed).
-    """
-
-    dims: ClassVar[dict[str, list[str]]] = {"translation_probs": ["pair"]}
-
-    def __init__(
-        self,
-        num_source_words: int | None = None,
-        num_target_words: int | None = None,
-        smoothing: float = 0.0,
-        num_warm_up: int = 0,
-    ) -> None:
-        super().__init__(num_source_words, num_target_words)
-        self.smoothing = self._pseudo_count("smoothing", smoothing)
-        self._meetings = Memory()
-        self.num_warm_up = whole_number(self._name, "num_warm_up", num_warm_up, least=0)
-        if num_source_words is not None and num_target_words is not None:
-            self._declare_table(torch.zeros(0, dtype=torch.long))
-
-    def initialize(
-        self,
-        x: Tensor,
-        source: Tensor | None = None,
-        lengths: Tensor | None = None,
-        source_lengths: Tensor | None = None,
-    ) -> None:
-        """Start at the uniform table, or at what Model 1 makes of it in `num_warm_up` steps.
-
-        Args:
-            x: Target words, shape (n, J).
-            source: Source words, shape (n, I).
-            lengths: Number of target words, shape (n,).
-            source_lengths: Number of source words, shape (n,).
-
-        Raises:
-            ValueError: The sentences do not fit each other, or the vocabularies.
-        """
-        source, sizes, steps = self._start(x, source, lengths, source_lengths)
-        vocabulary = self.num_target_words or 0
-        tensors = x, source, sizes, steps
-
-        def meetings() -> tuple[Tensor, list[Group]]:
-            empty = self.num_source_words or 0
-            return number_pairs(lay_out(source, sizes, x.long(), steps, empty, lambda f, e: f * vocabulary + e))
-
-        keys, groups = self._meetings.get(tensors, meetings)
-        self._memory.put(tensors, groups)
-        self._declare_table(keys)
-        table = self.translation_probs.detach()
-        for _ in range(self.num_warm_up):
-            law = IndependentAlignment(self._as_lexicon(table), source, sizes, steps, x.shape[1], memory=self._memory)
-            table = self._table(law.expected_counts(x, torch.ones_like(table[:1])))
-        self.declare("translation_probs", table, constraints.nonnegative)
-        self._arrange(sizes, steps)
-
-    def _arrange(self, source_lengths: Tensor, lengths: Tensor) -> None:
-        """Declare what else the model has for sentences of these lengths."""
-
-    def _declare_table(self, keys: Tensor) -> None:
-        rows, columns = (self.num_source_words or 0) + 1, self.num_target_words or 0
-        self.pairs = Cooccurrences(keys, rows, columns)
-        start = self.pairs.shares.to(torch.get_default_dtype()) / columns
-        self.declare("translation_probs", start, constraints.nonnegative)
-
-    def _lexicon(self, source: Tensor) -> Lexicon:
-        return self._as_lexicon(self.translation_probs)
-
-    def _as_lexicon(self, table: Tensor) -> SparseLexicon:
-        return SparseLexicon(table, self.pairs)
-
-    def _maximisers(self) -> dict[str, Any]:
-        return {"m_step": self._maximise, "log_prior": self._log_prior}
-
-    def _maximise(self, law: AlignedSentence, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """The M-step, from sentences and how often each counts."""
-        return self._solve(law.expected_counts(x, weights))
-
-    def _solve(self, counts: Counts) -> dict[str, Tensor]:
-        return {"translation_probs": self._table(counts)}
-
-    def _table(self, counts: Counts) -> Float[Tensor, " values"]:
-        return self.pairs.normalise(counts.words + self.smoothing * self.pairs.shares.to(counts.words))
-
-    def _log_prior(self) -> Float[Tensor, ""]:
-        """Log-density of the parameters, nats, up to a constant."""
-        if not self.smoothing:
-            return torch.zeros(())
-        shares = self.pairs.shares
-        logs = self._as_lexicon(self.translation_probs.double()).log_probs
-        return self.smoothing * torch.where(shares > 0, shares * logs, 0.0).sum()
-
-    def _pseudo_count(self, name: str, value: Any) -> float:
-        if isinstance(value, (bool, str)) or not 0 <= value < torch.inf:
-            raise ValueError(f"{self._name}: expected {name} >= 0, a pseudo-count; got {value!r}.")
-        return float(value)

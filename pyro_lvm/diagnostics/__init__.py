@@ -1,9 +1,19 @@
 """Looking at fits: ArviZ data, comparison tables, aligned labels, pictures."""
 
+from pyro_lvm.diagnostics.accuracy import many_to_one
 from pyro_lvm.diagnostics.alignment import alignment_error_rate, alignment_scores, symmetrise
 from pyro_lvm.diagnostics.arviz import to_arviz
 from pyro_lvm.diagnostics.compare import compare
 from pyro_lvm.diagnostics.psis import pareto_k
 from pyro_lvm.diagnostics.table import Table
 
-__all__ = ["Table", "alignment_error_rate", "alignment_scores", "compare", "pareto_k", "symmetrise", "to_arviz"]
+__all__ = [
+    "Table",
+    "alignment_error_rate",
+    "alignment_scores",
+    "compare",
+    "many_to_one",
+    "pareto_k",
+    "symmetrise",
+    "to_arviz",
+]

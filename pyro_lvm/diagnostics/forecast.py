@@ -18,7 +18,6 @@ from torch import Tensor
 from pyro_lvm.diagnostics.impute import answer
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, common_states, possible_rows, thinned
 from pyro_lvm.diagnostics.paths import Draws, chains_of, discrete_kinds, ordered
-from pyro_lvm.ops import chains
 from pyro_lvm.training.arguments import Arguments
 from pyro_lvm.training.labels import labels_of
 from pyro_lvm.training.sequences import LENGTHS, along_steps
@@ -64,6 +63,9 @@ def forecast(fit: Fit, arguments: Arguments, steps: int, count: int, covariates:
             f"forecast: expected a model with one hidden Markov site; got {', '.join(hidden) or 'none'}. "
             "Observe sequences by lvm.distributions.HMM."
         )
+    if arguments.main.dim() < 2:
+        shape = tuple(arguments.main.shape)
+        raise ValueError(f"forecast: expected sequences of shape (n, T, ...); got {shape}. Pass a list of one.")
     draws = thinned(fit, AVERAGED_DRAWS)
     order = common_states(fit, arguments, draws)
     with torch.random.fork_rng(), possible_rows(fit, arguments):
@@ -89,7 +91,7 @@ def _at_once(fit: Fit, longer: Arguments, place: Tensor, draws: Draws, order: Te
         states = states + ordered(table, None if order is None else order[where], 1).sum(0)
         for law, weights in zip(chain.laws, table, strict=True):
             mean = mean + _expected(law, chain.value, weights, place)
-        future = _future(chains.sample(*chain.tables, num_samples=times).unsqueeze(-1), place, 1).squeeze(-1)
+        future = _future(chain.sample(times).unsqueeze(-1), place, 1).squeeze(-1)
         paths.append(future)
         samples.append(torch.stack([_emitted(law, future[:, s], place) for s, law in enumerate(chain.laws)], 1))
     drawn = [torch.cat(parts, 1).flatten(0, 1)[:count] for parts in (samples, paths)]
@@ -121,8 +123,8 @@ def _step_by_step(
             rows = _filled(longer, one[-1].samples[0], place)
         ((_, sites),) = chains_of(fit, rows, [given])
         (chain,) = sites.values()
-        path = chains.sample(*chain.tables, num_samples=1)[0, 0]
-        path = _future(path.unsqueeze(-1), place - torch.arange(steps - 1, -1, -1), 1).squeeze(-1)
+        path = chain.sample(1)[0, 0]
+        path = _future(path.unsqueeze(-1), place - torch.arange(steps - 1, -1, -1, device=place.device), 1).squeeze(-1)
         tables = [torch.cat([getattr(o, name) for o in one], 1) for name in ("states", "mean")]
         samples = torch.cat([o.samples[0] for o in one], 1)
         parts.append([t.unflatten(0, (times, n)) for t in (*tables, samples, path)])

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import draw_responsibilities
 from pyro_lvm.diagnostics.paths import chains_of, discrete_kinds
+from pyro_lvm.distributions.state_laws import exact_log_probs
 from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.handlers.hidden_states import states_of
 from pyro_lvm.infer.factors import Factor, trace_factors
@@ -189,13 +190,16 @@ def _axes_of_components(
 def _axes_of_states(chain: Factor, leaves: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Where parameters of a hidden Markov site are indexed by its states, the previous and the next one."""
     states = chain.fn.num_states
-    initial, transition, emission = chain.fn.tables(chain.value)
+    laws = [(exact_log_probs(law.fn), law) for law in chain.fn.laws.values()]
+    emission = chain.fn.tables(chain.value)[2]
+    by_state = [(table.select(-1 - law.given, 0), law.of_states) for table, law in laws if law.given]
     axes: dict[str, tuple[int, ...]] = {}
     for name, leaf in leaves.items():
         found: set[int] = set()
-        if _gradient(initial, leaf) is not None and leaf.dim() and leaf.shape[-1] == states:
-            found.add(leaf.dim() - 1)
-        for table, moves in ((transition.select(-2, 0), True), (emission.select(-1, 0), False)):
+        for table, law in laws:
+            if not law.given and _gradient(table, leaf) is not None and leaf.dim() and leaf.shape[-1] == states:
+                found.add(leaf.dim() - 1)
+        for table, moves in (*by_state, (emission.select(-1, 0), False)):
             uneven = torch.linspace(1, 2, table.shape[-1]).to(table)  # else a normalised law's gradient may vanish
             gradient = _gradient(torch.where(table.isfinite(), table, 0.0) * uneven, leaf)
             axis = None if gradient is None else _only_axis(gradient, states)

@@ -45,9 +45,9 @@ class Chains:
     Attributes:
         laws: The site's distribution under each draw.
         value: What it observes, batch + (T,) + event.
-        initial: Log-probabilities of the first state, (s,) + batch + (K,), nats.
-        transition: Log-probabilities of transitions, (s,) + batch + (1 or T - 1, K, K), nats.
-        emission: Log-densities of steps by state, (s,) + batch + (T, K), nats.
+        initial: Log-probabilities of the chain's first position, (s,) + batch + (S,), nats; mostly S = K.
+        transition: Log-probabilities of moves, (s,) + batch + (1 or T - 1, S, S), nats.
+        emission: Log-densities of steps by position, (s,) + batch + (T, S), nats.
         lengths: Steps of every sequence, batch; None if all are alike.
         weights: Posterior of the program's other discrete sites, which make up the leading axes of the batch, (s,) +
             batch; None if there are none.
@@ -76,9 +76,29 @@ class Chains:
             NonFiniteLoss: A sequence has probability zero.
         """
         found = chains.smooth(*self.tables, pairwise=pairwise)
-        if not bool(torch.isfinite(found.log_likelihood).all()):
-            raise NonFiniteLoss("a sequence has probability zero.")
-        return self._averaged(found.marginals, 2), self._averaged(found.transitions, 3 if pairwise else 2)
+        _require_possible(found.log_likelihood)
+        law = self.laws[-1]
+        marginals, moves = law.collect(found.marginals), law.collect(law.collect(found.transitions), -2)
+        return self._averaged(marginals, 2), self._averaged(moves, 3 if pairwise else 2)
+
+    def viterbi(self) -> Tensor:
+        """Most probable paths, (s,) + batch + (T,); -1 in padding.
+
+        Raises:
+            NonFiniteLoss: A sequence has probability zero.
+        """
+        paths, log_joint = chains.viterbi(*self.tables)
+        _require_possible(log_joint)
+        return self.laws[-1].states_on(paths)
+
+    def sample(self, num_samples: int) -> Tensor:
+        """Paths drawn from their posteriors, (num_samples, s) + batch + (T,); -1 in padding.
+
+        Raises:
+            NonFiniteLoss: A sequence has probability zero.
+        """
+        _require_possible(chains.log_likelihood(*self.tables))
+        return self.laws[-1].states_on(chains.sample(*self.tables, num_samples=num_samples))
 
     def _averaged(self, table: Tensor, trailing: int) -> Tensor:
         """Sum out the program's other discrete sites."""
@@ -89,6 +109,11 @@ class Chains:
         )
         weighted = weights.reshape(*weights.shape, *[1] * trailing) * table
         return weighted.flatten(1, self.weights.dim() - 2).sum(1)
+
+
+def _require_possible(log_probability: Tensor) -> None:
+    if not bool(torch.isfinite(log_probability).all()):
+        raise NonFiniteLoss("a sequence has probability zero.")
 
 
 def discrete_kinds(fit: Fit, arguments: Arguments) -> tuple[list[str], list[str]]:
@@ -213,7 +238,7 @@ def decoded(fit: Fit, arguments: Arguments, draws: Draws, order: Tensor | None =
     for where, sites in chains_of(fit, arguments, draws):
         for name, chain in sites.items():
             if len(draws) == 1 and chain.weights is None:
-                single[name] = chains.viterbi(*chain.tables)[0][0]
+                single[name] = chain.viterbi()[0]
                 continue
             states, pairs = chain.smooth(pairwise=True)
             rank = None if order is None else order[where]
@@ -233,7 +258,7 @@ def drawn(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dict[str,
     paths: dict[str, list[Tensor]] = {}
     for _, sites in chains_of(fit, arguments, draws):
         for name, chain in sites.items():
-            paths.setdefault(name, []).append(chains.sample(*chain.tables, num_samples=times))
+            paths.setdefault(name, []).append(chain.sample(times))
     return {name: torch.cat(parts, 1).flatten(0, 1)[:count] for name, parts in paths.items()}
 
 

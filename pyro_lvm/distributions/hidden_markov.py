@@ -166,7 +166,7 @@ class HMM(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> HMM:
         """The same law over a larger batch."""
         new = type(self).__new__(type(self)) if _instance is None else _instance
-        new.__dict__.update(vars(self))
+        new.__dict__.update(self.__dict__)
         TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new

@@ -18,11 +18,13 @@ class StateLaw(NamedTuple):
         fn: Batch + (steps, if `timed`) + given states.
         given: Number of axes of the batch, its last, that are given states: 1 for transitions.
         timed: Whether the batch has an axis of steps (of size 1 if all are alike) before those.
+        of_states: Whether its own values are states too.
     """
 
     fn: dist.Categorical
     given: int = 0
     timed: bool = False
+    of_states: bool = True
 
 
 def built_from(law: Any) -> str:

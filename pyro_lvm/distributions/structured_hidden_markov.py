@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_lvm.distributions.hidden_markov import HMM
 from pyro_lvm.distributions.state_laws import StateLaw, exact_log_probs
 
-__all__ = ["FactorialHMM", "HiddenSemiMarkov"]
+__all__ = ["FactorialHMM", "HiddenSemiMarkov", "split_states"]
 
 
 class _AssembledHMM(HMM):
@@ -43,8 +43,8 @@ class FactorialHMM(_AssembledHMM):
     .. math:: p(x, z) = \prod_m \Bigl(\pi_{m, z_{m1}} \prod_{t>1} A_{m, z_{m,t-1}, z_{mt}}\Bigr)
         \prod_t p(x_t \mid z_{1t}, \dots, z_{Mt})
 
-    As a hidden Markov law its state is that of all chains together, numbered with the last chain's counting fastest, out
-    of :math:`S = K_1 \cdots K_M`; `split` and `join` translate. The exact posterior takes time in proportion to
+    As a hidden Markov law its state is that of all chains together, numbered with the last chain's counting fastest,
+    out of :math:`S = K_1 \cdots K_M`; `split` and `join` translate. The exact posterior takes time in proportion to
     :math:`S^2`.
 
     ==================  =============================================  =================================
@@ -111,11 +111,7 @@ class FactorialHMM(_AssembledHMM):
 
     def split(self, states: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape m"]:
         """The state of every chain, along a new last axis, of joint states; -1 remains."""
-        digits = []
-        for size in reversed(self.sizes):
-            digits.append(torch.where(states >= 0, states % size, -1))
-            states = torch.where(states >= 0, states.div(size, rounding_mode="floor"), -1)
-        return torch.stack(digits[::-1], -1)
+        return split_states(states, self.sizes)
 
     def join(self, states: Int[Tensor, "*shape m"]) -> Int[Tensor, "*shape"]:
         """Joint states of those of every chain; -1 where one of them is."""
@@ -188,8 +184,8 @@ class HiddenSemiMarkov(_AssembledHMM):
         k = initial_probs.shape[-1]
         if transition_probs.dim() < 2 or transition_probs.shape[-2:] != (k, k):
             raise ValueError(
-                f"HiddenSemiMarkov: expected transition_probs to end in ({k}, {k}), as there are {k} initial_probs; got "
-                f"shape {tuple(transition_probs.shape)}."
+                f"HiddenSemiMarkov: expected transition_probs to end in ({k}, {k}), as there are {k} initial_probs; "
+                f"got shape {tuple(transition_probs.shape)}."
             )
         if duration_probs.dim() < 2 or duration_probs.shape[-2] != k or not duration_probs.shape[-1]:
             raise ValueError(
@@ -200,7 +196,7 @@ class HiddenSemiMarkov(_AssembledHMM):
         self.small = {
             "initial": StateLaw(dist.Categorical(initial_probs, validate_args=validate)),
             "transition": _moves(transition_probs, options),
-            "duration": StateLaw(dist.Categorical(duration_probs, validate_args=validate), 1),
+            "duration": StateLaw(dist.Categorical(duration_probs, validate_args=validate), 1, of_states=False),
         }
         self.max_duration = int(duration_probs.shape[-1])
         self.state_of = torch.arange(k, device=initial_probs.device).repeat_interleave(self.max_duration)
@@ -217,6 +213,20 @@ class HiddenSemiMarkov(_AssembledHMM):
         counted = counted.scatter(-1, lasting.unsqueeze(-1) - 1, 0.0)
         counted = counted.expand(*entered.shape[:-2], k, d - 1, k * d)
         return initial, torch.cat([entered.unsqueeze(-2), counted], -2).flatten(-3, -2)
+
+
+def split_states(states: Int[Tensor, "*shape"], sizes: Sequence[int]) -> Int[Tensor, "*shape m"]:
+    """Joint states as one state for each of several spaces, the last counting fastest; -1 remains.
+
+    Args:
+        states: Joint states.
+        sizes: Numbers of states of the spaces.
+    """
+    digits = []
+    for size in reversed(sizes):
+        digits.append(torch.where(states >= 0, states % size, -1))
+        states = torch.where(states >= 0, states.div(size, rounding_mode="floor"), -1)
+    return torch.stack(digits[::-1], -1)
 
 
 def _moves(probs: Tensor, options: dict[str, Any]) -> StateLaw:

@@ -14,7 +14,7 @@ from pyro_lvm.distributions.normal_rows import check_real_columns, covariance_pr
 from pyro_lvm.distributions.rows import Kind, RowFamily
 from pyro_lvm.ops.clusters import member_moments
 
-__all__ = ["StudentTRows"]
+__all__ = ["START", "StudentTRows"]
 
 COVARIANCES = ("full", "diag")
 

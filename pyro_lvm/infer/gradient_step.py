@@ -63,7 +63,7 @@ class GradientStep:
                 loss = -torch.stack(terms).sum() / scale
             gradients = torch.autograd.grad(loss, targets, allow_unused=True)
             for target, gradient in zip(targets, gradients, strict=True):
-                target.grad = torch.zeros_like(target) if gradient is None else gradient
+                target.grad = torch.zeros_like(target) if gradient is None else gradient.contiguous()
             return loss.detach()
 
         if self.make is None:

@@ -8,7 +8,21 @@ from torch import Tensor
 
 from pyro_lvm.ops.missing import column_moments
 
-__all__ = ["member_regressions"]
+__all__ = ["centre_and_spread", "member_regressions"]
+
+
+def centre_and_spread(
+    covariates: Float[Tensor, "n q"], counts: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, " q"], Float[Tensor, " q"]]:
+    """Means and standard deviations of covariates; 1 in place of that of a constant one.
+
+    Args:
+        covariates: Shape (n, q).
+        counts: How often each row counts, shape (n,).
+    """
+    centre, variance = column_moments(covariates, counts)
+    rounding = 8 * torch.finfo(covariates.dtype).eps * centre.abs()
+    return centre, torch.where(variance.sqrt() > rounding, variance.sqrt(), 1.0)
 
 
 def member_regressions(
@@ -27,9 +41,7 @@ def member_regressions(
     known = ~x.isnan().any(-1)
     x, covariates, members = x[known], covariates[known], members[known]
     q, every = covariates.shape[1], members.sum(1)
-    centre, variance = column_moments(covariates)
-    rounding = 8 * torch.finfo(x.dtype).eps * centre.abs()
-    spread = torch.where(variance.sqrt() > rounding, variance.sqrt(), 1.0)
+    centre, spread = centre_and_spread(covariates, every)
     design = torch.nn.functional.pad((covariates - centre) / spread, (0, 1), value=1.0)
     # a cluster of few rows borrows as many of the regression through all rows as that has columns
     identity = torch.eye(q + 1).to(x)
@@ -39,7 +51,7 @@ def member_regressions(
     moment = torch.einsum("nk,ni,nd->kid", members, design, x) + shared
     solution = torch.linalg.solve(gram, moment)
     residual = x.unsqueeze(1) - torch.einsum("ni,kid->nkd", design, solution)
-    overall = every @ (x - design @ shared).square() / every.sum() + 1e-6 * column_moments(x)[1]
+    overall = every @ (x - design @ shared).square() / every.sum() + 1e-6 * column_moments(x, every)[1]
     weight = members.sum(0).unsqueeze(-1)
     squared = (torch.einsum("nk,nkd->kd", members, residual.square()) + (q + 1) * overall) / (weight + q + 1)
     slopes = solution[:, :-1].mT / spread

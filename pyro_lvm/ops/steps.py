@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Steps", "check_lengths"]
+__all__ = ["Steps", "check_lengths", "checked_covariates"]
 
 
 def check_lengths(caller: str, lengths: Any, rows: int, steps: int | None = None) -> None:
@@ -38,6 +38,34 @@ def check_lengths(caller: str, lengths: Any, rows: int, steps: int | None = None
             f"{expected}, at most the {steps} steps of x; got {int(lengths[long[0]])} for sequence {long[0]}. "
             "Pad x, or correct the length."
         )
+
+
+def checked_covariates(caller: str, covariates: Any, rows: Any, width: int | None) -> Tensor:
+    """Covariates of sequences, of the right shape.
+
+    Args:
+        caller: Who asks, for errors.
+        covariates: What was given.
+        rows: Numbers of sequences and of steps; None where it is not known.
+        width: Number of covariates; None if it is not known.
+
+    Raises:
+        ValueError: There are none, or they have another shape.
+    """
+    wanted = (*rows, width)
+    shown = ", ".join(str(size or name) for size, name in zip(wanted, "nTq", strict=True))
+    if covariates is None:
+        raise ValueError(
+            f"{caller}: expected covariates of shape ({shown}); got none. "
+            "Pass a dict of both, {'x': x, 'covariates': u}; to sample(n, covariates=u)."
+        )
+    covariates = torch.as_tensor(covariates)
+    shape = tuple(covariates.shape)
+    if len(shape) != 3 or any(want not in (None, got) for want, got in zip(wanted, shape, strict=True)):
+        raise ValueError(
+            f"{caller}: expected covariates of shape ({shown}); got {shape}. Give one row of them for each step of x."
+        )
+    return covariates
 
 
 @dataclass(frozen=True)

@@ -138,9 +138,12 @@ def _log_density(site: dict[str, Any]) -> Tensor:
         return fn.log_prob(value, *site["args"], **site["kwargs"])
     initial, transition, emission = fn.tables(value)
     lengths = [value.shape[1]] * len(value) if fn.lengths is None else fn.lengths.tolist()
-    return torch.stack(
-        [all_paths(initial, transition, e[:t]).log_likelihood for e, t in zip(emission, lengths, strict=True)]
+    batch = emission.shape[:1]
+    chains = zip(
+        initial.expand(*batch, -1), transition.expand(*batch, *transition.shape[-3:]), emission, lengths, strict=True
     )
+    found = [all_paths(first, moves[: max(1, t - 1)], e[:t]) for first, moves, e, t in chains]
+    return torch.stack([paths.log_likelihood for paths in found])
 
 
 def parameters(model: Callable, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

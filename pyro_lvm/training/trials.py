@@ -36,9 +36,10 @@ def choose_start(model: Model, initialize: Callable[..., None], inference: Infer
         model: A model at its first start; all that its `starts` asks for is tried, five draws or more together.
         initialize: Draws a start anew.
         inference: Untrained, monotone, for all rows; it is copied.
-        arguments: The rows; of more than 4096, the model stays at its first draw.
+        arguments: The rows; of more than 4096, or of sequences of more steps, the model stays at its first draw.
     """
-    if arguments.num_rows > ROWS:
+    rows = arguments.num_rows if arguments.layout is None else arguments.main.shape[:2].numel()
+    if rows > ROWS:
         return  # drawing costs more than many steps
     kinds: tuple[dict[str, Any], ...] = getattr(model, "starts", ({},))
     before = torch.get_rng_state()

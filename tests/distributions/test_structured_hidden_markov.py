@@ -141,12 +141,9 @@ def test_lengths_known_states_and_batches(kind: tuple) -> None:
     law = make(lengths=lengths).clamp(states)
     for n, value in enumerate(law.log_prob(x)):
         seen = x[n, : lengths[n]]
-        terms = [
-            w
-            for w, path, _ in stories(seen)
-            if all(k in (-1, z) for k, z in zip(states[n].tolist(), path, strict=False))
-        ]
-        torch.testing.assert_close(value, torch.tensor(terms).logsumexp(0), rtol=1e-10, atol=1e-10)
+        known = states[n].tolist()
+        fits = [w for w, path, _ in stories(seen) if all(k in (-1, z) for k, z in zip(known, path, strict=False))]
+        torch.testing.assert_close(value, torch.tensor(fits).logsumexp(0), rtol=1e-10, atol=1e-10)
     wide = make(num_steps=STEPS).expand((3,))
     assert type(wide) is type(law)
     torch.testing.assert_close(wide.log_prob(x), make().log_prob(x))
@@ -300,7 +297,7 @@ def test_joint_states_split_and_join() -> None:
         (lambda: FactorialHMM(FIRST, MOVES, dist.Normal(MEANS, 1.0)), "expected emission over 6 states"),
         (
             lambda: HiddenSemiMarkov(BEGIN, MOVES[0], LAST, dist.Normal(MEANS, 1.0)),
-            r"transition_probs to end in \(3, 3",
+            r"probs to end in \(3, 3",
         ),
         (lambda: HiddenSemiMarkov(BEGIN, FOLLOW, LAST[0], dist.Normal(MEANS, 1.0)), "duration_probs of shape"),
         (lambda: HiddenSemiMarkov(BEGIN, FOLLOW, LAST[:, :0], dist.Normal(MEANS, 1.0)), "duration_probs of shape"),
