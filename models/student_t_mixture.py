@@ -37,8 +37,7 @@ class StudentTMixture(RealMixture):
     With "diag" the columns of a component are independent t variables, so that one wild entry leaves the rest of its
     row alone; with "full" a row is wild as a whole. The scale, squared, is in the units of a variance.
 
-    Of rows whose tails are nearly normal, EM learns the degrees of freedom slowly, up to 320, where the law is the
-    normal but for a total variation of 0.001; `lvm.infer.EM(acceleration="squarem")` gets there many times faster.
+    Degrees of freedom are learned up to 320, where the law is the normal but for a total variation of 0.001.
 
     Args:
         num_components: K >= 1.

@@ -97,7 +97,8 @@ def _still_selects(use: Use, tensor: Tensor, parameter: Parameter) -> bool:
     with torch.no_grad():
         expected = use.blocks.read(parameter.value.detach())
         found = use.view.encode(tensor.detach())
-        return torch.allclose(found, expected.to(found.dtype), rtol=1e-4, atol=0.0, equal_nan=True)
+        expected = expected.to(found.dtype)
+        return torch.equal(found, expected) or torch.allclose(found, expected, rtol=1e-4, atol=0.0, equal_nan=True)
 
 
 def _add_uses(plans: dict[str, ParameterPlan], factor: Factor, expectation: Expectation) -> None:

@@ -47,13 +47,17 @@ class Statistics(dict[str, Tensor]):
 
     Attributes:
         CONSTANT: Names of entries that are not sums over rows.
+        rows: Distribution, value and weights that they were made of, for `Argument.late`; None if averaged since.
     """
 
     CONSTANT: ClassVar[frozenset[str]] = frozenset({"centre", "floor"})
 
-    def __init__(self, cells: torch.Size, **statistics: Tensor) -> None:
+    def __init__(
+        self, cells: torch.Size, rows: tuple[Any, Tensor, Tensor] | None = None, /, **statistics: Tensor
+    ) -> None:
         super().__init__(statistics)
         self.cells = cells
+        self.rows = rows
 
 
 def _same(value: Tensor) -> Tensor:
@@ -131,6 +135,8 @@ class Argument:
         views: The ways in which a parameter can be read off.
         event_dim: Dimensions of one block.
         same_cells: A cheaper pair of accumulate and solve, valid if no two cells share a block.
+        late: A better pair of accumulate and solve, which goes back to `Statistics.rows` with the other arguments'
+            new values (ECME); taken where the rows are there.
         conjugate: Conjugate priors, by name of a view and class of the prior.
         feasible: Moves sums that put a mode outside of the support (pseudo-counts below zero) to its boundary.
         rescale: What accumulated tensors become where the argument is a constant times the parameter.
@@ -145,6 +151,7 @@ class Argument:
     views: tuple[View, ...]
     event_dim: int = 0
     same_cells: tuple[Accumulate, Solve] | None = None
+    late: tuple[Accumulate, Solve] | None = None
     conjugate: dict[tuple[str, type], Conjugate] = field(default_factory=dict, hash=False)
     feasible: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
     rescale: Callable[[tuple[Tensor, ...], Tensor], tuple[Tensor, ...]] | None = None

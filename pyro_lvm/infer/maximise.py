@@ -49,7 +49,8 @@ def maximise(
                 sites.move(site, change)
         for entries in groups(plan):
             joint = _joint(entries)
-            for _ in range(1 if joint else max(use.form.sweeps for entry in entries for use in entry.uses)):
+            sweeps = 1 if joint else max(use.form.sweeps for entry in entries for use in entry.uses)
+            for sweep in range(1, sweeps + 1):
                 old = [values[entry.name] for entry in entries]
                 if joint:
                     new = _solve_jointly(joint, entries, old, sites)
@@ -59,7 +60,9 @@ def maximise(
                     for entry in entries:
                         values[entry.name] = sites.update(entry, _solve(entry, values[entry.name], sites))
                 now = [values[entry.name] for entry in entries]
-                if all(torch.allclose(a, b, rtol=1e-12, atol=0.0) for a, b in zip(old, now, strict=True)):
+                if sweep == sweeps or all(
+                    torch.allclose(a, b, rtol=1e-12, atol=0.0) for a, b in zip(old, now, strict=True)
+                ):
                     break
         return values
 
@@ -232,6 +235,8 @@ def _solve(entry: ParameterPlan, old: Tensor, sites: Sites) -> Tensor:
         and first.blocks.padded(cells) == cells
     ):
         accumulate, solve = argument.same_cells
+    if argument.late is not None and all(sites[use.site].statistics.rows is not None for use in entry.uses):
+        accumulate, solve = argument.late
     return _write(first, solve(*_feasible(entry, sums_of(entry, sites, accumulate))), old)
 
 

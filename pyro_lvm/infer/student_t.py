@@ -11,11 +11,15 @@ With a latent precision for every row, :math:`u \sim \mathrm{Gamma}(\nu/2, \nu/2
 
 so location and scale are those of a normal whose rows weigh :math:`\mathrm{E}[u]` more, and the degrees of freedom
 solve :math:`\log(\nu/2) - \psi(\nu/2) + 1 + \overline{\mathrm{E}[\log u] - \mathrm{E}[u]} = 0`. Since :math:`u` is
-latent too, one M-step raises the expected log-density of the t law and does not maximise it.
+latent too, one M-step raises the expected log-density of the t law and does not maximise it; by that equation the
+degrees of freedom creep. Where the rows are at hand they are found by the t law itself instead, at the new location
+and scale (ECME): u is then no latent variable of theirs, and the expected log-density rises all the same.
 
 References:
     D. Peel, G. McLachlan (2000), Robust mixture modelling using the t distribution, Statistics and Computing 10,
         equations 21 to 31.
+    C. Liu, D. Rubin (1994), The ECME algorithm: a simple extension of EM and ECM with faster monotone convergence,
+        Biometrika 81(4). (1995), ML estimation of the t distribution using EM and its extensions, Statistica Sinica 5.
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ __all__ = ["AugmentedForm"]
 LEAST = 1e-2
 # With more than this a t law is the normal but for a total variation of 0.31 / df < 1e-3, and learning them drifts.
 MOST = 320.0
+# Steps of log df at which the slope is looked at: fine near by, so that a maximum is found to its square.
+LADDER = (-3.0, -0.5, -0.05, 0.0, 0.05, 0.5, 3.0)
 
 
 class AugmentedForm(ClosedForm):
@@ -87,7 +93,47 @@ def _of_weighted_normal(
     full = torch.broadcast_shapes(normal.batch_shape, value.shape[: value.dim() - event], weights.shape)
     count = sum_to(found.cells, full, weights)
     most = count * _most(df)
-    return Statistics(found.cells, **found, count=count, gap=sum_to(found.cells, full, weights, gap), most=most)
+    gap = sum_to(found.cells, full, weights, gap)
+    return Statistics(found.cells, (normal, value, weights), **found, count=count, gap=gap, most=most)
+
+
+def _slopes(statistics: Statistics, now: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """Derivatives of the expected log-density by log v on a ladder about the present v; counts; count times v, most."""
+    normal, value, weights = statistics.rows  # type: ignore[misc]
+    df, d = now["df"].double(), math.prod(normal.event_shape)
+    full = torch.broadcast_shapes(normal.batch_shape, value.shape[: value.dim() - len(normal.event_shape)])
+    if "scale matrix" in now:
+        distance = _distance(
+            value.double(), now["loc"].double(), torch.linalg.cholesky(now["scale matrix"]).double(), full
+        )
+    else:
+        distance = (value.double() - now["loc"]).square() / now["squared scale"]
+    found = []
+    for step in LADDER:
+        v = _rung(df, step, _most(df))
+        slope = torch.digamma((v + d) / 2) - torch.digamma(v / 2) - d / v - torch.log1p(distance / v)
+        slope = 0.5 * v * (slope + (v + d) / v * distance / (v + distance))
+        found.append(sum_to(statistics.cells, full, weights, slope))
+    count = statistics["count"]
+    return torch.stack(found, -1), count, count * df, statistics["most"]
+
+
+def _rung(df: Tensor, step: float, most: Tensor) -> Tensor:
+    return (df * math.exp(step)).clamp_min(LEAST).minimum(most)
+
+
+def _climb(slopes: Tensor, total: Tensor, df: Tensor, most: Tensor) -> Tensor:
+    """Where the slope first vanishes uphill of the present degrees of freedom, linear between rungs; else the last."""
+    df, most, half = df / total, most / total, len(LADDER) // 2
+    rungs = torch.stack([_rung(df, step, most).log() for step in LADDER], -1)
+    down = slopes[..., half : half + 1] < 0
+    rungs = torch.where(down, rungs.flip(-1), rungs)[..., half:]
+    slopes = torch.where(down, -slopes.flip(-1), slopes)[..., half:]
+    over = (slopes <= 0).double()
+    last = torch.where(over.any(-1), over.argmax(-1), half).clamp_min(1).unsqueeze(-1)
+    (low, high), (a, b) = ((t.gather(-1, last - 1), t.gather(-1, last)) for t in (rungs, slopes))
+    share = torch.where(b < 0, a / (a - b), 1.0)
+    return torch.where(total > 0, (low + share * (high - low)).squeeze(-1).exp(), torch.nan)
 
 
 _DF = Argument(
@@ -96,6 +142,7 @@ _DF = Argument(
     lambda s, now: (s["gap"], s["count"], s["most"]),
     _degrees_of_freedom,
     (View("df"), View("log df", torch.log, torch.exp)),
+    late=(_slopes, _climb),
 )
 
 
