@@ -37,7 +37,7 @@ class StudentTMixture(RealMixture):
     With "diag" the columns of a component are independent t variables, so that one wild entry leaves the rest of its
     row alone; with "full" a row is wild as a whole. The scale, squared, is in the units of a variance.
 
-    Degrees of freedom are learned up to 320, where the law is the normal but for a total variation of 0.001.
+    Degrees of freedom are learned up to 200, where the law is the normal but for a total variation of 0.002.
 
     Args:
         num_components: K >= 1.
