@@ -57,7 +57,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "HMM": {"smoothing": 0.01, "null_probability": 0.4, "jump_smoothing": 1.0},
 }
 NEURAL = {"embedding_dim": 64, "hidden_dim": 64, "null_probability": 0.4}
-NEURAL_STEPS, NEURAL_BATCH, NEURAL_RATE = 400, 32, 0.005
+NEURAL_STEPS, NEURAL_BATCH, NEURAL_RATE = 400, 32, 0.01
 GRID = {
     "smoothing": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1),
     "position_smoothing": (0.1, 1.0, 3.0, 10.0),
@@ -121,7 +121,7 @@ def align(make: Callable[[], Any], text: Text, backward: bool, steps: int = STEP
     corpus = lvm.datasets.parallel_corpus(pairs)
     began = time.perf_counter()
     model = make()
-    options: dict[str, Any] = {"inference": lvm.infer.PenalisedEM(), "max_epochs": steps}
+    options: dict[str, Any] = {"inference": lvm.infer.EM(), "max_epochs": steps}
     if isinstance(model, lvm.models.NeuralHMMAlignment):
         svi = lvm.infer.SVI(learning_rate=NEURAL_RATE)
         epochs = math.ceil(NEURAL_STEPS * NEURAL_BATCH / len(pairs))

@@ -248,7 +248,7 @@ def crossover(folder: Path, quick: bool) -> Path:
     """Draw how much faster each algorithm of the kernel is than the sequential one, for one chain and for a hundred."""
     from matplotlib.figure import Figure
 
-    lengths = [2**i for i in range(4, 12 if quick else 17, 2)]
+    lengths = [2**i for i in range(4, 11 if quick else 15, 2)]
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for ax, batch in zip(axes, (1, 100), strict=True):
@@ -262,7 +262,7 @@ def crossover(folder: Path, quick: bool) -> Path:
                 for name, found in seconds.items():
                     call = lambda name=name, tables=tables: chains.smooth(*tables, algorithm=name)  # noqa: E731
                     call()
-                    found.append(min(clock(call) for _ in range(3)))
+                    found.append(min(clock(call) for _ in range(2)))
             for name, line in (("blocked", "-"), ("scan", ":")):
                 ratios = [one / other for one, other in zip(seconds["sequential"], seconds[name], strict=True)]
                 ax.plot(used, ratios, line, color=f"C{colour}", label=f"{name}, {states} states")

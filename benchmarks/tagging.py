@@ -48,7 +48,7 @@ FIGURE = 0.88  # accuracy to reach with all tags known
 LONGEST = 40  # words; padding to the longest sentence would take four times the memory
 STRENGTHS = (1000.0, 10_000.0)
 STEPS = 6
-RUNS = 3
+RUNS, ONE_IN = 3, 100
 STATES, RESTARTS, EPOCHS = 45, 3, 60
 WORD, MOVE = 0.01, 0.1  # added to counts
 
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("sentences from it:", *sentences(fit, vocabulary, train.tag_names, 5), sep="\n  ", flush=True)
 
     begin = time.perf_counter()
-    few, pool = len(train) // 100, short(train)
+    few, pool = len(train) // ONE_IN, short(train)
     print(f"\n{few} of {len(pool):,} sentences tagged")
     print(f"{'':10}{'supervised':>12}{'EM, chosen':>12}{f'EM, {STEPS} steps':>14}")
     rows = []

@@ -58,8 +58,10 @@ class AutoregressiveHMM(HiddenMarkov):
 
     Example:
         >>> import pyro_lvm as lvm
-        >>> lvm.models.AutoregressiveHMM(2, order=2, data_dim=1)(size=3, num_steps=5).shape
-        torch.Size([3, 5, 1])
+        >>> x = lvm.datasets.load("geyser").x
+        >>> fit = lvm.fit(lvm.models.AutoregressiveHMM(2, order=2), x, seed=0, max_epochs=20, progress=False)
+        >>> fit.sample(3, num_steps=5).shape
+        torch.Size([3, 5, 2])
     """
 
     handles_missing: ClassVar[bool] = False

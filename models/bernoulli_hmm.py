@@ -46,8 +46,10 @@ class BernoulliHMM(HiddenMarkov):
 
     Example:
         >>> import pyro_lvm as lvm
-        >>> lvm.models.BernoulliHMM(2, data_dim=4)(size=3, num_steps=5).shape
-        torch.Size([3, 5, 4])
+        >>> x = lvm.datasets.load("eruptions").x
+        >>> fit = lvm.fit(lvm.models.BernoulliHMM(2), x, seed=0, progress=False)
+        >>> round(float(fit.log_likelihood(x)), 2)
+        -126.71
     """
 
     def __init__(

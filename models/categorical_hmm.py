@@ -49,9 +49,10 @@ class CategoricalHMM(HiddenMarkov):
 
     Example:
         >>> import pyro_lvm as lvm
-        >>> model = lvm.models.CategoricalHMM(2, num_categories=4, data_dim=1)
-        >>> model(size=3, num_steps=5).shape
-        torch.Size([3, 5, 1])
+        >>> x = lvm.datasets.load("eruptions").x
+        >>> fit = lvm.fit(lvm.models.CategoricalHMM(2), x, seed=0, max_epochs=20, progress=False)
+        >>> fit.params["probs"].shape
+        torch.Size([2, 1, 2])
     """
 
     def __init__(

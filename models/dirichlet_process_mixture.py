@@ -19,8 +19,13 @@ from torch.distributions import constraints
 from pyro_lvm.distributions import StickBreaking
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.mixture import Priors
+from pyro_lvm.ops.clusters import cluster_moments
+from pyro_lvm.ops.missing import column_moments
 
 __all__ = ["DirichletProcessMixture"]
+
+# What components without a cluster begin with, all together.
+UNUSED = 1e-3
 
 
 class DirichletProcessMixture(GaussianMixture):
@@ -37,6 +42,9 @@ class DirichletProcessMixture(GaussianMixture):
 
     Components that the rows do not need keep their prior and a small weight; the last one takes what is left of the
     stick. Made for `inference="coordinate-ascent"`; SVI and NUTS take it too.
+
+    Coordinate ascent empties components slowly and hardly ever fills empty ones, so where it ends depends on how many
+    it starts with: a fit tries 1, 2, 4, ... T clusters, the other components at their prior, largest cluster first.
 
     Args:
         num_components: Truncation T >= 2: more than are expected.
@@ -79,6 +87,7 @@ class DirichletProcessMixture(GaussianMixture):
         if priors is None or priors is False:
             raise ValueError("DirichletProcessMixture: expected priors; got none. Use GaussianMixture without them.")
         self.concentration = float(concentration)
+        self._num_clusters: int | None = None
         super().__init__(num_components, data_dim, covariance, priors)
         if self.num_components < 2:
             raise ValueError(f"DirichletProcessMixture: expected num_components >= 2; got {num_components}.")
@@ -87,6 +96,42 @@ class DirichletProcessMixture(GaussianMixture):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().config, "concentration": self.concentration}
+
+    @property
+    def starts(self) -> tuple[dict[str, Any], ...]:
+        """Powers of two of clusters, and as many as there are components."""
+        truncation = self.num_components
+        return (*({"num_clusters": 2**i} for i in range((truncation - 1).bit_length())), {})
+
+    def initialize(self, x: Tensor, sample_weights: Tensor | None = None, num_clusters: int | None = None) -> None:
+        """Start from k-means clusters of the rows; other seeds give other starts.
+
+        Args:
+            x: Rows, shape (n, d), NaN where missing.
+            sample_weights: How often each row counts, shape (n,); rows that do not count give no start.
+            num_clusters: Components that start with a cluster, from 1 to T; by default all of them.
+
+        Raises:
+            ValueError: A number of clusters out of range, and all that `GaussianMixture` raises.
+        """
+        if num_clusters is not None and not 1 <= num_clusters <= self.num_components:
+            raise ValueError(
+                f"DirichletProcessMixture: expected num_clusters from 1 to {self.num_components}; got {num_clusters}."
+            )
+        self._num_clusters = num_clusters
+        super().initialize(x, sample_weights)
+
+    def _start(self, x: Tensor, sample_weights: Tensor | None) -> None:
+        clusters = cluster_moments(x, self._num_clusters or self.num_components, sample_weights)
+        order = clusters[0].argsort(descending=True, stable=True)
+        weights, loc, within = (moment[order] for moment in clusters)
+        mean, variance = column_moments(x, sample_weights)
+        rest = self.num_components - len(weights)
+        if rest:
+            share = variance.diag_embed() / self.num_components ** (2 / len(variance))
+            weights = torch.cat([(1 - UNUSED) * weights, weights.new_full((rest,), UNUSED / rest)])
+            loc, within = (torch.cat([a, b.expand(rest, *b.shape)]) for a, b in ((loc, mean), (within, share)))
+        self._declare((mean, variance), weights, loc, within)
 
     def _mixing(self) -> Any:
         return StickBreaking(self.fractions)

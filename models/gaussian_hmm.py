@@ -48,9 +48,10 @@ class GaussianHMM(HiddenMarkov):
 
     Example:
         >>> import pyro_lvm as lvm
-        >>> model = lvm.models.GaussianHMM(2, data_dim=1, covariance="diag")
-        >>> model(size=3, num_steps=5).shape
-        torch.Size([3, 5, 1])
+        >>> x = lvm.datasets.load("geyser").x
+        >>> fit = lvm.fit(lvm.models.GaussianHMM(2), x, seed=0, max_epochs=20, progress=False)
+        >>> fit.predict(x).shape
+        torch.Size([299])
     """
 
     def __init__(

@@ -51,8 +51,10 @@ class GaussianMixtureHMM(HiddenMarkov):
 
     Example:
         >>> import pyro_lvm as lvm
-        >>> lvm.models.GaussianMixtureHMM(2, 3, data_dim=2)(size=3, num_steps=5).shape
-        torch.Size([3, 5, 2])
+        >>> x = lvm.datasets.load("geyser").x
+        >>> fit = lvm.fit(lvm.models.GaussianMixtureHMM(2, 2), x, seed=0, max_epochs=20, progress=False)
+        >>> fit.params["loc"].shape
+        torch.Size([2, 2, 2])
     """
 
     def __init__(

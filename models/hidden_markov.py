@@ -74,10 +74,11 @@ class HiddenMarkov(LatentVariableModel):
 
     Example:
         >>> import torch, pyro.distributions as dist, pyro_lvm as lvm
-        >>> emission = dist.VonMises(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 1.0]))
-        >>> model = lvm.models.HiddenMarkov(2, emission)
-        >>> model(size=1, num_steps=100).shape
-        torch.Size([1, 100, 1])
+        >>> x = lvm.datasets.load("geyser").x[:, :1]
+        >>> emission = dist.Gamma(torch.tensor([60.0, 80.0]), torch.tensor([1.0, 1.0]))
+        >>> fit = lvm.fit(lvm.models.HiddenMarkov(2, emission), x, seed=0, max_epochs=20, progress=False)
+        >>> sorted(fit.params)
+        ['concentration', 'initial_probs', 'rate', 'transition_probs']
     """
 
     sequences: ClassVar[bool] = True
@@ -223,27 +224,18 @@ class HiddenMarkov(LatentVariableModel):
 
     # Checks
 
-    def check(self, x: Tensor) -> None:
-        """Raise a ValueError unless `x` has shape (n, T, d), with the right d and all known entries in the support."""
+    def _check_shape(self, x: Tensor) -> None:
         d = self.data_dim
         if x.dim() != 3 or x.shape[1] == 0 or (d is not None and x.shape[2] != d):
             hint = "Reshape it: sequences, steps, columns."
             if x.dim() == 3:
                 hint = f"Pass data_dim={x.shape[2]}, or give {d} columns." if x.shape[1] else "Leave out empty ones."
             raise ValueError(f"{self._name}: expected x of shape (n, T, {d or 'd'}); got {tuple(x.shape)}. {hint}")
-        bad = ~(self.rows.contains(x) | x.isnan())
-        if bool(bad.any()):
-            row, step, column = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"{self._name}: expected {self.rows.support} in column {column}; got {x[row, step, column].item():g} "
-                f"in step {step} of sequence {row}. {self.rows.other_support}"
-            )
-        known = ~x.isnan()
-        if not self.rows.takes_gaps and bool((known.any(-1) & ~known.all(-1)).any()):
-            raise ValueError(
-                f"{self._name}: expected steps that are known or missing (NaN) as a whole; got some in part. "
-                "Make all of such a step NaN."
-            )
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError unless `x` has shape (n, T, d), with the right d and all known entries in the support."""
+        self._check_shape(x)
+        self.rows.check(self._name, x)
 
     def check_covariates(self, rows: int, lengths: Any = None, **covariates: Any) -> None:
         """Raise a ValueError unless `lengths`, if given, holds one whole number >= 1 for each of the sequences."""
@@ -283,6 +275,7 @@ class HiddenMarkov(LatentVariableModel):
     def _initialize(
         self, x: Tensor, lengths: Tensor | None, sample_weights: Tensor | None, covariates: Tensor | None = None
     ) -> None:
+        self._check_shape(x)
         self.rows.arrange(x.reshape(-1, x.shape[-1]))
         self.check(x)
         steps = Steps.of(self._name, x, lengths, sample_weights)

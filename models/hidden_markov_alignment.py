@@ -91,7 +91,7 @@ class HMMAlignment(TranslationTable):
         self.max_jump = whole_number("HMMAlignment", "max_jump", max_jump)
         self.null_probability = checked_null_probability("HMMAlignment", null_probability)
         self.jump_smoothing = self._pseudo_count("jump_smoothing", jump_smoothing)
-        self._declare_jumps()
+        self._declare_jumps(torch.ones(1))
 
     def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out."""
@@ -100,11 +100,11 @@ class HMMAlignment(TranslationTable):
         return MarkovAlignment(self._lexicon(source), *sentences, *scores, self._memory)
 
     def _arrange(self, source_lengths: Tensor, lengths: Tensor) -> None:
-        self._declare_jumps()
+        self._declare_jumps(self.translation_probs.detach())
 
-    def _declare_jumps(self) -> None:
+    def _declare_jumps(self, like: Tensor) -> None:
         for name, size in (("initial_probs", self.max_jump + 1), ("jump_probs", 2 * self.max_jump + 1)):
-            self.declare(name, torch.full((size,), 1 / size), constraints.simplex)
+            self.declare(name, torch.full((size,), 1 / size).to(like), constraints.simplex)
 
     def _solve(self, counts: Counts) -> dict[str, Tensor]:
         return {

@@ -60,7 +60,7 @@ class IBMModel2(TranslationTable):
         >>> import pyro_lvm as lvm
         >>> corpus = lvm.datasets.phrases()
         >>> fit = lvm.fit(lvm.models.IBMModel2(), corpus, max_epochs=10, progress=False)
-        >>> fit.model.alignment_probs.shape == (10, 10, 11)
+        >>> fit.model.alignment_probs.shape == (9, 9, 10)
         True
     """
 
@@ -84,7 +84,7 @@ class IBMModel2(TranslationTable):
         self.max_source_length = self._size("max_source_length", max_source_length)
         self.max_target_length = self._size("max_target_length", max_target_length)
         if max_source_length is not None and max_target_length is not None:
-            self._declare_positions()
+            self._declare_positions(torch.ones(1))
 
     def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
         """The law of target sentences, alignments summed out."""
@@ -94,11 +94,11 @@ class IBMModel2(TranslationTable):
     def _arrange(self, source_lengths: Tensor, lengths: Tensor) -> None:
         self.max_source_length = self.max_source_length or int(source_lengths.max())
         self.max_target_length = self.max_target_length or int(lengths.max())
-        self._declare_positions()
+        self._declare_positions(self.translation_probs.detach())
 
-    def _declare_positions(self) -> None:
+    def _declare_positions(self, like: Tensor) -> None:
         start = self._possible() / (2 + torch.arange(self.max_source_length or 0).reshape(-1, 1, 1))
-        self.declare("alignment_probs", start.to(torch.get_default_dtype()), constraints.nonnegative)
+        self.declare("alignment_probs", start.to(like), constraints.nonnegative)
 
     def _possible(self) -> Float[Tensor, "lengths targets sources"]:
         """One where a source position is inside of its sentence."""

@@ -51,9 +51,11 @@ class MultinomialHMM(HiddenMarkov):
 
     Example:
         >>> import pyro_lvm as lvm
-        >>> model = lvm.models.MultinomialHMM(2, data_dim=3, total_count=10)
-        >>> model(size=1, num_steps=2).sum(-1)
-        tensor([[10., 10.]])
+        >>> x = lvm.datasets.load("seatbelts").x  # who is hurt, month by month
+        >>> model = lvm.models.MultinomialHMM(2, topology="left-to-right")
+        >>> fit = lvm.fit(model, x, seed=0, progress=False)
+        >>> int((fit.predict(x) == 0).sum())  # months before belts were compulsory
+        169
     """
 
     def __init__(

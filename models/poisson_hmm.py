@@ -46,8 +46,10 @@ class PoissonHMM(HiddenMarkov):
 
     Example:
         >>> import pyro_lvm as lvm
-        >>> lvm.models.PoissonHMM(2, data_dim=1)(size=3, num_steps=5).shape
-        torch.Size([3, 5, 1])
+        >>> x = lvm.datasets.load("earthquakes").x
+        >>> fit = lvm.fit(lvm.models.PoissonHMM(2), x, seed=0, progress=False)
+        >>> [round(rate, 1) for rate in sorted(fit.params["rate"].flatten().tolist())]
+        [15.4, 26.0]
     """
 
     def __init__(

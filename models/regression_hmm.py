@@ -52,10 +52,12 @@ class RegressionHMM(HiddenMarkov):
         M. Fridman (1994), Hidden Markov model regression, IMA preprint 1195.
 
     Example:
-        >>> import torch, pyro_lvm as lvm
-        >>> model = lvm.models.RegressionHMM(2, data_dim=1, covariate_dim=3)
-        >>> model(covariates=torch.randn(5, 10, 3)).shape
-        torch.Size([5, 10, 1])
+        >>> import pyro_lvm as lvm
+        >>> x = lvm.datasets.load("geyser").x
+        >>> data = {"x": x[None, :, 1:], "covariates": x[None, :, :1]}  # durations on waiting times
+        >>> fit = lvm.fit(lvm.models.RegressionHMM(2), data, seed=0, max_epochs=20, progress=False)
+        >>> fit.params["coefficients"].shape
+        torch.Size([2, 1, 1])
     """
 
     def __init__(

@@ -50,8 +50,10 @@ class StudentTHMM(HiddenMarkov):
 
     Example:
         >>> import pyro_lvm as lvm
-        >>> lvm.models.StudentTHMM(2, data_dim=2)(size=3, num_steps=5).shape
-        torch.Size([3, 5, 2])
+        >>> x = lvm.datasets.load("geyser").x
+        >>> fit = lvm.fit(lvm.models.StudentTHMM(2), x, seed=0, max_epochs=20, progress=False)
+        >>> fit.params["degrees_of_freedom"].shape
+        torch.Size([2])
     """
 
     def __init__(

@@ -27,7 +27,8 @@ class TranslationTable(WordAlignment):
         num_source_words: Size of the source vocabulary; taken from the data if None.
         num_target_words: Size of the target vocabulary; taken from the data if None.
         smoothing: Pseudo-count of every pair of words, >= 0: a Dirichlet prior of concentration 1 + `smoothing` on
-            each row of the table, whose mode EM finds. It keeps rare words from attracting what is hard to align.
+            each row of the table, whose mode EM finds. It keeps rare words from attracting what
+            is hard to align.
         num_warm_up: Steps of EM for Model 1 that find the table to start from.
 
     References:

@@ -218,7 +218,8 @@ class WordAlignment(LatentVariableModel):
             raise ValueError(
                 f"{self._name}: expected {name} to hold words, whole numbers from 0 to "
                 f"{'V - 1' if vocabulary is None else vocabulary - 1}; got {words[sentence, place].item():g} in "
-                f"sentence {sentence}, place {place}. Encode sentences by the vocabulary that the model was trained on."
+                f"sentence {sentence}, place {place}. Encode sentences by the vocabulary that the model was trained "
+                "on, or pass its size to the model if not all of its words are in the training data."
             )
 
     def _check_lengths(self, name: str, lengths: Any, rows: int, width: int | None) -> None:

@@ -48,7 +48,7 @@ class Table:
         Raises:
             ValueError: There is no such column.
         """
-        x = read_table(source, keys=() if sequence is None else (sequence,))
+        x = read_table(source, keys=[*(drop or []), *([] if sequence is None else [sequence])])
         taken: dict[str, pd.Series] = {}
         for argument, column in [*columns.items(), *((None, c) for c in drop or []), ("sequence", sequence)]:
             if column is None:

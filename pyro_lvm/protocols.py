@@ -100,6 +100,11 @@ class LatentVariableModel(PyroModule):
     def initialize(self, x: Tensor) -> None:
         """Declare the parameters for rows like `x`, at a start that depends on them and on the random seed."""
 
+    @property
+    def starts(self) -> tuple[dict[str, Any], ...]:
+        """Keyword arguments of `initialize` for the kinds of start that a fit should try, one at least."""
+        return ({},)
+
     @abstractmethod
     def check(self, x: Tensor) -> None:
         """Raise a ValueError if rows `x` do not fit the model."""

@@ -26,7 +26,7 @@ def read_table(source: str, keys: Collection[str] = ()) -> pd.DataFrame:
 
     Args:
         source: A file's path, or the name of an embedded data set.
-        keys: Columns that may hold anything.
+        keys: Columns that may hold anything, as names of sequences.
 
     Raises:
         FileNotFoundError: There is no such file or data set.

@@ -124,7 +124,7 @@ def _step_by_step(
         ((_, sites),) = chains_of(fit, rows, [given])
         (chain,) = sites.values()
         path = chain.sample(1)[0, 0]
-        path = _future(path.unsqueeze(-1), place - torch.arange(steps - 1, -1, -1), 1).squeeze(-1)
+        path = _future(path.unsqueeze(-1), place - torch.arange(steps - 1, -1, -1, device=place.device), 1).squeeze(-1)
         tables = [torch.cat([getattr(o, name) for o in one], 1) for name in ("states", "mean")]
         samples = torch.cat([o.samples[0] for o in one], 1)
         parts.append([t.unflatten(0, (times, n)) for t in (*tables, samples, path)])

@@ -164,3 +164,15 @@ def _(fn: HMM, value: Tensor) -> Tensor:
     trailing = table.dim() - len(fn.emission.batch_shape)
     states = fn.smooth(value).marginals
     return (states.reshape(*states.shape, *[1] * trailing) * table).sum(-1 - trailing)
+
+
+@answer.register
+def _(fn: torch.distributions.MixtureSameFamily, value: Tensor) -> Tensor:
+    component = fn.component_distribution
+    value = value.unsqueeze(value.dim() - len(fn.event_shape))
+    density = component.log_prob(value)
+    known = ~density.isnan()  # of a row of which nothing is known
+    weights = (fn.mixture_distribution.logits + torch.where(known, density, 0.0)).softmax(-1)
+    table = answer(component, value)
+    trailing = table.dim() - len(component.batch_shape)
+    return (weights.reshape(*weights.shape, *[1] * trailing) * table).sum(-1 - trailing)

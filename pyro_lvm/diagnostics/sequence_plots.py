@@ -83,7 +83,8 @@ def states(fit: Fit, x: Any, sequence: int = 0, columns: Sequence[str] | None = 
 def transitions(fit: Fit, x: Any) -> Figure:
     """Probabilities of the next state, row by previous state, as a heat map with numbers.
 
-    Of a posterior their means over draws; of transitions that change with time their means over the steps.
+    Of a posterior their means over draws; of transitions that change with time their means over the steps; of
+    semi-Markov models the shares of moves, stays included, that are expected in the sequences.
 
     Args:
         fit: A fit of a model with one hidden Markov site.
@@ -196,10 +197,15 @@ def _the_path(caller: str, fit: Fit, arguments: Arguments) -> tuple[str, Any]:
 def _mean_transitions(caller: str, fit: Fit, arguments: Arguments) -> Array:
     _, order = _the_path(caller, fit, arguments)
     draws = thinned(fit, AVERAGED_DRAWS)
-    few = arguments.rows(slice(0, 1))
     total = np.zeros(())
-    for where, sites in chains_of(fit, few, draws):
+    for where, sites in chains_of(fit, arguments, draws):
         (chain,) = sites.values()
-        table = ordered(chain.transition.exp(), None if order is None else order[where], 2)
-        total = total + table.flatten(1, -3).mean(1).sum(0).double().cpu().numpy()
+        law = chain.laws[-1]
+        if law.num_positions == law.num_states:
+            table = chain.transition.exp().flatten(1, -3).mean(1)
+        else:  # a chain of more positions than states, as in semi-Markov models: moves as they are expected to occur
+            table = chain.smooth()[1].flatten(1, -3).sum(1)
+            table = table / table.sum(-1, keepdim=True).clamp_min(1e-300)
+        table = ordered(table, None if order is None else order[where], 2)
+        total = total + table.sum(0).double().cpu().numpy()
     return np.asarray(total / len(draws))

@@ -99,6 +99,22 @@ class RowFamily(ABC):
     support: str = "real numbers"
     other_support: str = "Drop or correct it."
 
+    def check(self, caller: str, x: Float[Tensor, "n t d"]) -> None:
+        """Raise a ValueError if a known entry of sequences lies outside of the support, or a gap is not taken."""
+        bad = ~(self.contains(x) | x.isnan())
+        if bool(bad.any()):
+            row, step, column = bad.nonzero()[0].tolist()
+            raise ValueError(
+                f"{caller}: expected {self.support} in column {column}; got {x[row, step, column].item():g} "
+                f"in step {step} of sequence {row}. {self.other_support}"
+            )
+        known = ~x.isnan()
+        if not self.takes_gaps and bool((known.any(-1) & ~known.all(-1)).any()):
+            raise ValueError(
+                f"{caller}: expected steps that are known or missing (NaN) as a whole; got some in part. "
+                "Make all of such a step NaN."
+            )
+
     @abstractmethod
     def check_training(self, caller: str, x: Float[Tensor, "n d"]) -> None:
         """Raise a ValueError if rows are not enough to learn from."""

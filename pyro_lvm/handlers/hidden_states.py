@@ -48,6 +48,8 @@ def clamped_states(site: Any, name: str, given: Tensor, known: Tensor | None) ->
         ValueError: A shape is wrong, or a state is not one of those that there are.
     """
     fn, value = site["fn"], site["value"]
+    if value is not None:
+        given, known = given.to(value.device), None if known is None else known.to(value.device)
     steps = fn.num_steps if value is None else value.shape[-fn.event_dim]
     plates = [0] * max((-frame.dim for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
     for frame in site["cond_indep_stack"]:
@@ -81,7 +83,7 @@ def clamped_states(site: Any, name: str, given: Tensor, known: Tensor | None) ->
             f"{given.expand(wrong.shape)[place].item():g} at {place}. Correct it, or write -1 where it is unknown."
         )
     states = torch.where(known, given.nan_to_num(-1.0), -1).long()
-    return fn.clamp(states if value is None else states.to(value.device))
+    return fn.clamp(states)
 
 
 def _fits(tensor: Tensor, shape: Any) -> bool:

@@ -6,7 +6,6 @@ from pyro_lvm.infer.coordinate_ascent import CoordinateAscent
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.mcmc import MCMC
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
-from pyro_lvm.infer.penalised_em import PenalisedEM
 from pyro_lvm.infer.svi import SVI
 
-__all__ = ["EM", "MCMC", "SVI", "CoordinateAscent", "NonFiniteLoss", "PenalisedEM"]
+__all__ = ["EM", "MCMC", "SVI", "CoordinateAscent", "NonFiniteLoss"]

@@ -23,7 +23,7 @@ from pyro_lvm.infer.few_rows import plan_of_few_rows, settings_of
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
 from pyro_lvm.infer.guard import LOWERED, Step
 from pyro_lvm.infer.lost import report_lost
-from pyro_lvm.infer.maximise import maximise, own_m_step
+from pyro_lvm.infer.maximise import maximise, own_log_prior, own_m_step
 from pyro_lvm.infer.nonfinite import NonFiniteLoss, in_one_sentence
 from pyro_lvm.infer.plan import Plan
 from pyro_lvm.infer.row_pass import Memory
@@ -43,7 +43,8 @@ class EM:
 
     A site may bring its own M-step: `infer={"m_step": f}` with `f(fn, value, weights)` that returns new values of
     parameters by name, given the site's distribution, its value and the posterior weight of every cell of its
-    log-density; or ask for gradient steps by `infer={"m_step": "gradient"}`.
+    log-density; or ask for gradient steps by `infer={"m_step": "gradient"}`. `infer={"log_prior": g}` tells of a prior
+    that it maximises with: `g()` is its log-density in nats, up to a constant.
 
     With a guide of point masses over continuous sites outside of the plate of the rows (`lvm.guides.MAP`), it finds
     their mode (MAP-EM): conjugate priors enter the closed forms as pseudo-counts.
@@ -175,8 +176,7 @@ class EM:
         For programs whose starting values are constants, so that restarts differ; other programs than mixtures get an
         M-step under perturbed posteriors. Draws from torch's generator.
         """
-        expectation = self._expect(args, kwargs)
-        reseed(expectation)
+        reseed(expectation := self._expect(args, kwargs))
         self._maximise(expectation, args, kwargs)
         self._last = None
 
@@ -187,7 +187,8 @@ class EM:
     def held_out_loss(self, *args: Any, **kwargs: Any) -> float:
         """Negative log-likelihood of other data, in nats: with a guide, the density of its values does not count."""
         own = None if self.guide is None else poutine.trace(self.guide).get_trace(*args, **kwargs).stochastic_nodes
-        return -self._expect(args, kwargs, keep_weights=False, unscored=own or ()).log_likelihood
+        found = self._expect(args, kwargs, keep_weights=False, unscored=own or ())
+        return own_log_prior(found) - found.log_likelihood
 
     def posterior(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Posterior of every discrete site: its plates' shape, then its states along the last axis."""
@@ -306,13 +307,12 @@ class EM:
         floor: float | None = None,
         unscored: Collection[str] = (),
     ) -> Expectation:
-        program = self._program
         if self.max_plate_nesting is None:
-            self.max_plate_nesting = plate_nesting(program, args, kwargs)
+            self.max_plate_nesting = plate_nesting(self._program, args, kwargs)
         self.evaluations += 1
         with in_one_sentence("EM", started=self._steps > 0):
-            return expect(
-                program,
+            found = expect(
+                self._program,
                 self.max_plate_nesting,
                 args,
                 kwargs,
@@ -322,6 +322,8 @@ class EM:
                 keep_weights=keep_weights,
                 variance_floor=self.variance_floor if floor is None else floor,
             )
+        found.log_likelihood += own_log_prior(found)
+        return found
 
     def _current_plan(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""

@@ -17,7 +17,7 @@ from pyro_lvm.infer.m_step import ClosedForm, Joint, Statistics, innermost
 from pyro_lvm.infer.plan import ParameterPlan, Plan, PriorUse, Use
 from pyro_lvm.infer.row_pass import Memory
 
-__all__ = ["Sites", "counts_of", "groups", "maximise", "own_m_step", "sums_of"]
+__all__ = ["Sites", "counts_of", "groups", "maximise", "own_log_prior", "own_m_step", "sums_of"]
 
 
 def maximise(
@@ -94,6 +94,13 @@ def own_m_step(expectation: Expectation, site: str) -> dict[str, Tensor]:
         if not isinstance(value, Tensor) or tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
             raise ValueError(f"EM: expected the m_step of '{site}' to return finite '{name}' of shape {shape}.")
     return updates
+
+
+def own_log_prior(expectation: Expectation) -> float:
+    """Log-density of the priors that sites maximise with in M-steps of their own (`infer={"log_prior": g}`), nats."""
+    priors = {factor.site["infer"].get("log_prior") for factor in expectation.factors.values()} - {None}
+    with torch.no_grad():
+        return sum(float(prior()) for prior in priors)
 
 
 class Sites:

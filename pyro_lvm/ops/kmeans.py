@@ -46,7 +46,7 @@ def kmeans(
     rows = (rows - mean) / scale
     sample = counted[generator.choice(len(counted), SAMPLE, replace=False)] if len(counted) > SAMPLE else counted
     sample = (sample - mean) / scale
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):  # fewer different rows than clusters
         warnings.simplefilter("ignore", UserWarning)  # an empty cluster is a fair start
         centres, _ = kmeans2(sample, num_clusters, iter=iterations, minit="++", rng=generator)
     centres = centres[np.lexsort(centres.T[::-1])]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Topology", "possible_moves"]
 
-Topology = str | Sequence[Sequence[int]] | Tensor | None
+Topology = str | Sequence[Sequence[float]] | Tensor | None
 
 
 def possible_moves(caller: str, topology: Topology, num_states: int) -> tuple[Tensor, Tensor, Any]:

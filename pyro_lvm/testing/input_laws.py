@@ -33,6 +33,7 @@ def _constant(rows: Tensor) -> Tensor:
 Spoiled = Mapping[str, tuple[Callable[[Tensor], Any], str, str]]
 
 EVERYWHERE: Spoiled = {
+    "NaN": (lambda rows: _spoil(rows, math.nan), "both", r"NaN|missing"),
     "infinite": (lambda rows: _spoil(rows, math.inf), "both", r"infinite"),
     "minus infinite": (lambda rows: _spoil(rows, -math.inf), "both", r"infinite"),
     "no rows": (lambda rows: rows[:0], "both", r"at least (one|1) row|empty"),
@@ -45,10 +46,9 @@ EVERYWHERE: Spoiled = {
     "constant column": (_constant, "fit", r"constant"),
 }
 BAD_ROWS: Spoiled = {
-    **EVERYWHERE,
-    "NaN": (lambda rows: _spoil(rows, math.nan), "both", r"NaN|missing"),
     "1-d": (lambda rows: rows[:, 0], "both", r"shape"),
     "3-d": (lambda rows: rows.unsqueeze(1), "both", r"shape"),
+    **EVERYWHERE,
     "one row": (lambda rows: rows[:1], "fit", r"row"),
     "too few rows": (lambda rows: rows[:2], "components", r"rows? as components|num_components"),
 }
@@ -57,7 +57,6 @@ or "components": at "fit", by a model of three components or states); and what t
 
 BAD_SEQUENCES: Spoiled = {
     **EVERYWHERE,
-    "NaN": (lambda rows: _spoil(rows, math.nan), "both", r"NaN|missing"),
     "4-d": (lambda rows: rows.unsqueeze(1), "both", r"shape"),
     "no steps": (lambda rows: rows[:, :0], "both", r"at least (one|1) (row|step)|empty|shape"),
     "a sequence without steps": (lambda rows: _with_lengths(rows, 0), "both", r"length|empty"),

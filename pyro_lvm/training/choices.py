@@ -7,7 +7,7 @@ from typing import Any
 
 from pyro import poutine
 
-from pyro_lvm.infer import EM, MCMC, SVI, CoordinateAscent, PenalisedEM
+from pyro_lvm.infer import EM, MCMC, SVI, CoordinateAscent
 from pyro_lvm.infer.structure import row_plate
 from pyro_lvm.protocols import Inference, Sampler
 
@@ -18,7 +18,6 @@ INFERENCES: dict[str, type] = {
     "svi": SVI,
     "coordinate-ascent": CoordinateAscent,
     "mcmc": MCMC,
-    "penalised-em": PenalisedEM,
 }
 GUIDES: dict[str, Callable] = {}
 MODELS: dict[str, Callable] = {}

@@ -76,12 +76,14 @@ def fit(
     Args:
         model: Any Pyro program: a model of this package, a `PyroModule`, or a plain function.
         data: Array, tensor or DataFrame (the model's first argument); a dict of arguments; a
-            `torch.utils.data.Dataset`, which is read whole; a list of sequences of unequal length; or a stream of
-            batches (a `DataLoader`, an `IterableDataset`, anything but a list that can be iterated over once an
-            epoch), of which one is in memory at a time. NaN in `x` means missing to models that handle it. An entry
-            `sample_weights` of the dict, for models that take it, says how many equal rows each row stands for (EM and
-            coordinate ascent). An entry that is not an argument of the model but one of its sites holds that site's
-            known values, row by row, and -1 (in whole numbers) or NaN (in others) where it is unknown:
+            `torch.utils.data.Dataset`, which is read whole; or a stream of batches (a `DataLoader`, an
+            `IterableDataset`, anything but a list that can be iterated over once an epoch), of which one is in memory
+            at a time. NaN in `x` means missing to models that handle it. An entry `sample_weights` of the dict, for
+            models that take it, says how many equal rows each row stands for (EM and coordinate ascent). Sequences are
+            a list of arrays, (T, d) or (T,) each; an array (n, T, d) padded on the right, in a dict with an entry
+            `lengths`; or, to a model of sequences, one series (T, d) or (T,). A step of NaN is missing. An entry that
+            is not an argument of the model but one of its sites, or the states of a hidden Markov site, holds known
+            values, row by row, and -1 (in whole numbers) or NaN (in others) where it is unknown:
             `lvm.fit(model, {"x": x, "z": labels})`.
         guide: "map", "normal", "multivariate-normal" or "conjugate"; a guide or a class made from the model; by
             default the first that goes with the inference if the model has continuous latent sites, else none.
@@ -91,8 +93,9 @@ def fit(
         batch_size: Rows per step; by default all of them (for SVI up to 4096 rows, else 1024), or a stream's own.
         num_rows: Rows of a stream, if its length does not tell; each batch then counts for all rows, else for itself.
         validation: Held-out data like `data`: early stopping then watches it, and the best state is kept.
-        restarts: Independent starts; the best is returned and all are reported in `fit.restarts`. EM of a model that
-            draws its start takes each from the best of five draws, by ten steps, for up to 4096 rows.
+        restarts: Independent starts; the best is returned and all are reported in `fit.restarts`. EM and
+            coordinate ascent of a model that draws its start take each from the best of five draws or more, by ten
+            steps, for up to 4096 rows or steps.
         tol: Relative improvement below which training stops; by default 1e-10 for EM and 1e-5 for SVI.
         patience: Epochs over which the improvement is measured; by default 1 for EM (10 with
             `validation`), 200 steps for SVI.
@@ -208,7 +211,8 @@ def _start(
                 )
             chosen.model = model
             chosen.guide = choose_guide(guide, model, trace, chosen)
-            if initialize and isinstance(chosen, EM) and not (chosen.guide or labels_of(model, arguments.kwargs)):
+            exact = isinstance(chosen, CoordinateAscent) or (isinstance(chosen, EM) and not chosen.guide)
+            if initialize and exact and not labels_of(model, arguments.kwargs):
                 choose_start(model, initialize, chosen, arguments)
             if restart and initialize is None and hasattr(chosen, "seed"):  # else all would start at the same point
                 chosen.seed(*unlabelled.args, **unlabelled.kwargs)

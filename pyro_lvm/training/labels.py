@@ -94,7 +94,7 @@ class _Labels(clamp):
 
 def _parameters(model: Callable) -> set[str] | None:
     """Names of a program's arguments; None if it takes any or cannot say."""
-    program = poutine.unwrap(model)
+    program = poutine.unwrap(inspect.unwrap(model))  # copies of handlers are only known by what they wrap
     try:
         signature = inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program)
     except (TypeError, ValueError):

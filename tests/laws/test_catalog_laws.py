@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 import pyro_lvm as lvm
 from pyro_lvm.testing import laws, oracles
-from pyro_lvm.training import choices, result
+from pyro_lvm.training import choices, learned
 
 GUIDE_DRAWS = 40
 NUM_ROWS = 120
@@ -225,7 +225,7 @@ each_of_rows_alone = pytest.mark.parametrize(
 @pytest.fixture(autouse=True, scope="module")
 def _few_guide_draws():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(result, "GUIDE_DRAWS", GUIDE_DRAWS)
+        patch.setattr(learned, "GUIDE_DRAWS", GUIDE_DRAWS)
         yield
 
 

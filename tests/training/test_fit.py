@@ -198,7 +198,7 @@ def test_a_guide_made_by_the_user_is_a_template_too(faithful):
 BAD_OPTIONS = [
     (
         {"inference": "gibbs"},
-        "expected inference to be one of em, svi, coordinate-ascent, mcmc, penalised-em; got 'gibbs'",
+        "expected inference to be one of em, svi, coordinate-ascent, mcmc; got 'gibbs'",
     ),
     ({"inference": "svi", "guide": "nope"}, None),
     ({"guide": "normal", "inference": "em"}, "EM of a model without priors takes no guide"),
