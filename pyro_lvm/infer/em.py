@@ -355,7 +355,6 @@ class EM:
 
     def _undo(self, last: Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> None:
         """Go back one step and hand the parameters that caused the fall over to the gradient step."""
-        wanders = self.optimizer is not None and bool(plan.gradient)
-        for name in last.culprits(plan, fallen, lambda: self._expect(args, kwargs), wanders):
+        for name in last.culprits(plan, fallen, lambda: self._expect(args, kwargs), self.optimizer is not None):
             self._demoted[name] = LOWERED
             plan.demote(name, LOWERED)

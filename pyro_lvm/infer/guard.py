@@ -132,7 +132,7 @@ class Step:
             if self.fell(expect()):
                 found.append(entry.name)
             self.restore(fallen)
-        if not found and may_fall:
+        if not found and may_fall and plan.gradient:
             for name, value in new.items():
                 fallen.parameters[name].unconstrained.data.copy_(value)
             return []
