@@ -21,6 +21,24 @@ from pyro_lvm.ops import chains
 __all__ = ["HMM"]
 
 
+# Rows of probabilities whose sum is further from one than this are not rounded, but wrong.
+ROUNDED = 1e-3
+
+
+def _check_sums(name: str, probs: Tensor | None) -> None:
+    """Raise a ValueError for rows of probabilities that do not sum to one: laws would quietly normalise them."""
+    if probs is None:
+        return
+    rows = probs.detach().reshape(-1, probs.shape[-1])
+    wrong = (rows.sum(-1) - 1).abs() > ROUNDED
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"HMM: expected {name} whose rows sum to one; row {row} sums to {float(rows[row].sum()):.4g}. "
+            "Normalise it, or pass logits."
+        )
+
+
 class HMM(TorchDistribution):
     r"""Sequences whose steps come from K hidden states that follow one another as a Markov chain.
 
@@ -122,6 +140,9 @@ class HMM(TorchDistribution):
         )
         event = torch.Size((self.num_steps or 1, *emission.event_shape))
         super().__init__(batch, event, validate_args=validate_args)
+        if self._validate_args:
+            _check_sums("initial_probs", initial_probs)
+            _check_sums("transition_probs", transition_probs)
 
     def _check_states(self) -> None:
         emission = (self.emission.batch_shape or (1,))[-1]

@@ -95,6 +95,11 @@ def test_impossible_transitions_have_no_gradient_of_nan() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            {"initial_probs": INITIAL, "transition_probs": SWITCH * 2, "emission": EMISSION},
+            "transition_probs whose rows sum to one; row 0 sums to 2. Normalise it",
+        ),
+        ({"initial_probs": INITIAL / 2, "transition_probs": SWITCH, "emission": EMISSION}, "initial_probs whose rows"),
         ({"transition_probs": SWITCH, "emission": EMISSION}, "initial_probs or initial_logits"),
         ({"initial_probs": INITIAL, "emission": EMISSION}, "transition_probs or transition_logits"),
         ({"initial_probs": INITIAL, "transition_probs": SWITCH}, "expected an emission"),
