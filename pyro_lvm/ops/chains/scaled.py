@@ -143,7 +143,7 @@ class Backward:
         first: b_0, shape (K, N).
         after: b after each transition, shape (K, S, M).
         weighed: e b / c after it, shape (K, S, M), zero where a block does not reach.
-        losses: The sum of the largest b / kept over the steps, shape (N,); not a number where nothing is left of a chain.
+        losses: The sum of the largest b / kept over the steps, shape (N,); no number where nothing is left of a chain.
     """
 
     def __init__(self, forward: Forward) -> None:
