@@ -106,13 +106,14 @@ class Chain:
 
     def steps(self) -> tuple[Tensor, list[Tensor]]:
         """Log-densities of steps, plates + (T, K), and those by site, states (and components) first."""
-        joints, total = [], torch.zeros(())
+        joints, densities = [], []
         for parts in self.emissions:
             joint = sum((factor.log_density for factor in parts[1:]), parts[0].log_density)
             joints.append(joint)
             density = joint.logsumexp(0) if len(parts) > 1 else joint
             mask = parts[0].site["mask"]
-            total = total + (density if mask is None else torch.where(mask, density, 0.0))
+            densities.append(density if mask is None else torch.where(mask, density, 0.0))
+        total = sum(densities[1:], densities[0]) if densities else torch.zeros(())
         steps = total.movedim(0, -1).expand(*self.batch, self.num_steps, self.num_states)
         return restrict(steps, self.law.known_states), joints
 

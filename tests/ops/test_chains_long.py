@@ -215,7 +215,7 @@ def test_the_bound_on_losses_holds():
         emission = (12 * torch.randn(1, steps, states).double()).softmax(-1)
         emission = emission / emission.amax(-1, keepdim=True)
         places = cut(1, steps, None, steps, torch.device("cpu"))
-        exact = scaled.Forward(places, initial * emission[:, 0], transition, places.gather(emission))
+        exact = scaled.Forward(places, (initial * emission[:, 0]).mT, transition, places.gather(emission))
         expected = float(exact.scale.log().sum() + exact.first_scale.log().sum())
         messages, total = initial * emission[0, 0], 0.0
         for t in range(steps):

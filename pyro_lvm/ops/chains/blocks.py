@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "Matrices", "cut"]
+__all__ = ["Blocks", "Matrices", "cut", "multiply"]
 
 
 @dataclass(frozen=True)
 class Blocks:
     """The transitions of N chains, cut into M blocks of at most S, longest first, place by place in time.
 
-    Longest first, the blocks that reach a place are a slice, and no work is done on padding.
+    Longest first, the blocks that reach a place are a slice, and no work is done on padding. Values at the places have
+    shape (..., S, M), blocks last: states are few, and loops over the last axis should be long.
 
     Attributes:
         reach: How many blocks reach each place, S numbers.
@@ -24,6 +25,7 @@ class Blocks:
         rows: The same as row numbers of tensors of shape (N * T, ...).
         per_chain: The most blocks of a chain.
         num_steps: T.
+        padded: Whether there may be padding.
     """
 
     reach: list[int]
@@ -33,6 +35,7 @@ class Blocks:
     rows: Tensor
     per_chain: int
     num_steps: int
+    padded: bool
 
     @property
     def whole(self) -> bool:
@@ -45,22 +48,16 @@ class Blocks:
         return self.per_chain <= 1
 
     def gather(self, values: Tensor) -> Tensor:
-        """Values of shape (N, T, m) where the blocks have their steps, shape (S, M, m)."""
-        return values.flatten(0, 1).index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
-
-    def room(self, *sizes: int, like: Tensor) -> Tensor:
-        """Memory for values at the places, zero where a block does not reach."""
-        return like.new_empty(sizes) if self.whole else like.new_zeros(sizes)
+        """Values of shape (N, T, m) where the blocks have their steps, shape (m, S, M)."""
+        rows = values.movedim(-1, 0).flatten(1).contiguous()
+        return rows.gather(1, self.rows.flatten().expand(len(rows), -1)).view(len(rows), *self.rows.shape)
 
     def in_order(self, first: Tensor, later: Tensor) -> Tensor:
-        """Values of first steps, shape (N, m), and at the places, shape (S, M, m), as shape (N, T, m), else zero."""
-        rows, later = self.rows.flatten(), later.flatten(0, 1)
-        if not self.whole:
-            used = self.steps.flatten().nonzero().squeeze(-1)
-            rows, later = rows[used], later[used]
-        result = first.new_zeros(len(first), self.num_steps, first.shape[-1])
-        result[:, 0] = first
-        result.flatten(0, 1).index_copy_(0, rows, later)
+        """Values of first steps, shape (..., N), and at the places, shape (..., S, M), as (..., N, T), else zero."""
+        result = (first.new_zeros if self.padded else first.new_empty)(*first.shape, self.num_steps)
+        later = later.flatten(-2)
+        result.flatten(-2).scatter_(-1, self.rows.flatten().expand_as(later), later)
+        result[..., 0] = first  # after what blocks have at places that they do not reach, which is sent here
         return result
 
 
@@ -85,6 +82,7 @@ def cut(num_chains: int, num_steps: int, lengths: Tensor | None, block: int, dev
         rows=chain * num_steps + steps,
         per_chain=per_chain,
         num_steps=num_steps,
+        padded=lengths is not None,
     )
 
 
@@ -114,3 +112,13 @@ class Matrices:
             return self._all.index_select(0, self._rows[place, :count])
         fixed = self._fixed[place if len(self._fixed) > 1 else 0]
         return fixed if fixed.dim() == 2 else fixed[:count]
+
+
+def multiply(matrix: Tensor, values: Tensor, out: Tensor) -> None:
+    """Products of one matrix, shape (K, K), or one for each block, shape (M, K, K), and values, shape (K, [R,] M)."""
+    if matrix.dim() == 2:
+        torch.mm(matrix, values.flatten(1), out=out.flatten(1))
+    else:
+        # contiguous: the product of views is twenty times slower than that of a copy
+        columns = (values if values.dim() == 3 else values.unsqueeze(1)).permute(2, 0, 1).contiguous()
+        out.copy_(torch.bmm(matrix, columns).permute(1, 2, 0).reshape(out.shape))

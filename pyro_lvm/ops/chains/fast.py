@@ -25,14 +25,14 @@ class FastFilter:
         self.chains = chains
         self.transition, self._transition_shift = _exponentials(chains.transition, (-2, -1))
         blocks = cut(chains.num_chains, chains.num_steps, chains.lengths, block, chains.emission.device)
-        first, self._first_shift = _exponentials(chains.initial + chains.emission[:, 0], (-1,))
-        emission, self._emission_shift = _exponentials(blocks.gather(chains.emission), (-1,), in_place=True)
+        first, self._first_shift = _exponentials((chains.initial + chains.emission[:, 0]).mT, (0,))
+        emission, self._emission_shift = _exponentials(blocks.gather(chains.emission), (0,), in_place=True)
         if not blocks.whole:
-            self._emission_shift.masked_fill_(blocks.steps.unsqueeze(-1) == 0, 0.0)
+            self._emission_shift.masked_fill_(blocks.steps == 0, 0.0)
         self.forward = Forward(blocks, first, self.transition, emission)
         first_scale, scale = self._log_scales()
-        total = first_scale.squeeze(-1) + self._over_transitions().sum(-1)
-        self.log_likelihood = total.index_add_(0, blocks.chain, scale.sum((0, 2)))
+        total = first_scale + self._over_transitions().sum(-1)
+        self.log_likelihood = total.index_add_(0, blocks.chain, scale.sum(0))
 
     @property
     def lost(self) -> Tensor:
@@ -45,12 +45,12 @@ class FastFilter:
     @property
     def probabilities(self) -> Tensor:
         """Filtered probabilities, shape (N, T, K), zero in the padding."""
-        return self.forward.in_order()
+        return self.forward.in_order().movedim(0, -1)
 
     @property
     def increments(self) -> Tensor:
         """Log p(x_t | x before t), shape (N, T), nats, float64; of no meaning in the padding."""
-        increments = self.forward.blocks.in_order(*self._log_scales()).squeeze(-1)
+        increments = self.forward.blocks.in_order(*self._log_scales())
         increments[:, 1:] += self._over_transitions()
         return increments
 
@@ -58,6 +58,7 @@ class FastFilter:
         """Probabilities given x up to `lag` steps later, shape (N, T, K), and the chains lost thereby, shape (N,)."""
         chains, forward, transition = self.chains, self.forward, self.transition
         ratio = forward.blocks.in_order(torch.zeros_like(forward.first), forward.emission / forward.scale)
+        ratio = ratio.movedim(0, -1)
         onwards = torch.ones_like(ratio)
         for _ in range(lag):
             weighed = ratio[:, 1:] * onwards[:, 1:]
@@ -69,16 +70,16 @@ class FastFilter:
                 earlier = torch.where(chains.valid[:, 1:, None], earlier, 1.0)
             onwards[:, :-1] = earlier
         # 1 / c, zero in the padding
-        inverse = forward.blocks.in_order(forward.first_scale.reciprocal(), forward.scale.reciprocal()).squeeze(-1)
+        inverse = forward.blocks.in_order(forward.first_scale.reciprocal(), forward.kept.reciprocal())
         losses = (onwards.amax(-1) * inverse).sum(-1, dtype=torch.float64)
         return self.probabilities.mul_(onwards), self.lost | ~negligible(losses, chains.num_states, ratio.dtype)
 
     def _log_scales(self) -> tuple[Tensor, Tensor]:
-        """Log c with what was taken out of the emissions, float64, shapes (N, 1) and (S, M, 1)."""
+        """Log c with what was taken out of the emissions, float64, shapes (N,) and (S, M)."""
         forward = self.forward
         return (
-            forward.first_scale.double().log() + self._first_shift,
-            forward.scale.double().log() + self._emission_shift,
+            forward.first_scale.double().log() + self._first_shift[0],
+            forward.scale.double().log() + self._emission_shift[0],
         )
 
     def _over_transitions(self) -> Tensor:
@@ -107,10 +108,10 @@ class FastPosterior(FastFilter):
         """Zeros for the chains that are lost: what is no number would spread in sums over chains."""
         forward, backward = self.forward, self._backward
         for values in (forward.first, backward.first):
-            values[self._lost] = 0.0
+            values[:, self._lost] = 0.0
         blocks = self._lost[forward.blocks.chain]
         for values in (forward.before, forward.after, backward.after, backward.weighed):
-            values[:, blocks] = 0.0
+            values[..., blocks] = 0.0
 
     def marginals(self) -> Tensor:
         """Posterior probabilities of the states, shape (N, T, K), zero in the padding."""
@@ -120,7 +121,8 @@ class FastPosterior(FastFilter):
     def _marginals(self) -> Tensor:
         forward, backward = self.forward, self._backward
         # in place, once: fresh memory costs more than the product
-        return forward.blocks.in_order(forward.first * backward.first, backward.after.mul_(forward.after))
+        later = backward.after.mul_(forward.after)
+        return forward.blocks.in_order(forward.first * backward.first, later).movedim(0, -1)
 
     def log_forward(self) -> Tensor:
         """Log p(state at t | x up to t), shape (N, T, K), float64."""
@@ -131,23 +133,24 @@ class FastPosterior(FastFilter):
         blocks, chains, transition = self.forward.blocks, self.chains, self.transition
         before, after = self.forward.before, self._backward.weighed
         if weights is not None:
-            before = before * weights.to(before.dtype)[blocks.chain, None]
+            before = before * weights.to(before.dtype)[blocks.chain]
         together = sum_batch and len(transition) == 1
         if per_step or not chains.homogeneous:
             start, end = (
-                blocks.in_order(torch.zeros_like(self.forward.first), values)[:, 1:] for values in (before, after)
+                blocks.in_order(torch.zeros_like(self.forward.first), values)[..., 1:] for values in (before, after)
             )
             if together:
-                counts = (start.permute(1, 2, 0) @ end.permute(1, 0, 2)).unsqueeze(0) * transition
+                counts = (start.permute(2, 0, 1) @ end.permute(2, 1, 0)).unsqueeze(0) * transition
             else:
+                start, end = start.movedim(0, -1), end.movedim(0, -1)
                 counts = (start.unsqueeze(-1) * end.unsqueeze(-2)).mul_(transition)
             if not per_step:
                 counts = counts.sum(1)
         elif together:
             # not one product over places and blocks: it has few numbers out and many in, which is three times slower
-            return (before.mT @ after).sum(0, keepdim=True) * transition[:, 0]
+            return (before.movedim(1, 0) @ after.permute(1, 2, 0)).sum(0, keepdim=True) * transition[:, 0]
         else:
-            per_block = before.permute(1, 2, 0) @ after.permute(1, 0, 2)
+            per_block = before.permute(2, 0, 1) @ after.permute(2, 1, 0)
             counts = per_block.new_zeros(chains.num_chains, *per_block.shape[1:])
             counts.index_add_(0, blocks.chain, per_block).mul_(transition[:, 0])
         return counts.sum(0, keepdim=True) if sum_batch else counts

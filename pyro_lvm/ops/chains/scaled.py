@@ -16,6 +16,9 @@ off by at most `tiny` times the largest b_t / c_t, times the states. That is com
 and where its sum exceeds the rounding of floats the chain is done again in logarithms. What vanishes from b_t is never
 missed: it is multiplied by a_t <= 1 before it counts.
 
+The matrices of blocks are rescaled only every few steps. The same holds for them, with the product of all c since they
+were rescaled in place of c_t.
+
 References:
     L. Rabiner (1989), A tutorial on hidden Markov models, Proceedings of the IEEE 77, section V.A.
 """
@@ -25,9 +28,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_lvm.ops.chains.blocks import Blocks, Matrices, cut
+from pyro_lvm.ops.chains.blocks import Blocks, Matrices, cut, multiply
 
 __all__ = ["Backward", "Forward", "negligible"]
+
+# Steps between two rescalings of the matrices of blocks: more gains little, and single precision has few to spare.
+RESCALED = 4
+# Blocks in a block of blocks: there are so few of them that the number of loops counts, not their work.
+ABOVE = 8
 
 
 def negligible(losses: Tensor, num_states: int, dtype: torch.dtype) -> Tensor:
@@ -41,134 +49,132 @@ class Forward:
 
     Args:
         blocks: Where the steps are.
-        first: Probabilities of the first state and its data, shape (N, K).
+        first: Probabilities of the first state and its data, shape (K, N).
         transition: Probabilities, shape (N or 1, T - 1 or 1, K, K).
-        emission: e after each transition, shape (S, M, K).
+        emission: e after each transition, shape (K, S, M).
 
     Attributes:
-        first: a_0, shape (N, K).
-        first_scale: c_0, shape (N, 1).
-        before: a before it, shape (S, M, K).
-        after: a after it, shape (S, M, K).
-        scale: c after it, shape (S, M, 1).
-        losses: The sum of 1 / c over the steps, shape (N,); not a number where nothing is left of a chain.
+        first: a_0, shape (K, N).
+        first_scale: c_0, shape (N,).
+        before: a before it, shape (K, S, M).
+        after: a after it, shape (K, S, M).
+        scale: c after it, shape (S, M).
+        kept: The product of c since anything was rescaled, shape (S, M).
+        losses: The sum of 1 / kept over the steps, shape (N,); not a number where nothing is left of a chain.
     """
 
     def __init__(self, blocks: Blocks, first: Tensor, transition: Tensor, emission: Tensor) -> None:
         self.blocks, self.emission = blocks, emission
         self.matrices = Matrices(transition, blocks)
-        self.first_scale = first.sum(-1, keepdim=True)
+        self.first_scale = first.sum(0)
         self.first = first / self.first_scale
         self.between: Forward | None = None
-        starts = self.first[blocks.chain]
+        starts = self.first[:, blocks.chain]
         if not blocks.single:
             self.between = between = self._of_blocks()
-            starts = between.in_order()[blocks.chain, blocks.number].to(starts.dtype)
+            starts = between.in_order()[:, blocks.chain, blocks.number].to(starts.dtype)
         self._recur(starts)
-        self.losses = self.first_scale.reciprocal().squeeze(-1).double()
-        self.losses.index_add_(0, blocks.chain, self.scale.reciprocal().sum((0, 2), dtype=torch.float64))
+        self.kept = self.scale if blocks.single else self._since_rescaled()
+        self.losses = self.first_scale.reciprocal().double()
+        self.losses.index_add_(0, blocks.chain, self.kept.reciprocal().sum(0, dtype=torch.float64))
         if self.between is not None:
             self.losses += self.between.losses
 
     def in_order(self) -> Tensor:
-        """a at every step of the chains, shape (N, T, K), zero in the padding."""  # noqa: D403
+        """a at every step of the chains, shape (K, N, T), zero in the padding."""  # noqa: D403
         return self.blocks.in_order(self.first, self.after)
 
     def _of_blocks(self) -> Forward:
         """The chains of blocks: from the start of each to the start of the next."""
-        blocks, chains = self.blocks, len(self.first)
+        blocks, (states, chains) = self.blocks, self.first.shape
         products = self._products()
-        states = products.shape[-1]
         transition = products.new_zeros(chains, blocks.per_chain, states, states)
-        transition[blocks.chain, blocks.number] = products
+        transition[blocks.chain, blocks.number] = products.permute(2, 1, 0)
         lengths = torch.bincount(blocks.chain, minlength=chains) + 1
-        above = cut(chains, blocks.per_chain + 1, lengths, len(blocks.reach), products.device)
-        return Forward(above, self.first.double(), transition, products.new_ones(*above.rows.shape, states))
+        above = cut(chains, blocks.per_chain + 1, lengths, min(ABOVE, len(blocks.reach)), products.device)
+        return Forward(above, self.first.double(), transition, products.new_ones(states, *above.rows.shape))
 
     def _products(self) -> Tensor:
-        """The matrix of each block up to its largest number, float64, shape (M, K, K)."""
-        size, states = self.emission.shape[1:]
-        product = torch.eye(states).to(self.emission).repeat(size, 1, 1)
+        """The matrix of each block up to its largest number, float64, shape (K next, K previous, M)."""
+        states, _, size = self.emission.shape
+        product = torch.eye(states).to(self.emission).unsqueeze(-1).repeat(1, 1, size)
         other = torch.empty_like(product)
-        scale = torch.empty_like(product[..., :1])
-        logarithm = torch.zeros_like(scale, dtype=torch.float64)
-        least = torch.finfo(product.dtype).tiny  # a state that leads nowhere has a row of zeros
+        logarithm = torch.zeros(states, size, dtype=torch.float64, device=product.device)
         for place, count in enumerate(self.blocks.reach):
-            old, new, factor = product[:count], other[:count], scale[:count]
-            matrix = self.matrices.at(place, count)
-            if matrix.dim() == 2:
-                torch.mm(old.view(-1, states), matrix, out=new.view(-1, states))
-            else:
-                torch.bmm(old, matrix, out=new)
-            new.mul_(self.emission[place, :count].unsqueeze(1))
-            torch.sum(new, -1, keepdim=True, out=factor)
-            new.div_(factor.clamp_min_(least))
-            logarithm[:count] += factor.log()
-            other[count:] = product[count:]
+            multiply(self.matrices.at(place, size).mT, product, out=other)
+            other.mul_(self.emission[:, place].unsqueeze(1))
+            other[..., count:] = product[..., count:]
             product, other = other, product
-        logarithm -= logarithm.amax(1, keepdim=True)
+            if (place + 1) % RESCALED == 0 or place + 1 == len(self.blocks.reach):
+                # a state that leads nowhere has nothing but zeros
+                scale = product.sum(0).clamp_min_(torch.finfo(product.dtype).tiny)
+                product.div_(scale)
+                logarithm += scale.log_()
+        logarithm -= logarithm.amax(0)
         return product.double().mul_(logarithm.exp_())
 
     def _recur(self, starts: Tensor) -> None:
-        places, size, states = self.emission.shape
-        messages = self.blocks.room(places + 1, size, states, like=self.emission)
-        messages[0] = starts
-        self.before, self.after = messages[:-1], messages[1:]
-        self.scale = self.emission.new_ones(places, size, 1)
+        states, places, size = self.emission.shape
+        messages = self.emission.new_empty(states, places + 1, size)
+        messages[:, 0] = starts
+        self.before, self.after = messages[:, :-1], messages[:, 1:]
+        self.scale = self.emission.new_ones(places, size)
         for place, count in enumerate(self.blocks.reach):
-            old, new, scale = self.before[place, :count], self.after[place, :count], self.scale[place, :count]
-            matrix = self.matrices.at(place, count)
-            if matrix.dim() == 2:
-                torch.mm(old, matrix, out=new)
-            else:
-                torch.bmm(old.unsqueeze(1), matrix, out=new.unsqueeze(1))
-            new.mul_(self.emission[place, :count])
-            torch.sum(new, -1, keepdim=True, out=scale)
+            old, new = self.before[:, place, :count], self.after[:, place, :count]
+            scale = self.scale[place, :count]
+            multiply(self.matrices.at(place, count).mT, old, out=new)
+            new.mul_(self.emission[:, place, :count])
+            torch.sum(new, 0, out=scale)
             new.div_(scale)
+            self.after[:, place, count:] = 0.0
+
+    def _since_rescaled(self) -> Tensor:
+        kept = self.scale.clone()
+        for place in range(len(kept)):
+            if place % RESCALED:
+                kept[place] *= kept[place - 1]
+        return kept
 
 
 class Backward:
     """The backward recursion, after the forward one, whose emissions it writes over.
 
     Attributes:
-        first: b_0, shape (N, K).
-        after: b after each transition, shape (S, M, K).
-        weighed: e b / c after it, shape (S, M, K), zero where a block does not reach.
-        losses: The sum of the largest b / c over the steps, shape (N,); not a number where nothing is left of a chain.
+        first: b_0, shape (K, N).
+        after: b after each transition, shape (K, S, M).
+        weighed: e b / c after it, shape (K, S, M), zero where a block does not reach.
+        losses: The sum of the largest b / kept over the steps, shape (N,); no number where nothing is left of a chain.
     """
 
     def __init__(self, forward: Forward) -> None:
         self._forward, self.blocks = forward, forward.blocks
         blocks = self.blocks
         self.first = torch.ones_like(forward.first)
-        ends = self.first[blocks.chain]
+        ends = self.first[:, blocks.chain]
         between = None if forward.between is None else Backward(forward.between)
         if between is not None:
-            ends = between.in_order()[blocks.chain, blocks.number + 1].to(ends.dtype)
+            ends = between.in_order()[:, blocks.chain, blocks.number + 1].to(ends.dtype)
         self._recur(ends)
-        self.losses = (self.first.amax(-1) / forward.first_scale.squeeze(-1)).double()
-        growth = self.after.amax(-1) / forward.scale.squeeze(-1)
+        self.losses = (self.first.amax(0) / forward.first_scale).double()
+        growth = self.after.amax(0) / forward.kept
         self.losses.index_add_(0, blocks.chain, growth.sum(0, dtype=torch.float64))
         if between is not None:
             self.losses += between.losses
 
     def in_order(self) -> Tensor:
-        """b at every step of the chains, shape (N, T, K), zero in the padding."""  # noqa: D403
+        """b at every step of the chains, shape (K, N, T), zero in the padding."""  # noqa: D403
         return self.blocks.in_order(self.first, self.after)
 
     def _recur(self, current: Tensor) -> None:
         forward, blocks = self._forward, self.blocks
-        self.weighed, self.after = forward.emission, blocks.room(*forward.emission.shape, like=forward.emission)
+        self.weighed, self.after = forward.emission, torch.empty_like(forward.emission)
         for place in reversed(range(len(blocks.reach))):
             count = blocks.reach[place]
-            here, weighed = current[:count], self.weighed[place, :count]
-            self.after[place, :count] = here
+            here, weighed = current[:, :count], self.weighed[:, place, :count]
+            self.after[:, place, :count] = here
+            self.after[:, place, count:] = 0.0
             weighed.mul_(here).div_(forward.scale[place, :count])
-            self.weighed[place, count:] = 0.0
-            matrix = forward.matrices.at(place, count)
-            if matrix.dim() == 2:
-                torch.mm(weighed, matrix.mT, out=here)
-            else:
-                torch.bmm(matrix, weighed.unsqueeze(-1), out=here.unsqueeze(-1))
+            self.weighed[:, place, count:] = 0.0
+            multiply(forward.matrices.at(place, count), weighed, out=here)
         leading = blocks.number == 0
-        self.first[blocks.chain[leading]] = current[leading]
+        self.first[:, blocks.chain[leading]] = current[:, leading]
