@@ -259,7 +259,7 @@ class Categorical(ColumnFamily):
         return (x >= 0) & (x < self.num_categories) & (x == x.floor())
 
     def start(self, x: Tensor, members: Tensor) -> Arguments:
-        overall = self._counts(x, torch.ones_like(members[:, :1]))
+        overall = self._counts(x, members.sum(-1, keepdim=True))
         overall = overall / overall.sum(-1, keepdim=True).clamp_min(1)
         counts = self._counts(x, members)
         probs = (counts + overall) / (counts.sum(-1, keepdim=True) + 1)

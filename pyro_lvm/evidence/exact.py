@@ -58,8 +58,13 @@ class Evidence:
 
     @property
     def error_of_total(self) -> float:
-        """Standard error of the total over rows, nats: how it would vary with other rows of the same source."""
+        """Standard error of the total over rows, nats: how it would vary with other rows of the same source.
+
+        Of a single row it is not known: NaN.
+        """
         values, weights = self._counted()
+        if len(values) == 1:
+            return math.nan
         mean = (values * weights).sum() / weights.sum()
         return float((weights * (values - mean) ** 2).sum().sqrt())
 

@@ -20,7 +20,7 @@ __all__ = ["arguments_of", "open_mixtures", "rebuilt", "select"]
 # What an argument may be that is no tensor.
 SETTING = (bool, int, float, str)
 # Arguments that say the same: a distribution is built from one of each.
-ALTERNATIVES = ({"probs", "logits"}, {"covariance_matrix", "precision_matrix", "scale_tril"})
+ALTERNATIVES = ({"probs", "logits"}, {"gate", "gate_logits"}, {"covariance_matrix", "precision_matrix", "scale_tril"})
 
 
 def open_mixtures(model: Callable) -> Callable:

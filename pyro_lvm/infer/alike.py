@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_lvm.handlers.open_mixtures import arguments_of
 from pyro_lvm.infer.blocks import fixed_noise
 from pyro_lvm.ops.cells import compact
 
@@ -54,8 +55,15 @@ def alike(found: list[Tensor], expected: list[Tensor]) -> bool:
 
 
 def tensors_of(fn: Any) -> list[Tensor]:
-    """Tensors that a distribution was built from, through what wraps it."""
+    """Arguments that a distribution was built from, through what wraps it.
+
+    Raises:
+        ValueError: It does not say what it was built from.
+    """
     while isinstance(fn, torch.distributions.Independent):
         fn = fn.base_dist
-    names = [name for name in fn.arg_constraints if name in vars(fn)]
-    return [compact(vars(fn)[name]) for name in names if isinstance(vars(fn)[name], Tensor)]
+    found = arguments_of(fn)
+    if found is None:
+        raise ValueError(f"{type(fn).__name__}: its arguments are not known.")
+    tensors, settings = found
+    return [*map(compact, tensors.values()), *(torch.tensor(hash(value)) for value in settings.values())]

@@ -114,7 +114,7 @@ def expect(
                 rows,
             )
     value = weigh(trace, scored, temperature)
-    return Expectation(value, factors, parameters.found)
+    return Expectation(value, factors, parameters.found, markov=memory.markov)
 
 
 def _expect_chains(

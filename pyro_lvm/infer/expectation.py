@@ -41,7 +41,7 @@ class Expectation:
     totals: dict[str, Tensor] = field(default_factory=dict)
     rows: RowPass | None = None
     chains: list[Chain] = field(default_factory=list)
-    markov: Markov | None = None
+    markov: Markov | bool | None = None
 
     def statistics(self, site: str, form: ClosedForm, variance_floor: float, memory: Memory) -> Statistics:
         """Expected sufficient statistics of a site."""

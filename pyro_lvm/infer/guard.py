@@ -28,6 +28,7 @@ class Step:
         self.args, self.kwargs = args, kwargs
         self.versions = [value._version for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         self.log_likelihood = expectation.log_likelihood
+        self.sites = expectation.factors.keys()
         self.values = {name: p.unconstrained.detach().clone() for name, p in expectation.parameters.items()}
         dtypes = {p.value.dtype for p in expectation.parameters.values()}
         self.tolerance = 1e-10 if dtypes <= {torch.float64} else 1e-5
@@ -45,8 +46,8 @@ class Step:
         )
 
     def fell(self, expectation: Expectation) -> bool:
-        """Whether the log-likelihood is lower now."""
-        return self._lower(expectation.log_likelihood, self.log_likelihood)
+        """Whether the log-likelihood is lower now, under a program of the same sites."""
+        return expectation.factors.keys() == self.sites and self._lower(expectation.log_likelihood, self.log_likelihood)
 
     def _lower(self, now: float, before: float) -> bool:
         return not now >= before - self.tolerance * abs(before)

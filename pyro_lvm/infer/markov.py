@@ -28,6 +28,8 @@ __all__ = ["Markov", "opened_factors"]
 
 # Shorter chains are enumerated as fast.
 FEW_STEPS = 8
+# Uses after which the whole program is looked at again, and the factor by which they grow: parameters move.
+FIRST_CHECK, GROWTH = 2, 4
 
 
 @dataclass
@@ -39,16 +41,36 @@ class Markov:
         states: Names of the state sites.
         observed: Names of the observed sites.
         others: Names of the sites before them.
-        values: Observed values, plates + (T,) + event, NaN where masked.
+        views: Observed values by step: views of tensors among the arguments, read anew every time.
+        there: Which of them are not masked, plates + (T,); None if all.
         lengths: Number of steps, plates; None if all have T.
+        uses: E-steps so far.
     """
 
     arguments: list[tuple[Any, Any, int]]
     states: list[str]
     observed: list[str]
     others: list[str]
-    values: Tensor
+    views: list[Tensor]
+    there: Tensor | None
     lengths: Tensor | None
+    uses: int = 0
+
+    def due(self) -> bool:
+        """Whether it is time to look at the whole program again; counts the use."""
+        self.uses += 1
+        check = FIRST_CHECK
+        while check < self.uses:
+            check *= GROWTH
+        return check == self.uses
+
+    def values(self, axis: int) -> Tensor:
+        """What is observed, plates + (T,) + event, NaN where masked."""
+        values = torch.stack(self.views, axis)
+        if self.there is None:
+            return values
+        values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
+        return torch.where(self.there.reshape(*self.there.shape, *([1] * (values.dim() - axis - 1))), values, torch.nan)
 
     def fits(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether these are the arguments that the program was recognised on, unchanged."""
@@ -73,7 +95,7 @@ class Markov:
             num_steps=len(self.states),
             validate_args=False,
         )
-        site = step.site(law, self.values)
+        site = step.site(law, self.values(step.depth))
         names = {"initial": self.states[0], "transition": self.states[1], "emission": self.observed[0]}
         chain = open_chain(Factor(self.observed[0], site, differentiable), names)
         chain.states, chain.sites = f"{self.states[0]}, {self.states[1]}, ...", self.states
@@ -87,10 +109,10 @@ def opened_factors(
     nesting: int,
     args: tuple,
     kwargs: dict[str, Any],
-    known: Markov | None,
+    known: Markov | bool | None,
     *,
     differentiable: bool = False,
-) -> tuple[poutine.Trace | None, dict[str, Factor], list[Chain], Markov | None]:
+) -> tuple[poutine.Trace | None, dict[str, Factor], list[Chain], Markov | bool | None]:
     """A program's factors, hidden Markov chains taken apart; run inside `Parameters`, with gradients.
 
     Args:
@@ -98,24 +120,27 @@ def opened_factors(
         nesting: Batch dimensions that plates use.
         args: The program's arguments.
         kwargs: Its keyword arguments.
-        known: What was recognised before.
+        known: What was recognised before, False if it was nothing.
         differentiable: Whether log-densities are.
 
     Returns:
         The trace unless it was not needed in full; factors; chains; and what was recognised.
     """
-    if known is None or not known.fits(args, kwargs):
+    usable = isinstance(known, Markov) and known.fits(args, kwargs)
+    if not usable or (not differentiable and known.due()):  # type: ignore[union-attr]
         trace, factors = trace_factors(program, nesting, args, kwargs, differentiable=differentiable)
-        factors, chains = open_chains(factors)
-        known = None if chains else _recognise(factors, args, kwargs)
-        if known is None:
-            return trace, factors, chains, None
-    factors, chain = known.factors(program, nesting, args, kwargs, differentiable=differentiable)
+        whole, chains = open_chains(factors)
+        found = None if chains or known is False or differentiable else _recognise(factors, args, kwargs)
+        if not isinstance(found, Markov):
+            return trace, whole, chains, found if known is None else False
+        found.uses = known.uses if isinstance(known, Markov) else 0
+        known = found
+    factors, chain = known.factors(program, nesting, args, kwargs, differentiable=differentiable)  # type: ignore[union-attr]
     return None, factors, [chain], known
 
 
-def _recognise(factors: dict[str, Factor], args: tuple, kwargs: dict[str, Any]) -> Markov | None:
-    """Whether factors, traced with gradients, are a chain of equal steps; None if not."""
+def _recognise(factors: dict[str, Factor], args: tuple, kwargs: dict[str, Any]) -> Markov | bool | None:
+    """What factors, traced with gradients, are as a chain of equal steps; False if none, None if they are few."""
     states = [factor for factor in factors.values() if factor.enumerated]
     if len(states) < FEW_STEPS:
         return None
@@ -124,18 +149,18 @@ def _recognise(factors: dict[str, Factor], args: tuple, kwargs: dict[str, Any]) 
     tail = list(factors.values())[start:]
     seen = [factor for factor in tail if not factor.enumerated]
     if [factor.enumerated for factor in tail] != [True, False] * len(states) or len(seen) != len(states):
-        return None
+        return False
     pairs = zip([states[0], *states[:-1]], states, seen, strict=True)
     steps = [Step(before.site, state.site, x.site) for before, state, x in pairs]
+    arguments = _arguments(args, kwargs)
     try:
         _check_sites(steps)
         _check_alike(steps)
-        values, lengths = _collect(steps)
-    except Unlike:
-        return None
-    return Markov(
-        _arguments(args, kwargs), [f.name for f in states], [f.name for f in seen], names[:start], values, lengths
-    )
+        views = _views(steps, [value for _, value, _ in arguments if isinstance(value, Tensor)])
+        there, lengths = _masks(steps)
+    except (Unlike, RuntimeError, TypeError, ValueError, IndexError):  # a program of any shape may stand here
+        return False
+    return Markov(arguments, [f.name for f in states], [f.name for f in seen], names[:start], views, there, lengths)
 
 
 def _check_sites(steps: list[Step]) -> None:
@@ -174,12 +199,18 @@ def _check_alike(steps: list[Step]) -> None:
             raise Unlike
 
 
-def _collect(steps: list[Step]) -> tuple[Tensor, Tensor | None]:
-    """Observed values of all steps, NaN where masked, and the sequences' lengths."""
-    first = steps[0]
-    axis = first.depth
-    values = torch.stack([step.value() for step in steps], axis)
-    batch, total = values.shape[:axis], len(steps)
+def _views(steps: list[Step], arguments: list[Tensor]) -> list[Tensor]:
+    """Observed values of all steps, if they are views of arguments: others would not follow the data."""
+    storages = {argument.untyped_storage().data_ptr() for argument in arguments}
+    views = [step.value() for step in steps]
+    if any(view.untyped_storage().data_ptr() not in storages for view in views):
+        raise Unlike
+    return views
+
+
+def _masks(steps: list[Step]) -> tuple[Tensor | None, Tensor | None]:
+    """Which values are there, plates + (T,), and the sequences' lengths; None if all, or all alike."""
+    batch, total = steps[0].value().shape[: steps[0].depth], len(steps)
     inside = torch.stack([step.mask(step.state, batch) for step in steps], -1)
     there = torch.stack([step.mask(step.seen, batch) for step in steps], -1)
     lengths = inside.sum(-1)
@@ -187,10 +218,7 @@ def _collect(steps: list[Step]) -> tuple[Tensor, Tensor | None]:
         raise Unlike  # a state that is skipped
     if bool((there & ~inside).any()) or bool((lengths == 0).any()):
         raise Unlike
-    if not bool(there.all()):
-        values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
-        values = torch.where(there.reshape(*there.shape, *([1] * (values.dim() - there.dim()))), values, torch.nan)
-    return values, None if bool((lengths == total).all()) else lengths
+    return None if bool(there.all()) else there, None if bool((lengths == total).all()) else lengths
 
 
 def _arguments(args: tuple, kwargs: dict[str, Any]) -> list[tuple[Any, Any, int]]:

@@ -32,14 +32,14 @@ class Memory:
 
     Attributes:
         fixed: Keep the first reference of a site, as averages of statistics over batches need.
-        markov: What the program was recognised as, if it is a chain of equal steps.
+        markov: What the program was recognised as, if it is a chain of equal steps; False if it is none.
     """
 
     fixed: bool = False
     references: dict[str, tuple[Tensor, int, Reference | None]] = field(default_factory=dict)
     bases: dict[str, tuple[Tensor, int, Tensor | None]] = field(default_factory=dict)
     seen: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
-    markov: Markov | None = None
+    markov: Markov | bool | None = None
 
     def is_new(self, site: str, value: Tensor) -> bool:
         """Whether these values were not seen at this site before; they are now."""

@@ -85,7 +85,7 @@ def test_normal_local_posteriors_through_the_front_door():
     inference = lvm.infer.SVI(inner_steps=5, local="z", learning_rate=0.02, num_particles=4)
     data = {"x": X, "index": torch.arange(ROWS)}
     fit = lvm.fit(level, data, level_guide, inference, batch_size=20, max_epochs=200, seed=0, progress=False)
-    found = fit.params
+    found = {name: parameter.value.detach() for name, parameter in fit.parameters().items()}
     assert float(found["loc"]) == pytest.approx(float(X.mean()), abs=0.15)
     expected = (found["loc"] + 4 * X) / 5
     error = (found["q_loc"] - expected).abs()

@@ -85,8 +85,9 @@ def test_the_readme_lists_the_catalog_and_its_files():
         assert (ROOT / link).exists(), link
 
 
-def test_the_readme_example_runs(tmp_path, monkeypatch):
-    readme = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+def test_the_readme_examples_run(tmp_path, monkeypatch):
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert examples
     monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
