@@ -117,6 +117,8 @@ def read_sequences(data: Any, model: Any) -> tuple[dict[str, Any], Layout, tuple
     x = entries.pop("x", None)
     if x is None:
         raise ValueError("data: expected an entry 'x' with the sequences; got none. Pass x.")
+    if isinstance(x, (list, tuple)) and not x:
+        raise ValueError("data: expected at least one sequence; got an empty list. Pass arrays of shape (T, d).")
     shaped = getattr(model, "sequences", False)
     if are_sequences(x):
         parts = [as_tensor(s, f"sequence {i}") for i, s in enumerate(x)]

@@ -242,3 +242,8 @@ def test_what_is_no_sequence_stays_a_table(faithful):
     assert as_arguments(faithful, lvm.models.GaussianMixture(2)).layout is None
     with pytest.raises(ValueError, match="takes no list of sequences of unequal length"):
         as_arguments([faithful, faithful[:3]], lvm.models.GaussianMixture(2))
+
+
+def test_no_sequence_at_all():
+    with pytest.raises(ValueError, match="at least one sequence; got an empty list"):
+        lvm.fit(lvm.models.GaussianHMM(2), [], progress=False)
