@@ -2,6 +2,7 @@
 
 import warnings
 
+import pyro
 import pytest
 import torch
 from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
@@ -25,6 +26,13 @@ torch.set_num_threads(1)  # one core for each of pytest-xdist's workers
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_parameters():
+    """Parameters that a test puts into Pyro's global store are not there for the next one."""
+    with pyro.get_param_store().scope():
+        yield
 
 
 @pytest.fixture
