@@ -126,17 +126,17 @@ def opened_factors(
     Returns:
         The trace unless it was not needed in full; factors; chains; and what was recognised.
     """
-    usable = isinstance(known, Markov) and known.fits(args, kwargs)
-    if not usable or (not differentiable and known.due()):  # type: ignore[union-attr]
+    current = known if isinstance(known, Markov) and known.fits(args, kwargs) else None
+    if current is None or (not differentiable and current.due()):
         trace, factors = trace_factors(program, nesting, args, kwargs, differentiable=differentiable)
         whole, chains = open_chains(factors)
         found = None if chains or known is False or differentiable else _recognise(factors, args, kwargs)
         if not isinstance(found, Markov):
             return trace, whole, chains, found if known is None else False
         found.uses = known.uses if isinstance(known, Markov) else 0
-        known = found
-    factors, chain = known.factors(program, nesting, args, kwargs, differentiable=differentiable)  # type: ignore[union-attr]
-    return None, factors, [chain], known
+        current = found
+    factors, chain = current.factors(program, nesting, args, kwargs, differentiable=differentiable)
+    return None, factors, [chain], current
 
 
 def _recognise(factors: dict[str, Factor], args: tuple, kwargs: dict[str, Any]) -> Markov | bool | None:
