@@ -1,8 +1,19 @@
 """Guides as ordinary Pyro programs, one file each."""
 
+from pyro_lvm.guides.amortized_gaussian import AmortizedGaussian
 from pyro_lvm.guides.conjugate import Conjugate
+from pyro_lvm.guides.inverse_autoregressive import InverseAutoregressive
 from pyro_lvm.guides.map import MAP
 from pyro_lvm.guides.multivariate_normal import AutoMultivariateNormal
 from pyro_lvm.guides.normal import AutoNormal
+from pyro_lvm.guides.recognition_net import RecognitionNet
 
-__all__ = ["MAP", "AutoMultivariateNormal", "AutoNormal", "Conjugate"]
+__all__ = [
+    "MAP",
+    "AmortizedGaussian",
+    "AutoMultivariateNormal",
+    "AutoNormal",
+    "Conjugate",
+    "InverseAutoregressive",
+    "RecognitionNet",
+]

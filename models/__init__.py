@@ -10,6 +10,7 @@ from pyro_lvm.models.factorial_hidden_markov import FactorialHMM
 from pyro_lvm.models.gaussian_hmm import GaussianHMM
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.gaussian_mixture_hmm import GaussianMixtureHMM
+from pyro_lvm.models.gaussian_rbm import GaussianRBM
 from pyro_lvm.models.heterogeneous_mixture import HeterogeneousMixture
 from pyro_lvm.models.hidden_markov import HiddenMarkov
 from pyro_lvm.models.hidden_markov_alignment import HMMAlignment
@@ -23,11 +24,16 @@ from pyro_lvm.models.neural_alignment import NeuralHMMAlignment
 from pyro_lvm.models.neural_hidden_markov import NeuralHMM
 from pyro_lvm.models.poisson_hmm import PoissonHMM
 from pyro_lvm.models.poisson_mixture import PoissonMixture
+from pyro_lvm.models.rbm import RBM
 from pyro_lvm.models.regression_hmm import RegressionHMM
+from pyro_lvm.models.sigmoid_belief_net import SigmoidBeliefNet
 from pyro_lvm.models.student_t_hmm import StudentTHMM
 from pyro_lvm.models.student_t_mixture import StudentTMixture
+from pyro_lvm.models.vae import VAE
 
 __all__ = [
+    "RBM",
+    "VAE",
     "AutoregressiveHMM",
     "BernoulliHMM",
     "BernoulliMixture",
@@ -38,6 +44,7 @@ __all__ = [
     "GaussianHMM",
     "GaussianMixture",
     "GaussianMixtureHMM",
+    "GaussianRBM",
     "HMMAlignment",
     "HeterogeneousMixture",
     "HiddenMarkov",
@@ -52,6 +59,7 @@ __all__ = [
     "PoissonHMM",
     "PoissonMixture",
     "RegressionHMM",
+    "SigmoidBeliefNet",
     "StudentTHMM",
     "StudentTMixture",
 ]

@@ -107,9 +107,9 @@ def fit(
     drop: DropOption = None,
     sequence: SequenceOption = None,
     inference: Annotated[
-        str | None, typer.Option(help="em, coordinate-ascent, svi or mcmc; by default the model's own.")
+        str | None, typer.Option(help="One that `pyro-lvm list` names for the model; by default its own.")
     ] = None,
-    guide: Annotated[str | None, typer.Option(help="For svi: normal, multivariate-normal or map.")] = None,
+    guide: Annotated[str | None, typer.Option(help="One that `pyro-lvm list` names for the model.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of the model, e.g. num_components=3; repeatable."),

@@ -28,7 +28,12 @@ A method `means()`, if there is one, returns the exact mean of every site; else 
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss for `SVI`; every `pyro.infer.ELBO` is one."""
+    """A loss for `SVI`; every `pyro.infer.ELBO` is one.
+
+    It may have `state_dict()` and `load_state_dict(state)`: what a resumed run needs besides parameters, as chains and
+    averages, in tensors, numbers and text. An attribute `loss_may_rise = True` says that its loss does not tell how far
+    training has come, so that nothing stops early by it. Constructor arguments are kept in attributes of their names.
+    """
 
     def loss(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
         """The loss in nats."""
@@ -99,6 +104,27 @@ class LatentVariableModel(PyroModule):
     @abstractmethod
     def initialize(self, x: Tensor) -> None:
         """Declare the parameters for rows like `x`, at a start that depends on them and on the random seed."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; of tensors."""
+        for value in (*args, *kwargs.values()):
+            if hasattr(value, "__array__") and not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{type(self).__name__}: expected tensors; got {type(value).__name__}. "
+                    "Pass torch.as_tensor of it, or call lvm.fit, which takes arrays and tables."
+                )
+        return super().__call__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in self.dims and name not in inspect.get_annotations(type(self)):
+                raise
+        raise AttributeError(
+            f"{type(self).__name__}: expected parameters; '{name}' is not declared yet. "
+            "Call model.initialize(x) first, or lvm.fit, which does."
+        )
 
     @property
     def starts(self) -> tuple[dict[str, Any], ...]:

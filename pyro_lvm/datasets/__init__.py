@@ -9,16 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_lvm.datasets.bars import Bars, bars
 from pyro_lvm.datasets.corpora import TaggedCorpus, read_tagged, tagged_sentences
 from pyro_lvm.datasets.parallel import ParallelCorpus, parallel_corpus, phrases
 from pyro_lvm.datasets.vocabulary import Vocabulary, word_classes
 
 __all__ = [
     "NAMES",
+    "Bars",
     "Data",
     "ParallelCorpus",
     "TaggedCorpus",
     "Vocabulary",
+    "bars",
     "load",
     "parallel_corpus",
     "phrases",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.paths import decoded, discrete_kinds, drawn, smoothed
+from pyro_lvm.diagnostics.row_latents import row_draws
 from pyro_lvm.distributions import HMM
 from pyro_lvm.evidence.exact import log_likelihood, nesting
 from pyro_lvm.infer.enumeration import expect
@@ -21,6 +22,7 @@ from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.guide_draws import draws_rows
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
@@ -80,12 +82,26 @@ def responsibilities(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     """Posterior of every discrete site and hidden path, averaged over draws with their labels aligned."""
     draws = thinned(fit, AVERAGED_DRAWS)
     enumerated, hidden = discrete_kinds(fit, arguments)
+    if not (enumerated or hidden) and (inside := _summed_out(fit, arguments, "posterior")):
+        return inside
     found = _averaged(fit, arguments, draws) if enumerated or not hidden else {}
     if hidden:
         with possible_rows(fit, arguments):
             paths = smoothed(fit, arguments, draws, common_states(fit, arguments, draws))
         found.update({name: arguments.returned(table) for name, table in paths.items()})
     return found
+
+
+def _summed_out(fit: Fit, arguments: Arguments, method: str) -> dict[str, Tensor]:
+    """What the laws of observed sites tell of latent variables that they sum out themselves, at a point."""
+    arguments = arguments.unweighted()
+    with fit.scope(), torch.no_grad(), _pyro.validation(False):
+        trace = _pyro.plain_trace(fit.program, arguments.args, arguments.kwargs)
+        return {
+            name: getattr(site["fn"], method)(site["value"])
+            for name, site in trace.nodes.items()
+            if getattr(site.get("fn"), "summed_out", "")
+        }
 
 
 def _averaged(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -116,6 +132,8 @@ def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     """
     enumerated, hidden = discrete_kinds(fit, arguments)
     found: dict[str, Tensor] = {}
+    if not (enumerated or hidden) and (inside := _summed_out(fit, arguments, "most_probable")):
+        return inside
     if len(enumerated) > 1 and not fit.latent:
         found = _discrete(fit, arguments, {}, temperature=0)
     elif enumerated or not hidden:
@@ -145,6 +163,8 @@ def _discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperat
 
 def posterior_draws(fit: Fit, arguments: Arguments, count: int) -> dict[str, Tensor]:
     """Joint draws of continuous and discrete sites given the rows."""
+    if draws_rows(fit):
+        return _drawn_by_guide(fit, arguments, count)
     draws = thinned(fit, count)
     chosen = [draws[i % len(draws)] for i in range(count)]
     enumerated, hidden = discrete_kinds(fit, arguments)
@@ -160,6 +180,27 @@ def posterior_draws(fit: Fit, arguments: Arguments, count: int) -> dict[str, Ten
             with possible_rows(fit, arguments):
                 found.update(drawn(fit, arguments, draws, count))
     return found
+
+
+def _drawn_by_guide(fit: Fit, arguments: Arguments, count: int) -> dict[str, Tensor]:
+    """Draws of the guide's sites, and of the discrete ones that it leaves given those."""
+    shared = thinned(fit, count)
+    joint: list[dict[str, Tensor]] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(fit.seed)
+        for i in range(count):
+            given = {**shared[i % len(shared)], **row_draws(fit, arguments)}
+            if i == 0:
+                left = _unknown_discrete(fit, arguments, given)
+            joint.append({**given, **(_discrete(fit, arguments, given, temperature=1) if left else {})})
+    return {name: torch.stack([j[name] for j in joint]) for name in joint[0]}
+
+
+def _unknown_discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor]) -> bool:
+    """Whether the model has discrete sites beyond those given."""
+    with fit.scope(), torch.no_grad(), _pyro.validation(False):
+        trace = _pyro.plain_trace(poutine.condition(fit.program, given), arguments.args, arguments.kwargs)
+    return any(trace.nodes[name]["fn"].has_enumerate_support for name in trace.stochastic_nodes)
 
 
 def generate(fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None = None) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ def pareto_k(log_ratios: NDArray[np.floating]) -> float:
     grid = 1 / excess[-1] + (1 - np.sqrt(points / (np.arange(1, points + 1) - 0.5))) / (3 * max(quartile, 1e-300))
     shape = np.log1p(-grid[:, None] * excess).mean(1)
     profile = tail * (np.log(-(grid / shape)) - shape - 1)
-    weights = 1 / np.exp(profile - profile[:, None]).sum(1)
+    weights = np.exp(profile - profile.max())
     best = (grid * weights / weights.sum()).sum()
     k = np.log1p(-best * excess).mean()
     return float((tail * k + 5) / (tail + 10))  # a weak prior centred on 0.5, as in the paper

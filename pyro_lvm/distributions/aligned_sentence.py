@@ -51,8 +51,12 @@ class AlignedSentence(TorchDistribution):
         lengths: Number of target words, >= 1, shape (n,).
         num_steps: Width of the padded target sentences.
         memory: Keeps the layout of sentences that come again, as in every step of EM.
+
+    Attributes:
+        summed_out: What latent variables the law sums out, in a word; plans and predictions go by it.
     """
 
+    summed_out = "alignments"
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - models check words and lengths once
 
     def __init__(

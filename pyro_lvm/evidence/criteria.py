@@ -88,7 +88,7 @@ def _free_parameters(fit: Fit, name: str) -> int:
     if fit.latent:
         raise ValueError(f"{name}: expected a point fit, got a posterior. Use lvm.compare instead.")
     fixed = getattr(fit.model, "fixed_entries", lambda _: 0)
-    return sum(_degrees_of_freedom(p) - fixed(name) for name, p in fit.parameters().items())
+    return sum(_degrees_of_freedom(p) - fixed(name) for name, p in fit.parameters(guide=False).items())
 
 
 def _degrees_of_freedom(parameter: Parameter) -> int:

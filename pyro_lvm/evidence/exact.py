@@ -99,6 +99,7 @@ def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
         Nats, shape (chains, draws, n).
     """
     from pyro_lvm.diagnostics.paths import log_likelihoods
+    from pyro_lvm.evidence.normalizers import known_normalizers
 
     draws = fit.draws if fit.latent else {}
     flat = [{name: v.flatten(0, 1)[i] for name, v in draws.items()} for i in range(_count(draws))]
@@ -106,7 +107,8 @@ def pointwise(fit: Fit, arguments: Arguments) -> Tensor:
     if table is not None:
         return table.reshape(*next(iter(draws.values())).shape[:2], -1)
     model = fit.program
-    with fit.scope(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
+    threads = fitting_threads(arguments.main.numel())
+    with fit.scope(), known_normalizers(fit), _pyro.validation(False), threads:
         depth = nesting(fit, arguments)
         shape = next(iter(draws.values())).shape[:2] if draws else (1, 1)
         rows = [
@@ -133,16 +135,41 @@ def nesting(fit: Fit, arguments: Arguments) -> int:
     return plate_nesting(fit.program, arguments.args, arguments.kwargs)
 
 
-def log_likelihood(fit: Fit, arguments: Arguments) -> Evidence:
-    """Log-likelihood by row, averaged over the fit's draws.
+def log_likelihood(fit: Fit, arguments: Arguments, num_samples: int | None = None) -> Evidence:
+    """Log-likelihood by row: averaged over the fit's draws, or importance weighted if the guide draws sites of rows.
+
+    The normalizer of an undirected site too large to be summed up is estimated once by annealed importance sampling.
+    Its error is the same for all rows.
 
     Args:
         fit: A fit.
         arguments: Converted data.
+        num_samples: Samples of each row, where it is importance weighted.
 
     Returns:
         Values in nats, their Monte Carlo errors, and the name of the estimator.
     """
+    from pyro_lvm.evidence.normalizers import known_normalizers
+
+    with known_normalizers(fit) as normalizers:
+        found = _log_likelihood(fit, arguments, num_samples)
+    for name, normalizer in normalizers.items():
+        error = found.standard_error.double().square() + normalizer.standard_error**2
+        found = replace(
+            found,
+            standard_error=error.sqrt().to(found.standard_error),
+            estimator=f"{found.estimator.removeprefix('exact ')}, normalizer of '{name}' by {normalizer.estimator}",
+        )
+    return found
+
+
+def _log_likelihood(fit: Fit, arguments: Arguments, num_samples: int | None) -> Evidence:
+    from pyro_lvm.training.guide_draws import draws_rows
+
+    if draws_rows(fit):
+        from pyro_lvm.evidence.importance import NUM_SAMPLES, importance_weighted
+
+        return importance_weighted(fit, arguments, NUM_SAMPLES if num_samples is None else num_samples)
     table = pointwise(fit, arguments).flatten(0, 1)
     count = len(table)
     if count == 1:

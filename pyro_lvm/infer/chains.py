@@ -129,8 +129,9 @@ class Chain:
             leaves = {name: self._leaf(name) for name in self.parts}
             assembled = self.law.assemble(leaves)
         initial, transition = (table.detach() for table in assembled)
-        tables = (initial * temperature, transition * temperature, emission * temperature)
-        tables = (initial, transition, emission) if temperature == 1.0 else tables
+        tables = (initial, transition, emission)
+        if temperature != 1.0:
+            tables = (initial * temperature, transition * temperature, emission * temperature)
         scale, homogeneous = self.scale, transition.shape[:-2].numel() == 1
         shared = homogeneous and self.counted is None and not (isinstance(scale, Tensor) and scale.numel() > 1)
         found = chains.smooth(*tables, self.lengths, sum_batch=shared)

@@ -57,7 +57,11 @@ def strategy_of(expectation: Expectation) -> str:
         if factor.enumerated
     ]
     shown = ", ".join(latent[:4]) + (f" and {len(latent) - 4} more sites" if len(latent) > 4 else "")
-    return f"exact enumeration of {shown}, one backward pass" if latent else "nothing is latent"
+    if latent:
+        return f"exact enumeration of {shown}, one backward pass"
+    laws = {name: getattr(innermost(factor.fn), "summed_out", "") for name, factor in expectation.factors.items()}
+    inside = [f"{what} of {name}, summed out exactly by its law" for name, what in laws.items() if what]
+    return " and ".join(inside) or "nothing is latent"
 
 
 def refresh(plan: Plan, expectation: Expectation) -> bool:

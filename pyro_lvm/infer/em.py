@@ -240,7 +240,7 @@ class EM:
         return expectation
 
     @property
-    def annealed(self) -> bool:
+    def loss_may_rise(self) -> bool:
         """Whether the last step was one of the annealed ones."""
         return 0 < self._steps <= len(self.annealing)
 

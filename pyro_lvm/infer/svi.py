@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.infer.divergence import has_closed_divergence
 from pyro_lvm.infer.held_out import rows_alone
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameters
@@ -48,7 +49,9 @@ class SVI:
         model: Any Pyro program.
         guide: Any Pyro program over its continuous sites, with the same arguments.
         optimizer: Makes a torch optimizer from parameters; by default fused Adam.
-        loss: Any `pyro.infer.ELBO`; by default `TraceEnum_ELBO` if there are discrete sites, else `Trace_ELBO`.
+        loss: Any `pyro.infer.ELBO` or other `Objective`; by default `TraceGraph_ELBO` if the guide draws sites without
+            a reparameterised gradient, else `TraceEnum_ELBO` if there are discrete sites, else `TraceMeanField_ELBO`
+            if guide and prior have a divergence in closed form, else `Trace_ELBO`.
         learning_rate: Step size of the default optimizer.
         num_particles: Guide samples per step of the default loss.
         inner_steps: Steps on the local parameters before each step on the others.
@@ -162,14 +165,24 @@ class SVI:
             return float(objective.loss(model, guide, *args, **kwargs))
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state and the order of its parameters."""
+        """The optimizer's state and the order of its parameters, and the objective's own state if it has one."""
         nesting = getattr(self.objective, "max_plate_nesting", None)
-        return {**self._updates.state_dict(), "nesting": nesting, "local": self._local_updates.state_dict()}
+        state = {**self._updates.state_dict(), "nesting": nesting, "local": self._local_updates.state_dict()}
+        if hasattr(self.objective, "state_dict"):
+            state["objective"] = self.objective.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`; the optimizer follows at the next step, when its parameters are known."""
         self._updates.pending = state
         self._local_updates.pending = state.get("local")
+        if "objective" in state and hasattr(self.objective, "load_state_dict"):
+            self.objective.load_state_dict(state["objective"])
+
+    @property
+    def loss_may_rise(self) -> bool:
+        """Whether the objective's loss does not tell how far training has come."""
+        return bool(getattr(self.objective, "loss_may_rise", False))
 
     def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Callable, Callable]:
         if self.model is None:
@@ -177,19 +190,41 @@ class SVI:
                 "SVI: expected a model. Pass one: SVI(model, guide), or lvm.fit(model, x, inference=SVI())."
             )
         guide = self.guide or no_guide
+        if self.objective is None:
+            self.objective = self._default_loss(guide, args, kwargs)
+        if not isinstance(self.objective, TraceEnum_ELBO):
+            return self.objective, self.model, guide
         if self._enumerating is None or self._enumerated is not self.model:
             self._enumerating, self._enumerated = config_enumerate(self.model), self.model
-            if self.objective is None:
-                self.objective = self._default_loss(args, kwargs)
         return self.objective, self._enumerating, guide
 
-    def _default_loss(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _default_loss(self, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The loss for the latent sites that the guide draws, and for those that it leaves to be summed out."""
+        enumerating: Callable = config_enumerate(self.model)
         with _pyro.validation(True):
-            trace = structure(self._enumerating, args, kwargs)  # type: ignore[arg-type]
-            nesting = plate_nesting(self._enumerating, args, kwargs)  # type: ignore[arg-type]
-        discrete = any(trace.nodes[n]["infer"].get("enumerate") for n in trace.stochastic_nodes)
-        loss = TraceEnum_ELBO if discrete else Trace_ELBO
+            ours = structure(enumerating, args, kwargs)
+            nesting = plate_nesting(enumerating, args, kwargs)
+        unfit = [n for n in ours.stochastic_nodes if not getattr(ours.nodes[n]["fn"], "has_rsample", False)]
+        if not unfit:
+            plain = TraceMeanField_ELBO if has_closed_divergence(ours, guide, args, kwargs) else Trace_ELBO
+            return plain(num_particles=self.num_particles, max_plate_nesting=nesting)
+        with torch.random.fork_rng(), torch.no_grad():
+            theirs = _pyro.plain_trace(guide, args, kwargs)
+        scored = [n for n in unfit if n in theirs and not _is_given(theirs.nodes[n])]
+        summed = [n for n in unfit if n not in theirs and ours.nodes[n]["infer"].get("enumerate")]
+        if summed and scored:
+            raise ValueError(
+                f"SVI: the guide draws site '{scored[0]}' and leaves '{summed[0]}' to be summed out, which no "
+                "objective does both by default. Draw both in the guide, or pass loss=."
+            )
+        loss = TraceGraph_ELBO if scored else TraceEnum_ELBO if summed else Trace_ELBO
         return loss(num_particles=self.num_particles, max_plate_nesting=nesting)
+
+
+def _is_given(site: dict) -> bool:
+    """Whether a guide's site needs no gradient of its log-density: reparameterised, a point, or enumerated."""
+    fn = site["fn"]
+    return getattr(fn, "has_rsample", False) or bool(site["infer"].get("enumerate"))
 
 
 class _Read(Parameters):

@@ -136,11 +136,14 @@ def bound_is_below_evidence(fit: Fit, rows: Any, *, num_bounds: int = 100, num_d
     with seeded(seed), fit.scope():
         bounds = torch.tensor([-fit.inference.loss(*args, **kwargs) for _ in range(num_bounds)]).double()
         ratios = oracles.log_evidence_ratios(fit.model, guide, num_draws, *args, **kwargs).double()
-    top = ratios.max()
-    weight, weight_error = mean_and_error((ratios - top).exp())
-    evidence = float(top) + math.log(weight)
+    evidence, variance = 0.0, 0.0
+    for column in ratios.T:
+        top = column.max()
+        weight, weight_error = mean_and_error((column - top).exp())
+        evidence += float(top) + math.log(weight)
+        variance += (weight_error / weight) ** 2
     bound, bound_error = mean_and_error(bounds)
-    error = math.hypot(bound_error, weight_error / weight)
+    error = math.hypot(bound_error, math.sqrt(variance))
     require(
         bound <= evidence + STANDARD_ERRORS * error,
         f"bound_is_below_evidence: the bound {bound:.6g} is above the log evidence {evidence:.6g} by "

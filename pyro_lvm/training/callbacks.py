@@ -36,7 +36,7 @@ class EarlyStopping:
 
     def __call__(self, run: Run) -> bool:
         """Whether to stop."""
-        if getattr(run.inference, "annealed", False):  # its loss may rise on purpose
+        if getattr(run.inference, "loss_may_rise", False):
             self.skipped = len(run.history[self.key])
             return False
         losses = run.history[self.key][self.skipped :]

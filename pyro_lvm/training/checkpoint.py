@@ -22,7 +22,7 @@ import torch
 
 from pyro_lvm import _pyro
 from pyro_lvm.protocols import LatentVariableModel
-from pyro_lvm.training.choices import GUIDES, INFERENCES, MODELS
+from pyro_lvm.training.choices import GUIDES, INFERENCES, MODELS, OBJECTIVES
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.scope import Scope
 
@@ -78,6 +78,7 @@ def _state(fit: Fit) -> dict[str, Any]:
 def _record(fit: Fit) -> dict[str, Any]:
     from pyro_lvm import __version__
 
+    objective = _named(getattr(fit.inference, "objective", None), OBJECTIVES)
     return {
         "format": FORMAT,
         "pyro_lvm": __version__,
@@ -85,7 +86,8 @@ def _record(fit: Fit) -> dict[str, Any]:
         "guide": None if fit.guide is None else _program(fit.guide, GUIDES),
         "inference": _named(fit.inference, INFERENCES),
         "options": _options(fit.inference),
-        "own": list(getattr(fit.inference, "own", ())),
+        "objective": None if objective is None else {"name": objective, "options": _options(fit.inference.objective)},
+        "own": [part for part in getattr(fit.inference, "own", ()) if part != "loss" or objective is None],
         "diagnostics": getattr(fit.inference, "diagnostics", {}),
         "shapes": fit.shapes,
         "columns": fit.columns,
@@ -109,7 +111,7 @@ def _program(program: Any, registry: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(config)
     except TypeError:
-        return {"name": None, "described": f"{described} with priors of your own"}
+        return {"name": None, "described": f"{described} with parts of your own"}
     return {"name": name, "described": described, "config": config}
 
 
@@ -118,7 +120,7 @@ def _named(thing: Any, registry: dict[str, Any]) -> str | None:
 
 
 def _options(inference: Any) -> dict[str, Any]:
-    """Constructor arguments of an inference that are plain numbers or text."""
+    """Constructor arguments of an inference or an objective that are plain numbers or text."""
     names = inspect.signature(type(inference)).parameters
     values = {name: getattr(inference, name, None) for name in names}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if _plain(v)}
@@ -187,7 +189,9 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
     if given:
         (inference,) = _pyro.copy_programs(inference)
     elif record["inference"]:
-        inference = INFERENCES[record["inference"]](**record["options"])
+        spec = record.get("objective")
+        loss = {"loss": _make(spec, OBJECTIVES, "objective", **spec["options"])} if spec else {}
+        inference = INFERENCES[record["inference"]](**loss, **record["options"])
     if inference is not None:
         inference.model, inference.guide = model, guide
         if hasattr(inference, "load_state_dict"):
@@ -216,7 +220,7 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
     return fit
 
 
-def _make(spec: dict[str, Any], registry: dict[str, Any], kind: str, *args: Any) -> Any:
+def _make(spec: dict[str, Any], registry: dict[str, Any], kind: str, *args: Any, **options: Any) -> Any:
     if spec["name"] is None:
         raise ValueError(
             f"load: this fit's {kind} ('{spec['described']}') is your own code, which files do not hold. "
@@ -224,7 +228,7 @@ def _make(spec: dict[str, Any], registry: dict[str, Any], kind: str, *args: Any)
         )
     if spec["name"] not in registry:
         raise ValueError(f"load: no {kind} named {spec['name']!r} in this version. Upgrade pyro-lvm.")
-    return registry[spec["name"]](*args, **spec["config"])
+    return registry[spec["name"]](*args, **spec.get("config", {}), **options)
 
 
 def _restore(fit: Fit, state: dict[str, Any]) -> None:

@@ -7,25 +7,68 @@ from typing import Any
 
 from pyro import poutine
 
-from pyro_lvm.infer import EM, MCMC, SVI, CoordinateAscent
+from pyro_lvm.infer import (
+    EM,
+    MCMC,
+    NVIL,
+    SVI,
+    VIMCO,
+    ContrastiveDivergence,
+    CoordinateAscent,
+    ImportanceWeighted,
+    LeaveOneOut,
+    WakeSleep,
+)
 from pyro_lvm.infer.structure import row_plate
 from pyro_lvm.protocols import Inference, Sampler
 
-__all__ = ["GUIDES", "INFERENCES", "MODELS", "choose_guide", "choose_inference", "discrete_sites", "restart_loss"]
+__all__ = [
+    "GUIDES",
+    "INFERENCES",
+    "MODELS",
+    "OBJECTIVES",
+    "PAIRS",
+    "choose_guide",
+    "choose_inference",
+    "discrete_sites",
+    "restart_loss",
+]
 
-INFERENCES: dict[str, type] = {
+OBJECTIVES: dict[str, Callable[..., Any]] = {
+    "ContrastiveDivergence": ContrastiveDivergence,
+    "ImportanceWeighted": ImportanceWeighted,
+    "LeaveOneOut": LeaveOneOut,
+    "NVIL": NVIL,
+    "VIMCO": VIMCO,
+    "WakeSleep": WakeSleep,
+}
+"""Losses of `SVI` by class name: what files may name, with their plain options."""
+
+INFERENCES: dict[str, Callable[..., Any]] = {
     "em": EM,
     "svi": SVI,
     "coordinate-ascent": CoordinateAscent,
     "mcmc": MCMC,
+    "leave-one-out": lambda: SVI(loss=LeaveOneOut()),
+    "vimco": lambda: SVI(loss=VIMCO()),
+    "nvil": lambda: SVI(loss=NVIL()),
+    "importance-weighted": lambda: SVI(loss=ImportanceWeighted()),
+    "wake-sleep": lambda: SVI(loss=WakeSleep()),
+    "cd": lambda: SVI(loss=ContrastiveDivergence(), learning_rate=0.003),
+    "pcd": lambda: SVI(loss=ContrastiveDivergence(persistent=True), learning_rate=0.003),
 }
+"""Inferences by name: a class, or a function that makes one with an objective, as in `"cd": lambda: SVI(loss=...)`."""
+
 GUIDES: dict[str, Callable] = {}
 MODELS: dict[str, Callable] = {}
 """Guides and models by name; `pyro_lvm.catalog` fills them in, so that the engine imports neither."""
 
+PAIRS: dict[type, tuple[str, str | None]] = {}
+"""The inference and the guide, by name, that go with a model whose sites do not tell; filled in by the catalog."""
 
-def continuous_sites(trace: poutine.Trace) -> list[str]:
-    """Latent sites that cannot be summed out."""
+
+def unsummed_sites(trace: poutine.Trace) -> list[str]:
+    """Latent sites that cannot be summed out: continuous ones, and vectors of discrete ones."""
     return [
         name for name in trace.stochastic_nodes if not getattr(trace.nodes[name]["fn"], "has_enumerate_support", False)
     ]
@@ -33,8 +76,8 @@ def continuous_sites(trace: poutine.Trace) -> list[str]:
 
 def discrete_sites(trace: poutine.Trace) -> list[str]:
     """Latent sites that can be summed out."""
-    continuous = continuous_sites(trace)
-    return [name for name in trace.stochastic_nodes if name not in continuous]
+    unsummed = unsummed_sites(trace)
+    return [name for name in trace.stochastic_nodes if name not in unsummed]
 
 
 def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> Any:
@@ -43,13 +86,13 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
     Raises:
         ValueError: The name is unknown, or the inference cannot train this model.
     """
-    continuous = continuous_sites(trace)
+    unsummed = unsummed_sites(trace)
     if inference is None:
-        inference = "svi" if continuous else "em"
+        inference = PAIRS[type(model)][0] if type(model) in PAIRS else "svi" if unsummed else "em"
     if isinstance(inference, str):
         if inference not in INFERENCES:
             raise ValueError(f"fit: expected inference to be one of {', '.join(INFERENCES)}; got {inference!r}.")
-        inference = INFERENCES[inference]
+        inference = INFERENCES[inference]()
     if isinstance(inference, type):
         inference = inference()
     if not isinstance(inference, (Inference, Sampler)):
@@ -57,7 +100,7 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
             f"fit: expected inference to be a name or an object with step() or run(); got {type(inference).__name__}."
         )
     plate = row_plate(trace)
-    local = [n for n in continuous if any(f.name == plate for f in trace.nodes[n]["cond_indep_stack"])]
+    local = [n for n in unsummed if any(f.name == plate for f in trace.nodes[n]["cond_indep_stack"])]
     if isinstance(inference, (EM, CoordinateAscent)) and local:
         fn = trace.nodes[local[0]]["fn"]
         kind = type(getattr(fn, "base_dist", fn)).__name__
@@ -65,7 +108,7 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
             f"fit: {type(inference).__name__} needs the latent sites of every row to be discrete with a finite "
             f"support; site '{local[0]}' ({kind}) is not. Use inference='svi' or 'mcmc'."
         )
-    if isinstance(inference, CoordinateAscent) and not continuous:
+    if isinstance(inference, CoordinateAscent) and not unsummed:
         raise ValueError(
             "fit: CoordinateAscent needs parameters with priors; the model's are points. Give them priors "
             "(priors=True for models of this package), or use inference='em'."
@@ -84,14 +127,22 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
     takes, name = getattr(inference, "guides", None), type(inference).__name__
     if guide is not None and takes == ():
         raise ValueError(f"fit: {name} takes no guide; got {guide!r}. Use inference='svi', or leave it out.")
-    if not continuous_sites(trace):
+    unsummed = unsummed_sites(trace)
+    if not unsummed:
         if guide is not None and takes is not None:
             raise ValueError(f"fit: {name} of a model without priors takes no guide; got {guide!r}. Leave it out.")
         return None if isinstance(guide, (str, type)) else guide
     if takes == ():
         return None
     if guide is None:
-        guide = takes[0] if takes else "normal"
+        guide = takes[0] if takes else PAIRS.get(type(model), (None, "normal"))[1]
+    if guide in ("normal", "multivariate-normal", "map"):
+        vectors = [n for n in unsummed if getattr(trace.nodes[n]["fn"].support, "is_discrete", False)]
+        if vectors:
+            raise ValueError(
+                f"fit: site '{vectors[0]}' is a vector of discrete values, which guide {guide!r} cannot hold. "
+                "Pass a guide that samples it."
+            )
     if isinstance(guide, str):
         if guide not in GUIDES:
             raise ValueError(f"fit: expected guide to be one of {', '.join(GUIDES)}; got {guide!r}.")
@@ -100,7 +151,7 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
         guide = GUIDES[guide]
     if isinstance(guide, type):
         guide = guide(model)
-    if not callable(guide):
+    if guide is not None and not callable(guide):
         raise TypeError(f"fit: expected guide to be a name or a Pyro program; got {type(guide).__name__}.")
     return guide
 

@@ -13,64 +13,48 @@ from pyro_lvm import _pyro
 if TYPE_CHECKING:
     from pyro_lvm.training.learned import Learned
 
-__all__ = ["draw_guide", "posterior_means"]
+__all__ = ["draw_guide", "draws_rows", "guide_sites", "posterior_means"]
+
+
+def draws_rows(fit: Learned) -> bool:
+    """Whether the guide draws sites that every row has of its own."""
+    return fit.guide is not None and not fit.sampled and bool(fit.guide_sites[1])
 
 
 def draw_guide(fit: Learned, count: int) -> tuple[dict[str, Tensor], Tensor]:
     """Independent draws of the guide's sites, shape (1, count, ...) each, and their log-densities, nats.
 
-    A guide of point masses gives one draw.
-
-    Raises:
-        ValueError: A site is latent in every row.
+    Only sites that all rows share count. A guide of point masses gives one draw.
     """
-    _, local = _sites(fit)
-    if local:
-        raise ValueError(
-            f"Fit: site '{local[0]}' is a continuous latent of every row, which needs importance "
-            "weighting over rows; this version scores guides over shared sites only."
-        )
-    return _draw(fit, count)
+    collected: list[dict[str, Tensor]] = []
+    densities: list[Tensor] = []
+    names, _ = fit.guide_sites
+    with fit.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
+        torch.manual_seed(fit.seed)
+        while len(collected) < count:
+            trace = _trace(fit)
+            trace.compute_log_prob()
+            # also of auxiliary sites: an autoguide draws from those, and its own sites are functions of them
+            drawn = [site for site in map(trace.nodes.get, trace.stochastic_nodes) if not _local(fit, site)]
+            collected.append({name: trace.nodes[name]["value"].detach() for name in names})
+            densities.append(torch.as_tensor(sum(site["log_prob_sum"] for site in drawn)))
+            if all(_is_delta(site["fn"]) for site in drawn):
+                break
+    return {name: torch.stack([c[name] for c in collected])[None] for name in names}, torch.stack(densities)
 
 
-def posterior_means(fit: Learned, count: int) -> dict[str, Tensor]:
-    """The mean of every continuous latent site that all rows share: exact if the guide knows it, else of draws.
-
-    Args:
-        fit: A fit with a guide, or by a sampler.
-        count: How many draws to take of a guide that also has sites of every row; `fit.draws` serve others.
-    """
+def posterior_means(fit: Learned) -> dict[str, Tensor]:
+    """The mean of every continuous latent site that all rows share: exact if the guide knows it, else of draws."""
     if fit.sampled:
         return _means(fit.draws)
     means = getattr(fit.guide, "means", None)
     if means is not None:
         return means()
-    shared, local = _sites(fit)
-    if not local:
-        return _means(fit.draws)
-    return _means(_draw(fit, count)[0]) if shared else {}
+    return _means(fit.draws)
 
 
 def _means(draws: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: values.mean((0, 1)) for name, values in draws.items()}
-
-
-def _draw(fit: Learned, count: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Draws of the sites that all rows share."""
-    collected: list[dict[str, Tensor]] = []
-    densities: list[Tensor] = []
-    with fit.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
-        torch.manual_seed(fit.seed)
-        while len(collected) < count:
-            trace = _trace(fit)
-            names, _ = _split(fit, trace)
-            collected.append({name: trace.nodes[name]["value"].detach() for name in names})
-            densities.append(torch.as_tensor(trace.log_prob_sum()))
-            # also of auxiliary sites: an autoguide draws from those, and its own sites are functions of them
-            drawn = [trace.nodes[name] for name in trace.stochastic_nodes]
-            if all(_is_delta(site["fn"]) for site in drawn if not _local(fit, site)):
-                break
-    return {name: torch.stack([c[name] for c in collected])[None] for name in collected[0]}, torch.stack(densities)
 
 
 def _trace(fit: Learned) -> poutine.Trace:
@@ -79,13 +63,10 @@ def _trace(fit: Learned) -> poutine.Trace:
     return poutine.trace(fit.guide).get_trace(*arguments.args, **arguments.kwargs)
 
 
-def _sites(fit: Learned) -> tuple[list[str], list[str]]:
+def guide_sites(fit: Learned) -> tuple[list[str], list[str]]:
     """The guide's sites that all rows share, and those that every row has of its own."""
     with fit.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
-        return _split(fit, _trace(fit))
-
-
-def _split(fit: Learned, trace: poutine.Trace) -> tuple[list[str], list[str]]:
+        trace = _trace(fit)
     shared: list[str] = []
     local: list[str] = []
     for name in trace.stochastic_nodes:

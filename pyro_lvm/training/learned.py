@@ -13,13 +13,13 @@ from pyro_lvm.infer.parameters import Parameter, Parameters
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
-from pyro_lvm.training.guide_draws import draw_guide, posterior_means
+from pyro_lvm.training.guide_draws import draw_guide, guide_sites, posterior_means
 from pyro_lvm.training.labels import Labelled, as_labelled, in_order
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_plate
 
 if TYPE_CHECKING:
-    pass
+    from pyro_lvm.evidence.ais import LogNormalizer
 
 __all__ = ["Learned"]
 
@@ -74,6 +74,8 @@ class Learned:
         self.trained_on: list[int] = []
         self.guide_log_density = torch.empty(0)
         self._draws: dict[str, Tensor] | None = None
+        self._guide_sites: tuple[list[str], list[str]] | None = None
+        self._normalizers: dict[str, LogNormalizer] | None = None
         self.sampled = False
         self.missing: list[str] = []
 
@@ -87,7 +89,7 @@ class Learned:
         `summary(x)`, which aligns them. What a guide learned inside is in `parameters()`.
         """
         points = {name: p.value.detach().clone() for name, p in self.parameters(guide=False).items()}
-        return {**points, **posterior_means(self, GUIDE_DRAWS)} if self.latent else points
+        return {**points, **posterior_means(self)} if self.latent else points
 
     def parameters(self, guide: bool = True) -> dict[str, Parameter]:
         """The `param` sites of the model, and of the guide if asked for: what training moves."""
@@ -100,14 +102,21 @@ class Learned:
 
     @property
     def latent(self) -> bool:
-        """Whether the fit is a law over latent sites (a guide or draws) rather than a point."""
-        return self.sampled or self.guide is not None
+        """Whether the fit is a law over sites that all rows share (by a guide or draws) rather than a point."""
+        return self.sampled or bool(self.guide_sites[0])
+
+    @property
+    def guide_sites(self) -> tuple[list[str], list[str]]:
+        """The guide's sites that all rows share, and those that every row has of its own; none without a guide."""
+        if self._guide_sites is None:
+            self._guide_sites = ([], []) if self.guide is None else guide_sites(self)
+        return self._guide_sites
 
     @property
     def draws(self) -> dict[str, Tensor]:
         """Draws of the continuous latent sites, shape (chains, draws, ...); of a point fit, its one point."""
         if self._draws is None:
-            if self.guide is None:
+            if not self.latent:
                 self._draws = {name: value[None, None] for name, value in self.params.items()}
             else:
                 self._draws, self.guide_log_density = draw_guide(self, GUIDE_DRAWS)
@@ -118,9 +127,18 @@ class Learned:
         self._draws = values
         self.sampled = True
 
+    @property
+    def normalizers(self) -> dict[str, LogNormalizer]:
+        """Estimated normalizers of the undirected sites that are too large to be summed up."""
+        if self._normalizers is None:
+            from pyro_lvm.evidence.normalizers import estimate_normalizers
+
+            self._normalizers = {} if self.latent else estimate_normalizers(self)
+        return self._normalizers
+
     def forget_draws(self) -> None:
-        """Draw from the guide anew when `draws` are next read: it has moved."""
-        self._draws = None
+        """Draw from the guide anew when `draws` are next read, and estimate normalizers anew: parameters moved."""
+        self._draws = self._guide_sites = self._normalizers = None
 
     @property
     def program(self) -> Callable:

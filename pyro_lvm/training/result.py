@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_lvm.evidence import Evidence, concatenate, log_likelihood
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.training.guide_draws import draws_rows
 from pyro_lvm.training.learned import Learned
 from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.stream import as_stream
@@ -31,11 +32,16 @@ class Fit(Learned):
         """Log-likelihood of each row, nats, shape (n,): exact at a point, the log predictive density of a posterior."""
         return self.evidence(x).values
 
-    def evidence(self, x: Any) -> Evidence:
-        """Log-likelihood of each row with its standard error and the estimator's name; of all rows of a stream."""
+    def evidence(self, x: Any, num_samples: int | None = None) -> Evidence:
+        """Log-likelihood of each row with its standard error and the estimator's name; of all rows of a stream.
+
+        Args:
+            x: Rows, or a stream of batches.
+            num_samples: Samples of each row where latent sites of rows are importance weighted; 1000 by default.
+        """
         stream = as_stream(x)
         batches = [x] if stream is None else stream.through(self.arguments).batches()
-        return concatenate([log_likelihood(self, self.arguments(batch)) for batch in batches])
+        return concatenate([log_likelihood(self, self.arguments(batch), num_samples) for batch in batches])
 
     def score(self, x: Any) -> float:
         """Mean log-likelihood of the rows, nats; with `sample_weights`, their weighted mean."""
@@ -46,7 +52,8 @@ class Fit(Learned):
         """Posterior of the discrete latent sites of each row, shape (n, states); a dict if there are several sites.
 
         Of sequences: that of every step given the whole sequence, (n, T, states), 0 in padding; a list for a list, and
-        without the first axis for one series.
+        without the first axis for one series. Of sentence pairs: that of the source position of every target word,
+        the empty word first, (n, J, 1 + I).
         """
         from pyro_lvm.diagnostics.latents import responsibilities
 
@@ -56,18 +63,25 @@ class Fit(Learned):
         """Most probable state of the discrete latent sites of each row, shape (n,); a dict if there are several.
 
         Of sequences: the most probable path (Viterbi's), (n, T), -1 in padding; a list for a list, and without the
-        first axis for one series.
+        first axis for one series. Of sentence pairs: the source position of every target word in the most probable
+        alignment, (n, J), from 1, 0 for the empty word and -1 in padding; `model.align` gives links.
         """
         from pyro_lvm.diagnostics.latents import most_probable
 
         return _only(most_probable(self, self.arguments(x)))
 
-    def transform(self, x: Any) -> Tensor:
-        """Posterior mean of the continuous latent sites of each row.
+    def transform(self, x: Any) -> Any:
+        """Posterior mean of the latent sites of each row that the guide draws, shape (n, k); a dict if several.
+
+        Of units that are 0 or 1 these are the probabilities. By the guide, not the exact posterior.
 
         Raises:
-            ValueError: The model has none.
+            ValueError: The guide draws no site of each row.
         """
+        if draws_rows(self):
+            from pyro_lvm.diagnostics.row_latents import row_means
+
+            return _only(row_means(self, self.arguments(x)))
         raise ValueError(
             f"transform: {self.name} has no continuous latent site of each row. "
             "Use predict_proba for the posterior of its discrete ones."

@@ -30,7 +30,7 @@ def folder(tmp_path):
     for name, data in (
         (
             "align_europarl_enes/europarl_enes",
-            {"dev": spanish[:20], "train": [{"en": p["en"], "es": p["es"]} for p in spanish]},
+            {"dev": spanish, "train": [{"en": p["en"], "es": p["es"]} for p in spanish]},
         ),
         ("align_hansards/hansards_naacl2003", {"dev": french[:5], "test": french[5:30], "train_small": plain}),
     ):
@@ -43,17 +43,48 @@ def folder(tmp_path):
 
 def test_it_prints_its_tables(benchmark, folder, monkeypatch, capsys):
     monkeypatch.setenv("PYRO_LVM_DATA", str(folder))
-    assert benchmark.main(["--quick"]) == 0
+    monkeypatch.setattr(benchmark, "EUROPARL_DEVELOPMENT", 5)
+    assert benchmark.main(["--quick", "--neural"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for start in ("Model 1, en-es", "Model 2, es-en", "HMM, en-fr", "HMM, grow-diag-final-and", "neural HMM, fr-en"):
+    for start in ("Model 1, en-es", "Model 2, es-en", "HMM, en-fr", "neural HMM, fr-en"):
         assert any(line.startswith(start) for line in lines), start
+    for direction in ("en-fr", "en-es"):  # the HMM's symmetrisations, one of them chosen
+        start = next(i for i, line in enumerate(lines) if line.startswith(f"{direction}:"))
+        names = [line.split()[1] for line in lines[start : start + 20] if line.startswith("HMM, ")][2:]
+        assert [name.rstrip("*") for name in names] == list(benchmark.METHODS)
+        assert sum(name.endswith("*") for name in names) == 1
     assert lines[-1].endswith("of 600 seconds")
+
+
+def test_the_neural_model_is_an_option(benchmark, folder, monkeypatch, capsys):
+    monkeypatch.setenv("PYRO_LVM_DATA", str(folder))
+    monkeypatch.setattr(benchmark, "EUROPARL_DEVELOPMENT", 5)
+    assert benchmark.main(["--quick"]) == 0
+    assert "neural" not in capsys.readouterr().out
+
+
+def test_development_sentences_choose_the_symmetrisation(benchmark):
+    gold = [{(0, 0)}, {(0, 0), (1, 1)}]
+    forward, backward = [{(0, 0), (5, 5)}, {(0, 0)}], [{(0, 0), (7, 2)}, {(1, 1)}]
+    text = benchmark.Text(("a", "b"), [], gold, gold, 1)
+    assert text.best_method(forward, backward) == "intersection"  # the scored sentence alone would choose the union
+    assert text.scores(forward, development=True).precision == 0.5
+    assert text.scores(forward).recall == 0.5
+
+
+@pytest.mark.parametrize(("symmetrised", "code"), [(0.2, 0), (0.31, 1), (0.3, 1)])
+def test_the_claim_is_judged_by_mean_and_better_direction(benchmark, folder, monkeypatch, capsys, symmetrised, code):
+    rates = [(0.5, 0.5), (0.4, 0.4), (0.32, 0.3), (symmetrised, symmetrised)]
+    monkeypatch.setenv("PYRO_LVM_DATA", str(folder))
+    monkeypatch.setattr(benchmark, "measure", lambda text, neural: rates)
+    assert benchmark.main([]) == code
+    assert f"each better than the last: {'NO' if code else 'yes'}" in capsys.readouterr().out
 
 
 def test_it_reads_links_and_leaves_development_sentences_out(benchmark, folder):
     text = benchmark.read(folder, "hansards")
     assert len(text.pairs) == 5 + 25 + 44
-    assert text.scored == slice(5, None)
+    assert text.development == 5
     assert all(sure <= possible for sure, possible in zip(text.sure, text.possible, strict=True))
     assert text.scores([set(links) for links in text.possible]).precision == 1.0
     assert benchmark.read(folder, "europarl").sure[0] == lvm.datasets.phrases().links[0]

@@ -464,3 +464,14 @@ def test_words_out_of_the_vocabulary(corpus):
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fits_predict_alignments_and_plans_name_them(corpus, name):
+    fit = lvm.fit(MODELS[name](smoothing=0.1), corpus, max_epochs=3, progress=False)
+    path, table = fit.predict(corpus), fit.predict_proba(corpus)
+    links = [{(i - 1, j) for j, i in enumerate(row) if i > 0} for row in path.tolist()]
+    assert links == fit.model.align(**corpus)
+    assert ((path >= 0).sum(1) == corpus["lengths"]).all()
+    assert torch.equal(table, fit.model.posterior(**corpus))
+    assert "E-step: alignments of x, summed out exactly by its law" in str(fit.plan(corpus))

@@ -198,7 +198,7 @@ def test_a_guide_made_by_the_user_is_a_template_too(faithful):
 BAD_OPTIONS = [
     (
         {"inference": "gibbs"},
-        "expected inference to be one of em, svi, coordinate-ascent, mcmc; got 'gibbs'",
+        "expected inference to be one of em, svi, .*; got 'gibbs'",
     ),
     ({"inference": "svi", "guide": "nope"}, None),
     ({"guide": "normal", "inference": "em"}, "EM of a model without priors takes no guide"),
@@ -217,9 +217,7 @@ def test_bad_options_say_what_to_do(faithful, options, message):
 
 
 def test_an_unknown_guide_name(faithful):
-    with pytest.raises(
-        ValueError, match="expected guide to be one of conjugate, map, normal, multivariate-normal; got 'nope'"
-    ):
+    with pytest.raises(ValueError, match="expected guide to be one of conjugate, map, .*; got 'nope'"):
         lvm.fit(lvm.models.GaussianMixture(2, priors=True), faithful, guide="nope", progress=False)
 
 

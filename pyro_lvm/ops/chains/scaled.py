@@ -28,20 +28,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_lvm.ops.chains.blocks import Blocks, Matrices, cut, multiply
+from pyro_lvm.ops.chains.blocks import Blocks, Matrices, multiply
+from pyro_lvm.ops.chains.tree import Tree
 
 __all__ = ["Backward", "Forward", "negligible"]
 
 # Steps between two rescalings of the matrices of blocks: more gains little, and single precision has few to spare.
-RESCALED = 4
-# Blocks in a block of blocks: there are so few of them that the number of loops counts, not their work.
-ABOVE = 8
+RESCALED = {torch.float32: 4, torch.float64: 8}
 
 
 def negligible(losses: Tensor, num_states: int, dtype: torch.dtype) -> Tensor:
     """Whether what has underflowed, a sum of b / c over the steps, stays below rounding."""
     limits = torch.finfo(dtype)
     return losses <= limits.eps / limits.tiny / num_states
+
+
+def _unit(like: Tensor) -> float:
+    """What is lost in float64, in units of what is lost in the type of these numbers."""
+    return torch.finfo(torch.float64).tiny / torch.finfo(like.dtype).tiny
 
 
 class Forward:
@@ -68,31 +72,29 @@ class Forward:
         self.matrices = Matrices(transition, blocks)
         self.first_scale = first.sum(0)
         self.first = first / self.first_scale
-        self.between: Forward | None = None
+        self.tree: Tree | None = None
         starts = self.first[:, blocks.chain]
         if not blocks.single:
-            self.between = between = self._of_blocks()
-            starts = between.in_order()[:, blocks.chain, blocks.number].to(starts.dtype)
+            self.tree = self._of_blocks()
+            starts = self.tree.starts[blocks.chain, blocks.number].mT.to(starts.dtype)
         self._recur(starts)
         self.kept = self.scale if blocks.single else self._since_rescaled()
         self.losses = self.first_scale.reciprocal().double()
         self.losses.index_add_(0, blocks.chain, self.kept.reciprocal().sum(0, dtype=torch.float64))
-        if self.between is not None:
-            self.losses += self.between.losses
+        if self.tree is not None:
+            self.losses += self.tree.losses * _unit(emission)
 
     def in_order(self) -> Tensor:
         """a at every step of the chains, shape (K, N, T), zero in the padding."""  # noqa: D403
         return self.blocks.in_order(self.first, self.after)
 
-    def _of_blocks(self) -> Forward:
+    def _of_blocks(self) -> Tree:
         """The chains of blocks: from the start of each to the start of the next."""
         blocks, (states, chains) = self.blocks, self.first.shape
-        products = self._products()
-        transition = products.new_zeros(chains, blocks.per_chain, states, states)
-        transition[blocks.chain, blocks.number] = products.permute(2, 1, 0)
-        lengths = torch.bincount(blocks.chain, minlength=chains) + 1
-        above = cut(chains, blocks.per_chain + 1, lengths, min(ABOVE, len(blocks.reach)), products.device)
-        return Forward(above, self.first.double(), transition, products.new_ones(states, *above.rows.shape))
+        count = 1 << (blocks.per_chain - 1).bit_length()
+        leaves = torch.eye(states, dtype=torch.float64, device=self.first.device).repeat(chains, count, 1, 1)
+        leaves[blocks.chain, blocks.number] = self._products().permute(2, 1, 0)
+        return Tree(self.first.mT.double(), leaves)
 
     def _products(self) -> Tensor:
         """The matrix of each block up to its largest number, float64, shape (K next, K previous, M)."""
@@ -100,12 +102,13 @@ class Forward:
         product = torch.eye(states).to(self.emission).unsqueeze(-1).repeat(1, 1, size)
         other = torch.empty_like(product)
         logarithm = torch.zeros(states, size, dtype=torch.float64, device=product.device)
+        every = RESCALED[product.dtype]
         for place, count in enumerate(self.blocks.reach):
             multiply(self.matrices.at(place, size).mT, product, out=other)
             other.mul_(self.emission[:, place].unsqueeze(1))
             other[..., count:] = product[..., count:]
             product, other = other, product
-            if (place + 1) % RESCALED == 0 or place + 1 == len(self.blocks.reach):
+            if (place + 1) % every == 0 or place + 1 == len(self.blocks.reach):
                 # a state that leads nowhere has nothing but zeros
                 scale = product.sum(0).clamp_min_(torch.finfo(product.dtype).tiny)
                 product.div_(scale)
@@ -129,9 +132,9 @@ class Forward:
             self.after[:, place, count:] = 0.0
 
     def _since_rescaled(self) -> Tensor:
-        kept = self.scale.clone()
+        kept, every = self.scale.clone(), RESCALED[self.scale.dtype]
         for place in range(len(kept)):
-            if place % RESCALED:
+            if place % every:
                 kept[place] *= kept[place - 1]
         return kept
 
@@ -151,15 +154,15 @@ class Backward:
         blocks = self.blocks
         self.first = torch.ones_like(forward.first)
         ends = self.first[:, blocks.chain]
-        between = None if forward.between is None else Backward(forward.between)
-        if between is not None:
-            ends = between.in_order()[:, blocks.chain, blocks.number + 1].to(ends.dtype)
+        lost = torch.zeros_like(forward.losses)
+        if forward.tree is not None:
+            found, lost = forward.tree.ends()
+            ends = found[blocks.chain, blocks.number].mT.to(ends.dtype).contiguous()
         self._recur(ends)
         self.losses = (self.first.amax(0) / forward.first_scale).double()
         growth = self.after.amax(0) / forward.kept
         self.losses.index_add_(0, blocks.chain, growth.sum(0, dtype=torch.float64))
-        if between is not None:
-            self.losses += between.losses
+        self.losses += lost * _unit(self.after)
 
     def in_order(self) -> Tensor:
         """b at every step of the chains, shape (K, N, T), zero in the padding."""  # noqa: D403

@@ -1,0 +1,101 @@
+r"""Restricted Boltzmann machine over real vectors: a product of experts that is normal given its hidden units.
+
+.. math::
+
+    v_n \sim \mathrm{RBM}(W, b, c, \sigma), \qquad
+    v \mid h \sim \mathrm{Normal}(b + W (h - \lambda), \sigma^2)
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_lvm import distributions
+from pyro_lvm.distributions.normal_rows import check_real_columns
+from pyro_lvm.models.rbm import RBM
+
+__all__ = ["GaussianRBM"]
+
+
+class GaussianRBM(RBM):
+    r"""Restricted Boltzmann machine over real rows, with a learned variance of every column, centred.
+
+    ====================  ===========================================  =========  ==================
+    symbol                meaning                                      shape      code
+    ====================  ===========================================  =========  ==================
+    :math:`W`             shifts of the mean, in units of the data     (d, m)     `weight`
+    :math:`b`             mean at :math:`h = \lambda`                  (d,)       `visible_bias`
+    :math:`c`             hidden field at :math:`v = \mu`              (m,)       `hidden_bias`
+    :math:`\sigma`        standard deviation given hidden units        (d,)       `noise_scale`
+    :math:`\mu`           the columns' means; a constant               (d,)       `visible_offset`
+    :math:`\lambda`       :math:`1 / (1 + e^{-c})`                     (m,)
+    ====================  ===========================================  =========  ==================
+
+    The normalizer is exact if there are at most 20 hidden units. Columns of unit variance learn best: steps of an
+    optimizer are in the units of the data.
+
+    Args:
+        num_hidden: m >= 1.
+        num_visible: Number of columns d; taken from the data by `initialize` if None.
+        sample_steps: Gibbs steps of a generated row of a large machine.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    References:
+        K. Cho, A. Ilin, T. Raiko (2011), Improved learning of Gaussian-Bernoulli restricted Boltzmann machines, eq. 4.
+        J. Melchior, N. Wang, L. Wiskott (2017), Gaussian-binary restricted Boltzmann machines for modeling natural
+        image statistics.
+
+    Example:
+        >>> import pyro_lvm as lvm
+        >>> x = lvm.datasets.load("faithful").x
+        >>> fit = lvm.fit(lvm.models.GaussianRBM(2), x / x.std(0), max_epochs=3, seed=0, progress=False)
+        >>> fit.log_likelihood(x).shape
+        torch.Size([272])
+    """
+
+    dims: ClassVar[dict[str, list[str]]] = {**RBM.dims, "noise_scale": ["visible"]}
+
+    def law(self) -> distributions.GaussianRBM:
+        """The law of a row."""
+        hidden_bias = self.hidden_bias
+        return distributions.GaussianRBM(
+            self.weight, self.visible_bias, hidden_bias, self.noise_scale, **self._options(hidden_bias)
+        )
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError unless `x` is a matrix with the right number of columns."""
+        self._check_shape(x)
+
+    def check_training(self, x: Tensor) -> None:
+        """Raise a ValueError for fewer than two rows, for constant columns, or rows that do not fit the model."""
+        super().check_training(x)
+        check_real_columns(self._name, x)
+
+    def initialize(self, x: Tensor) -> None:
+        """Start from independent normal columns, and small random weights.
+
+        Args:
+            x: Rows, shape (n, d).
+
+        Raises:
+            ValueError: Rows do not fit the model, or there are fewer than two.
+        """
+        self.check_training(x)
+        self.num_visible = x.shape[1]
+        self._declare(x.mean(0), x.std(0))
+
+    def _declare(self, mean: Tensor, spread: Tensor) -> None:
+        super()._declare(mean, spread)
+        self.declare("noise_scale", spread, constraints.positive)
+
+    def _bias_at(self, mean: Tensor) -> Tensor:
+        return mean
+
+    def _weight_unit(self, spread: Tensor) -> Tensor | float:
+        return torch.as_tensor(spread).unsqueeze(-1)

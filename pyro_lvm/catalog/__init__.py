@@ -1,0 +1,44 @@
+"""The table of model/guide pairs: what ships, how it may be trained, on what data to see it, and where it comes from.
+
+The command line, the laws in `pyro_lvm.testing` and the README's table all read it.
+"""
+
+from __future__ import annotations
+
+from pyro_lvm import guides, models
+from pyro_lvm.catalog import chains, mixtures, networks
+from pyro_lvm.catalog.entry import Entry
+from pyro_lvm.training import choices
+
+__all__ = ["CATALOG", "Entry"]
+
+choices.GUIDES.update(
+    {
+        "conjugate": guides.Conjugate,
+        "map": guides.MAP,
+        "normal": guides.AutoNormal,
+        "multivariate-normal": guides.AutoMultivariateNormal,
+        "amortized": guides.AmortizedGaussian,
+        "inverse-autoregressive": guides.InverseAutoregressive,
+        "recognition-net": guides.RecognitionNet,
+    }
+)
+
+CATALOG: dict[str, Entry] = {entry.name: entry for entry in (*mixtures.ENTRIES, *chains.ENTRIES, *networks.ENTRIES)}
+choices.MODELS.update({name: entry.model for name, entry in CATALOG.items()})
+# their data are pairs of sentences, not rows of a table: no entry, but files name them
+choices.MODELS.update(
+    {
+        "HMMAlignment": models.HMMAlignment,
+        "IBMModel1": models.IBMModel1,
+        "IBMModel2": models.IBMModel2,
+        "NeuralHMMAlignment": models.NeuralHMMAlignment,
+    }
+)
+choices.PAIRS.update(
+    {
+        entry.model: (entry.inferences[0], entry.guides[0] if entry.guides else None)
+        for entry in CATALOG.values()
+        if "em" not in entry.inferences and not entry.takes_priors
+    }
+)

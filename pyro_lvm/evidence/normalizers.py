@@ -1,0 +1,69 @@
+"""Normalizers of the undirected sites of a fit: summed up if small, else estimated once and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+
+from pyro_lvm import _pyro
+from pyro_lvm.distributions.energy import EnergyDistribution
+from pyro_lvm.evidence.ais import LogNormalizer, annealed_importance_sampling
+
+if TYPE_CHECKING:
+    from pyro_lvm.training.learned import Learned
+
+__all__ = ["estimate_normalizers", "known_normalizers"]
+
+# A check, not a publication: `annealed_importance_sampling` itself takes fifteen times as many temperatures by default.
+CHAINS, TEMPERATURES = 100, 1000
+
+
+@contextmanager
+def known_normalizers(fit: Learned) -> Iterator[dict[str, LogNormalizer]]:
+    """Where programs run, the undirected sites too large to be summed up have the fit's estimated normalizers."""
+    found = fit.normalizers
+    with fit.scope(), _Given(found):
+        yield found
+
+
+def estimate_normalizers(fit: Learned) -> dict[str, LogNormalizer]:
+    """Normalizers of sites whose law, one for all rows, neither knows its own nor is small enough to sum up."""
+    arguments = fit.prototype()
+    with fit.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
+        with _Laws() as laws:
+            fit.program(*arguments.args, **arguments.kwargs)
+        torch.manual_seed(fit.seed)
+        path = torch.linspace(0, 1, TEMPERATURES, dtype=torch.float64)
+        return {name: annealed_importance_sampling(law, CHAINS, path) for name, law in laws.found.items()}
+
+
+class _Laws(Messenger):
+    """Collect laws without a normalizer; draws of theirs, which may be costly, are not needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, EnergyDistribution] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        law = msg["fn"]
+        if not isinstance(law, EnergyDistribution):
+            return
+        if law.given_log_normalizer is None and not law.is_small and not law.parameter_shape:
+            self.found[msg["name"]] = law
+        if msg["value"] is None:
+            msg["value"] = law.base_sample(1)[0].expand(law.shape())
+            msg["done"] = True
+
+
+class _Given(Messenger):
+    def __init__(self, normalizers: dict[str, LogNormalizer]) -> None:
+        super().__init__()
+        self.normalizers = normalizers
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.normalizers:
+            msg["fn"] = msg["fn"].with_log_normalizer(self.normalizers[msg["name"]].value)

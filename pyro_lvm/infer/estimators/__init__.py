@@ -1,0 +1,8 @@
+"""Estimators of gradients through discrete latents, one file each: objectives that any `pyro.infer.SVI` takes."""
+
+from pyro_lvm.infer.estimators.leave_one_out import LeaveOneOut
+from pyro_lvm.infer.estimators.multi_sample import Draws, MultiSampleELBO
+from pyro_lvm.infer.estimators.nvil import NVIL
+from pyro_lvm.infer.estimators.vimco import VIMCO
+
+__all__ = ["NVIL", "VIMCO", "Draws", "LeaveOneOut", "MultiSampleELBO"]

@@ -1,0 +1,125 @@
+"""Importance-weighted log-likelihood against closed forms: probabilistic PCA, and a mixture of it."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_lvm as lvm
+from pyro_lvm.evidence import importance
+
+LOADING = torch.tensor([[1.0, 0.5, -0.3], [0.2, -1.0, 0.7]]).double()
+NOISE, SHIFT = 0.8, torch.tensor([0.0, 2.0]).double()
+ROWS = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).double() * 1.3
+
+
+def linear(x):
+    pyro.param("unused", lambda: x.new_zeros(()))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1).to_event(1))
+        pyro.sample("x", dist.Normal(z @ LOADING.to(x), NOISE).to_event(1), obs=x)
+
+
+def shifted(x):
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(x.new_tensor([0.3, 0.7])))
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1).to_event(1))
+        pyro.sample("x", dist.Normal(z @ LOADING.to(x) + SHIFT.to(x)[k].unsqueeze(-1), NOISE).to_event(1), obs=x)
+
+
+def guide(x):
+    loc = pyro.param("matrix", lambda: 0.3 * LOADING.T.to(x))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x @ loc, 0.9).to_event(1))
+
+
+def exact(x, shift=0.0):
+    covariance = LOADING.T @ LOADING + NOISE**2 * torch.eye(3).double()
+    return dist.MultivariateNormal(torch.full((3,), float(shift)).double(), covariance).log_prob(x)
+
+
+def fitted(model):
+    svi = lvm.infer.SVI(learning_rate=1e-4)
+    return lvm.fit(model, ROWS, guide, svi, max_epochs=1, seed=0, progress=False)
+
+
+def test_agrees_with_probabilistic_pca_and_errors_cover():
+    found = fitted(linear).evidence(ROWS, num_samples=4000)
+    gap = (found.values - exact(ROWS)).abs() / found.standard_error
+    assert "importance weighting with 4000" in found.estimator
+    assert float(gap.max()) < 4.5
+    assert int((gap < 2).sum()) >= 33  # of 40 at .95: fewer about once in a thousand runs
+    assert float(found.standard_error.max()) < 0.2
+
+
+def test_discrete_sites_that_the_guide_leaves_are_summed_out():
+    found = importance.importance_weighted(fitted(linear), fitted(linear).arguments(ROWS), 10)
+    assert found.values.shape == (40,)
+    fit = fitted(linear)
+    fit.model = shifted
+    found = fit.evidence(ROWS, num_samples=4000)
+    mixed = torch.stack([exact(ROWS, 0.0) + math.log(0.3), exact(ROWS, 2.0) + math.log(0.7)]).logsumexp(0)
+    assert float(((found.values - mixed).abs() / found.standard_error).max()) < 4.5
+
+
+def test_blocks_do_not_change_what_is_estimated(monkeypatch):
+    fit = fitted(linear)
+    monkeypatch.setattr(importance, "ENTRIES", 600)  # 200 rows in a pass
+    found = fit.evidence(ROWS, num_samples=1000)
+    assert float(((found.values - exact(ROWS)).abs() / found.standard_error).max()) < 4.5
+
+
+def test_repeats_and_leaves_the_random_state_alone():
+    fit, state = fitted(linear), torch.get_rng_state()
+    assert torch.equal(fit.log_likelihood(ROWS), fit.log_likelihood(ROWS))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_one_row_and_no_samples():
+    fit = fitted(linear)
+    assert fit.evidence(ROWS[:1]).values.shape == (1,)
+    with pytest.raises(ValueError, match=r"num_samples to be a whole number >= 1; got 0"):
+        fit.evidence(ROWS, num_samples=0)
+
+
+def test_a_guide_that_lacks_a_site_is_named():
+    fit = fitted(linear)
+
+    def two(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1).to_event(1))
+            other = pyro.sample("other", dist.Normal(x.new_zeros(()), 1)).unsqueeze(-1)
+            pyro.sample("x", dist.Normal(z @ LOADING.to(x) + other, NOISE).to_event(1), obs=x)
+
+    fit.model = two
+    with pytest.raises(ValueError, match=r"'other'"):
+        fit.evidence(ROWS)
+
+
+def test_criteria_count_the_parameters_of_the_model_alone():
+    fit = fitted(linear)
+    total = fit.evidence(ROWS).total
+    assert fit.aic(ROWS) == pytest.approx(2 - 2 * total)
+    assert fit.bic(ROWS) == pytest.approx(math.log(40) - 2 * total)
+
+
+def test_a_guide_that_also_draws_what_rows_share_is_refused():
+    def shared(x):
+        mean = pyro.sample("mean", dist.Normal(x.new_zeros(()), 1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1).to_event(1))
+            pyro.sample("x", dist.Normal(mean + z @ LOADING.to(x), NOISE).to_event(1), obs=x)
+
+    def both(x):
+        pyro.sample("mean", dist.Normal(pyro.param("m", lambda: x.new_zeros(())), 0.1))
+        guide(x)
+
+    fit = lvm.fit(shared, ROWS, both, lvm.infer.SVI(), max_epochs=1, seed=0, progress=False)
+    with pytest.raises(ValueError, match=r"'mean' of the guide is shared by all rows"):
+        fit.evidence(ROWS)
+    with pytest.raises(ValueError, match=r"got a posterior"):
+        fit.aic(ROWS)
