@@ -217,7 +217,7 @@ def test_bad_options_say_what_to_do(faithful, options, message):
 
 
 def test_an_unknown_guide_name(faithful):
-    with pytest.raises(ValueError, match="expected guide to be one of conjugate, map, .*; got 'nope'"):
+    with pytest.raises(ValueError, match=r"expected guide to be one of conjugate, map, .*; got 'nope'"):
         lvm.fit(lvm.models.GaussianMixture(2, priors=True), faithful, guide="nope", progress=False)
 
 
