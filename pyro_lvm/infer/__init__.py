@@ -6,6 +6,7 @@ from pyro_lvm.infer.contrastive_divergence import ContrastiveDivergence
 from pyro_lvm.infer.coordinate_ascent import CoordinateAscent
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.estimators import NVIL, VIMCO, LeaveOneOut, MultiSampleELBO
+from pyro_lvm.infer.evidence_bound import EvidenceBound
 from pyro_lvm.infer.importance_weighted import ImportanceWeighted
 from pyro_lvm.infer.mcmc import MCMC
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
@@ -20,6 +21,7 @@ __all__ = [
     "VIMCO",
     "ContrastiveDivergence",
     "CoordinateAscent",
+    "EvidenceBound",
     "ImportanceWeighted",
     "LeaveOneOut",
     "MultiSampleELBO",

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.infer.divergence import has_closed_divergence
+from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
 from pyro_lvm.infer.held_out import rows_alone
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameters
@@ -50,8 +50,8 @@ class SVI:
         guide: Any Pyro program over its continuous sites, with the same arguments.
         optimizer: Makes a torch optimizer from parameters; by default fused Adam.
         loss: Any `pyro.infer.ELBO` or other `Objective`; by default `TraceGraph_ELBO` if the guide draws sites without
-            a reparameterised gradient, else `TraceEnum_ELBO` if there are discrete sites, else `TraceMeanField_ELBO`
-            if guide and prior have a divergence in closed form, else `Trace_ELBO`.
+            a reparameterised gradient, else `TraceEnum_ELBO` if there are discrete sites, else `EvidenceBound`, which
+            takes closed forms of divergences where they stand.
         learning_rate: Step size of the default optimizer.
         num_particles: Guide samples per step of the default loss.
         inner_steps: Steps on the local parameters before each step on the others.
@@ -205,11 +205,11 @@ class SVI:
             ours = structure(enumerating, args, kwargs)
             nesting = plate_nesting(enumerating, args, kwargs)
         unfit = [n for n in ours.stochastic_nodes if not getattr(ours.nodes[n]["fn"], "has_rsample", False)]
-        if not unfit:
-            plain = TraceMeanField_ELBO if has_closed_divergence(ours, guide, args, kwargs) else Trace_ELBO
-            return plain(num_particles=self.num_particles, max_plate_nesting=nesting)
         with torch.random.fork_rng(), torch.no_grad():
             theirs = _pyro.plain_trace(guide, args, kwargs)
+        sites = [site for site in theirs.nodes.values() if site["type"] == "sample"]
+        if not unfit and all(map(is_reparameterised, sites)):
+            return EvidenceBound(num_particles=self.num_particles)
         scored = [n for n in unfit if n in theirs and not _is_given(theirs.nodes[n])]
         summed = [n for n in unfit if n not in theirs and ours.nodes[n]["infer"].get("enumerate")]
         if summed and scored:

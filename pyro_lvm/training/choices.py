@@ -15,6 +15,7 @@ from pyro_lvm.infer import (
     VIMCO,
     ContrastiveDivergence,
     CoordinateAscent,
+    EvidenceBound,
     ImportanceWeighted,
     LeaveOneOut,
     WakeSleep,
@@ -36,6 +37,7 @@ __all__ = [
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {
     "ContrastiveDivergence": ContrastiveDivergence,
+    "EvidenceBound": EvidenceBound,
     "ImportanceWeighted": ImportanceWeighted,
     "LeaveOneOut": LeaveOneOut,
     "NVIL": NVIL,
