@@ -96,7 +96,7 @@ class EvidenceBound(ELBO):
     def _prepare(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find at the first call what does not change, without a draw, so that a resumed run draws the same."""
         if self._closed is None:
-            self._closed = has_closed_divergence(structure(model, args, kwargs, fresh=False), guide, args, kwargs)
+            self._closed = has_closed_divergence(structure(model, args, kwargs), guide, args, kwargs)
         if self.vectorize and self.num_particles > 1 and self.max_plate_nesting == float("inf"):
             self.max_plate_nesting = plate_nesting(model, args, kwargs) + 1
 

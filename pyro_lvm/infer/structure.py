@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def structure(model: Callable, args: tuple, kwargs: dict[str, Any], *, fresh: bo
         kwargs: Its keyword arguments.
         fresh: Whether to run with a parameter store of its own.
     """
-    store = pyro.get_param_store().scope if fresh else nullcontext
+    store = _own_store if fresh else nullcontext
     few = first_rows(args, kwargs)
     with torch.random.fork_rng(), torch.no_grad():
         if few is not None:
@@ -45,6 +46,13 @@ def structure(model: Callable, args: tuple, kwargs: dict[str, Any], *, fresh: bo
                 pass
         with store():
             return _pyro.plain_trace(model, args, kwargs)
+
+
+@contextmanager
+def _own_store() -> Iterator[None]:
+    """A parameter store of its own, whose short-lived parameters no handler outside may take for the program's."""
+    with pyro.get_param_store().scope(), poutine.block(hide_types=["param"]):
+        yield
 
 
 def plate_nesting(model: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
