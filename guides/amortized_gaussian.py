@@ -15,10 +15,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
-from pyro.nn.module import to_pyro_module_
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from pyro_lvm._pyro import network
 from pyro_lvm.nn.mlp import MLP, layer_sizes
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -85,7 +85,6 @@ class AmortizedGaussian(PyroModule):
             centre, spread = _scale_of(model, centre, spread)
         else:
             encoder = copy.deepcopy(encoder)
-        to_pyro_module_(encoder)  # its weights then are parameters of the program
         self.encoder = encoder
         self.register_buffer("centre", centre.clone())
         self.register_buffer("spread", spread.clone())
@@ -140,7 +139,7 @@ class AmortizedGaussian(PyroModule):
         rows = (x.to(self.centre) - self.centre) / self.spread
         if covariates is not None and self.covariate_dim:
             rows = torch.cat([rows, covariates.to(rows)], -1)
-        output, k = self.encoder(rows), self.latent_dim
+        output, k = network(self, "encoder")(rows), self.latent_dim
         if output.shape[-1] != 2 * k + self.features:
             raise ValueError(
                 f"{type(self).__name__}: expected an encoder of {2 * k + self.features} outputs; got "

@@ -17,9 +17,9 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import transforms
 from pyro.nn import ConditionalAutoRegressiveNN
-from pyro.nn.module import to_pyro_module_
 from torch import Tensor
 
+from pyro_lvm._pyro import network
 from pyro_lvm.guides.amortized_gaussian import AmortizedGaussian
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -83,10 +83,8 @@ class InverseAutoregressive(AmortizedGaussian):
             net = ConditionalAutoRegressiveNN(
                 k, self.flow_features, [self.flow_hidden], permutation=order if flow % 2 == 0 else order.flip(0)
             )
-            to_pyro_module_(net)
             nets.append(net)
         self.flows = torch.nn.ModuleList(nets)
-        to_pyro_module_(self.flows)
         self.flows.to(self.centre)
 
     @property
@@ -98,5 +96,5 @@ class InverseAutoregressive(AmortizedGaussian):
     def posterior(self, x: Tensor, covariates: Tensor | None = None) -> Any:
         """The law of the latent vector of every row, batch shape (n,), event shape (k,)."""
         loc, scale, features = self.encode(x, covariates)
-        steps = [transforms.ConditionalAffineAutoregressive(net, stable=True).condition(features) for net in self.flows]
+        steps = [transforms.ConditionalAffineAutoregressive(net, stable=True).condition(features) for net in network(self, "flows")]
         return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(1), steps)

@@ -18,10 +18,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Num
-from pyro.nn.module import to_pyro_module_
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from pyro_lvm._pyro import network
 from pyro_lvm.nn.mlp import MLP, layer_sizes
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
@@ -106,9 +106,7 @@ class VAE(LatentVariableModel):
         self.min_scale = float(min_scale)
         self._given = decoder is not None
         if decoder is not None:
-            decoder = copy.deepcopy(decoder)
-            to_pyro_module_(decoder)  # its weights then are parameters of the program
-            self.decoder = decoder
+            self.decoder = copy.deepcopy(decoder)
         if self.data_dim is not None:
             self.covariate_dim = self.covariate_dim or 0
             self._declare(torch.zeros(self.data_dim), torch.ones(self.data_dim))
@@ -168,7 +166,7 @@ class VAE(LatentVariableModel):
         """
         if covariates is not None:
             z = torch.cat([z, covariates.to(z).expand(*z.shape[:-1], -1)], -1)
-        output, columns = self.decoder(z.to(self.centre)), OUTPUTS[self.likelihood]
+        output, columns = network(self, "decoder")(z.to(self.centre)), OUTPUTS[self.likelihood]
         width = columns * len(self.centre)
         if output.shape[-1] != width:
             raise ValueError(
@@ -255,9 +253,7 @@ class VAE(LatentVariableModel):
             centre, spread = torch.zeros_like(centre), torch.ones_like(spread)
         else:
             size = self.latent_dim + (self.covariate_dim or 0)
-            decoder = MLP(size, self.hidden, OUTPUTS[self.likelihood] * len(centre))
-            to_pyro_module_(decoder)
-            self.decoder = decoder
+            self.decoder = MLP(size, self.hidden, OUTPUTS[self.likelihood] * len(centre))
         self.register_buffer("centre", centre)
         self.register_buffer("spread", spread)
         self.decoder.to(centre)

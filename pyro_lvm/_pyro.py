@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer.autoguide.guides import AutoGuide
+from pyro.nn import PyroModule
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.einsum import torch_log
@@ -22,11 +23,12 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame, IndepMessenger
 from pyro.poutine.mask_messenger import MaskMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK
+from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK, effectful
 from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_lvm.ops import log_einsum
 
@@ -44,6 +46,7 @@ __all__ = [
     "frame",
     "localise",
     "module_local_store",
+    "network",
     "own_enumeration",
     "pack",
     "pack_mask",
@@ -165,6 +168,33 @@ def constraint_of(name: str, message: Any) -> Any:
     """The constraint of a `param` message: a later read of a parameter that the store holds says `real`."""
     given = message["kwargs"].get("constraint", torch.distributions.constraints.real)
     return pyro.get_param_store()._constraints.get(name, given)
+
+
+def network(program: PyroModule, name: str) -> torch.nn.Module:
+    """The torch module that a program holds as `name`; inside of the program its parameters send their messages.
+
+    They are named as in `named_parameters`. Reading the attribute would send them under other names; a network made of
+    `PyroModule`s would send one from every layer, at many times the cost.
+    """
+    module = program._modules[name]
+    context = program._pyro_context
+    if isinstance(module, PyroModule) or not context.active or module is None:
+        return getattr(program, name)
+    prefix = program._pyro_get_fullname(name)
+    local = pyro.settings.get("module_local_params")
+    for inner, parameter in module.named_parameters():
+        full = f"{prefix}.{inner}"
+        if local:
+            _read(full, parameter, constraint=constraints.real, name=full)
+        else:
+            pyro.param(full, parameter)
+    return module
+
+
+@effectful(type="param")
+def _read(name: str, parameter: Tensor, **options: Any) -> Tensor:
+    """The message of a parameter that its module keeps to itself."""
+    return parameter
 
 
 @contextmanager
