@@ -44,8 +44,8 @@ class VAE(LatentVariableModel):
     :math:`x_n`     row                                          (n, d)        site `x`
     ==============  ===========================================  ============  ======================
 
-    The model's own decoder corrects a start from the data: logits are the log-odds of the columns' means plus what the
-    network says, normal rows are on the scale of the columns. A decoder given by the user makes logits, or means and
+    The model's own decoder corrects a start from the data: logits start at the log-odds of the columns' means, which are
+    the last biases, normal rows are on the scale of the columns. A decoder given by the user makes logits, or means and
     raw scales :math:`\rho`, itself, and keeps the weights that it comes with. The standard deviation is
     :math:`s\,(\epsilon + \mathrm{softplus}(\rho))` with :math:`s` the standard deviation of the column (1 for a given
     decoder and for a column that does not vary), so that a constant column cannot make the likelihood unbounded.
@@ -174,7 +174,7 @@ class VAE(LatentVariableModel):
                 f"columns of {self.likelihood} rows); got {output.shape[-1]}. Change its last layer."
             )
         if self.likelihood == "bernoulli":
-            return dist.Bernoulli(logits=self.centre + output).to_event(1)
+            return dist.Bernoulli(logits=output).to_event(1)
         loc, raw = output.chunk(2, -1)
         return dist.Normal(self.centre + self.spread * loc, self.spread * (self.min_scale + softplus(raw))).to_event(1)
 
@@ -257,3 +257,5 @@ class VAE(LatentVariableModel):
         self.register_buffer("centre", centre)
         self.register_buffer("spread", spread)
         self.decoder.to(centre)
+        if self.likelihood == "bernoulli" and not self._given:
+            self.decoder[-1].bias.data.copy_(centre)

@@ -93,6 +93,8 @@ class Arguments:
     def rows(self, index: Any) -> Arguments:
         """The arguments of some rows."""
         n = self.num_rows
+        if isinstance(index, Tensor) and index.dtype == torch.long:  # a third of the time of general indexing
+            return self.map(lambda t: t.index_select(0, index.to(t.device)) if t.dim() and len(t) == n else t)
         return self.map(lambda t: t[index] if t.dim() and len(t) == n else t)
 
     def lasting(self, num_steps: int) -> Arguments:
@@ -116,7 +118,7 @@ class Arguments:
             return
         order = torch.randperm(self.num_rows)
         for start in range(0, self.num_rows, batch_size):
-            yield self.rows(order[start : start + batch_size].to(self.main.device))
+            yield self.rows(order[start : start + batch_size])
 
     def shapes(self) -> dict[str, Any]:
         """Shapes and dtypes, enough to run the program once on zeros."""
