@@ -7,6 +7,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pyro
@@ -174,14 +175,19 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
     """The torch module that a program holds as `name`; inside of the program its parameters send their messages.
 
     They are named as in `named_parameters`. Reading the attribute would send them under other names; a network made of
-    `PyroModule`s would send one from every layer, at many times the cost.
+    `PyroModule`s would send one from every layer, at many times the cost. Handlers with a method
+    `take_network(prefix, module)` get one call of it instead, where no other handler listens to parameters.
     """
     module = program._modules[name]
-    context = program._pyro_context
-    if isinstance(module, PyroModule) or not context.active or module is None:
+    if not program._pyro_context.active or module is None or isinstance(module, PyroModule):
         return getattr(program, name)
     prefix = program._pyro_get_fullname(name)
     local = pyro.settings.get("module_local_params")
+    if local and all(_takes_networks(type(handler)) for handler in _PYRO_STACK):
+        for handler in _PYRO_STACK:
+            if hasattr(handler, "take_network"):
+                handler.take_network(prefix, module)
+        return module
     for inner, parameter in module.named_parameters():
         full = f"{prefix}.{inner}"
         if local:
@@ -189,6 +195,17 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
         else:
             pyro.param(full, parameter)
     return module
+
+
+@cache
+def _takes_networks(kind: type[Messenger]) -> bool:
+    """Whether a handler takes networks whole, or is deaf to parameters."""
+    if hasattr(kind, "take_network"):
+        return True
+    plain = kind._process_message is Messenger._process_message
+    plain = plain and kind._postprocess_message is Messenger._postprocess_message
+    deaf = not hasattr(kind, "_pyro_param") and not hasattr(kind, "_pyro_post_param")
+    return deaf and (plain or issubclass(kind, (IndepMessenger, MaskMessenger, ScaleMessenger)))
 
 
 @effectful(type="param")

@@ -133,6 +133,8 @@ class SVI:
         self._updates = Updates(self.optimizer)
         self._local_updates = Updates(partial(RowAdam, lr=local_learning_rate or learning_rate))
         self._is_local: dict[str, bool] = {}
+        self._networks: list[tuple[str, torch.nn.Module]] = []
+        self._weights: dict[str, Tensor] = {}
         self._enumerating: Callable | None = None
         self._enumerated: Callable | None = None
 
@@ -165,6 +167,7 @@ class SVI:
         with _Read() as parameters, _pyro.exact_log_sums():
             loss = float(objective.loss_and_grads(model, guide, *args, **kwargs))
         found = {n: p.unconstrained for n, p in parameters.found.items() if p.unconstrained.requires_grad}
+        found |= self._inside(parameters.networks)
         if not math.isfinite(loss):
             for tensor in found.values():
                 tensor.grad = None
@@ -239,6 +242,14 @@ class SVI:
             self._enumerating, self._enumerated = config_enumerate(self.model), self.model
         return self.objective, self._enumerating, guide
 
+    def _inside(self, networks: list[tuple[str, torch.nn.Module]]) -> dict[str, Tensor]:
+        """The parameters of networks; those of the last step are known."""
+        if networks != self._networks:
+            self._networks = networks
+            pairs = ((f"{at}.{name}", p) for at, net in networks for name, p in net.named_parameters())
+            self._weights = {name: parameter for name, parameter in pairs if parameter.requires_grad}
+        return self._weights
+
     def _default_loss(self, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The loss for the latent sites that the guide draws, and for those that it leaves to be summed out."""
         enumerating: Callable = config_enumerate(self.model)
@@ -271,8 +282,15 @@ def _is_given(site: dict) -> bool:
 class _Read(Parameters):
     """Collects parameters, and lets every read have a graph of its own: each particle frees the one it used."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks: list[tuple[str, torch.nn.Module]] = []
+
     def _pyro_param(self, msg: Any) -> None:
         pass
+
+    def take_network(self, prefix: str, network: torch.nn.Module) -> None:
+        self.networks.append((prefix, network))
 
 
 def _find_local(

@@ -62,6 +62,9 @@ class _Borrowed(Messenger):
             self.parameters[name] = value
             self.outside[name] = value.detach().clone()
 
+    def take_network(self, prefix: str, network: torch.nn.Module) -> None:
+        """Networks of modules, which keep their parameters to themselves, are not borrowed."""
+
     def swap_in(self) -> None:
         for name, value in self.inside.items():
             self.outside[name] = self.parameters[name].detach().clone()
