@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_lvm._pyro import network
+from pyro_lvm.handlers.plate import plate
 from pyro_lvm.nn.mlp import MLP, layer_sizes
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -126,7 +127,7 @@ class AmortizedGaussian(PyroModule):
         """
         if x is None:
             raise ValueError(f"{type(self).__name__}: expected rows x, from which the posterior is made; got none.")
-        with pyro.plate("data", len(x)):
+        with plate("data", len(x)):
             return pyro.sample("z", self.posterior(x, covariates))
 
     def posterior(self, x: Tensor, covariates: Tensor | None = None) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_lvm._pyro import network
+from pyro_lvm.handlers.plate import plate
 from pyro_lvm.nn.mlp import MLP, layer_sizes
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
@@ -146,7 +147,7 @@ class VAE(LatentVariableModel):
         """
         covariates = self._checked(covariates, size if x is None else len(x))
         n = len(x) if x is not None else len(covariates) if covariates is not None else size
-        with pyro.plate("data", n):
+        with plate("data", n):
             origin = self.centre.new_zeros(n, self.latent_dim)
             z = pyro.sample("z", dist.Normal(origin, torch.ones_like(origin)).to_event(1))
             return pyro.sample("x", self.decode(z, covariates), obs=x)

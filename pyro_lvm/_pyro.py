@@ -182,7 +182,7 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
     if not program._pyro_context.active or module is None or isinstance(module, PyroModule):
         return getattr(program, name)
     prefix = program._pyro_get_fullname(name)
-    local = pyro.settings.get("module_local_params")
+    local = pyro.nn.module._MODULE_LOCAL_PARAMS
     if local and all(_takes_networks(type(handler)) for handler in _PYRO_STACK):
         for handler in _PYRO_STACK:
             if hasattr(handler, "take_network"):

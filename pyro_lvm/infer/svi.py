@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -164,7 +165,8 @@ class SVI:
     ) -> float:
         """A step on the local parameters or on the others; the loss before it."""
         objective, model, guide = self._prepare(args, kwargs)
-        with _Read() as parameters, _pyro.exact_log_sums():
+        enumerating = nullcontext() if isinstance(objective, EvidenceBound) else _pyro.exact_log_sums()
+        with _Read() as parameters, enumerating:
             loss = float(objective.loss_and_grads(model, guide, *args, **kwargs))
         found = {n: p.unconstrained for n, p in parameters.found.items() if p.unconstrained.requires_grad}
         found |= self._inside(parameters.networks)
