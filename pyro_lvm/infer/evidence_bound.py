@@ -114,7 +114,7 @@ class EvidenceBound(ELBO):
 
     def _part(self, ours: Sites, theirs: Sites) -> Tensor:
         """Minus what one run of the programs adds to the bound, nats."""
-        total: Any = 0.0
+        bound = _Sum()
         for name, site in theirs.items():
             if not is_reparameterised(site):
                 raise ValueError(
@@ -124,14 +124,40 @@ class EvidenceBound(ELBO):
             prior = ours.get(name)
             divergence = _divergence(site, prior) if self._closed and prior is not None else None
             if divergence is not None:
-                total = total + _sum(site, divergence)
+                bound.add(-1, site, divergence)
             else:
-                total = total + _sum(site, _density(site))
-                total = total if prior is None else total - _sum(prior, _density(prior))
+                bound.add(-1, site, _density(site))
+                if prior is not None:
+                    bound.add(1, prior, _density(prior))
         for name, site in ours.items():
             if name not in theirs:
-                total = total - _sum(site, _density(site))
-        return torch.as_tensor(total / self.num_particles)
+                bound.add(1, site, _density(site))
+        return bound.total(-1 / self.num_particles)
+
+
+class _Sum:
+    """A sum of scaled and masked nats, with one multiplication for all that have the same number as their scale."""
+
+    def __init__(self) -> None:
+        self.by_scale: dict[float, Tensor] = {}
+
+    def add(self, sign: int, site: dict[str, Any], nats: Any) -> None:
+        """Add or take away the nats of a site, by batch."""
+        scale = site["scale"]
+        if is_identically_zero(nats):
+            return
+        if site["mask"] is not None or isinstance(scale, Tensor):
+            nats, scale = scale_and_mask(torch.as_tensor(nats), scale, site["mask"]), 1.0
+        nats, before = torch.as_tensor(nats).sum(), self.by_scale.get(scale)
+        if before is None:
+            self.by_scale[scale] = nats if sign > 0 else -nats
+        else:
+            self.by_scale[scale] = before + nats if sign > 0 else before - nats
+
+    def total(self, factor: float) -> Tensor:
+        """All of it, multiplied by a number."""
+        parts = [part * (scale * factor) for scale, part in self.by_scale.items()]
+        return torch.stack(parts).sum() if len(parts) > 1 else parts[0] if parts else torch.zeros(())
 
 
 class _Run(Messenger):
@@ -188,13 +214,3 @@ def _same(first: Any, second: Any) -> bool:
             isinstance(first, Tensor) and isinstance(second, Tensor) and torch.equal(first, second)
         )
     return first == second
-
-
-def _sum(site: dict[str, Any], nats: Any) -> Any:
-    """The sum of scaled and masked nats; one number scales the sum, not its terms."""
-    scale, mask = site["scale"], site["mask"]
-    if isinstance(nats, Tensor) and mask is None and not isinstance(scale, Tensor):
-        return nats.sum() if scale == 1 else nats.sum() * scale
-    if is_identically_zero(nats):
-        return 0.0
-    return scale_and_mask(torch.as_tensor(nats), scale, mask).sum()
