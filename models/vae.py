@@ -167,8 +167,9 @@ class VAE(LatentVariableModel):
         """
         if covariates is not None:
             z = torch.cat([z, covariates.to(z).expand(*z.shape[:-1], -1)], -1)
-        output, columns = network(self, "decoder")(z.to(self.centre)), OUTPUTS[self.likelihood]
-        width = columns * len(self.centre)
+        centre, columns = self.centre, OUTPUTS[self.likelihood]
+        output = network(self, "decoder")(z.to(centre))
+        width = columns * len(centre)
         if output.shape[-1] != width:
             raise ValueError(
                 f"VAE: expected a decoder of {width} outputs ({columns} for each of {self.data_dim} "
@@ -177,7 +178,7 @@ class VAE(LatentVariableModel):
         if self.likelihood == "bernoulli":
             return dist.Bernoulli(logits=output).to_event(1)
         loc, raw = output.chunk(2, -1)
-        return dist.Normal(self.centre + self.spread * loc, self.spread * (self.min_scale + softplus(raw))).to_event(1)
+        return dist.Normal(centre + self.spread * loc, self.spread * (self.min_scale + softplus(raw))).to_event(1)
 
     def _checked(self, covariates: Any, rows: int | None) -> Tensor | None:
         """Context of the right shape, or none if the model takes none."""

@@ -14,15 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions import Rejector
-from pyro.distributions.util import is_identically_zero, is_validation_enabled, scale_and_mask
+from pyro.distributions.util import is_validation_enabled, scale_and_mask
 from pyro.infer.elbo import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.divergence import has_closed_divergence
@@ -126,12 +127,12 @@ class EvidenceBound(ELBO):
             if divergence is not None:
                 bound.add(-1, site, divergence)
             else:
-                bound.add(-1, site, _density(site))
+                bound.add(-1, site)
                 if prior is not None:
-                    bound.add(1, prior, _density(prior))
+                    bound.add(1, prior)
         for name, site in ours.items():
             if name not in theirs:
-                bound.add(1, site, _density(site))
+                bound.add(1, site)
         return bound.total(-1 / self.num_particles)
 
 
@@ -141,18 +142,18 @@ class _Sum:
     def __init__(self) -> None:
         self.by_scale: dict[float, Tensor] = {}
 
-    def add(self, sign: int, site: dict[str, Any], nats: Any) -> None:
-        """Add or take away the nats of a site, by batch."""
-        scale = site["scale"]
-        if is_identically_zero(nats):
-            return
-        if site["mask"] is not None or isinstance(scale, Tensor):
-            nats, scale = scale_and_mask(torch.as_tensor(nats), scale, site["mask"]), 1.0
-        nats, before = torch.as_tensor(nats).sum(), self.by_scale.get(scale)
+    def add(self, sign: int, site: dict[str, Any], nats: Any = None) -> None:
+        """Add or take away nats of a site by batch, by default its log-density."""
+        scale, mask = site["scale"], site["mask"]
+        if mask is not None or isinstance(scale, Tensor):
+            nats = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]) if nats is None else nats
+            nats, scale = scale_and_mask(torch.as_tensor(nats), scale, mask), 1.0
+        total = _summed_density(site) if nats is None else nats.sum()
+        before = self.by_scale.get(scale)
         if before is None:
-            self.by_scale[scale] = nats if sign > 0 else -nats
+            self.by_scale[scale] = total if sign > 0 else -total
         else:
-            self.by_scale[scale] = before + nats if sign > 0 else before - nats
+            self.by_scale[scale] = before + total if sign > 0 else before - total
 
     def total(self, factor: float) -> Tensor:
         """All of it, multiplied by a number."""
@@ -190,11 +191,17 @@ class _Run(Messenger):
 def is_reparameterised(site: dict[str, Any]) -> bool:
     """Whether the gradient of a guide's site is that of its draw alone."""
     fn = site["fn"]
-    return getattr(fn, "has_rsample", False) and not isinstance(fn, Rejector)  # whose draws have a score as well
+    return getattr(fn, "has_rsample", False) and not isinstance(fn, dist.Rejector)  # whose draws have a score as well
 
 
-def _density(site: dict[str, Any]) -> Any:
-    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+def _summed_density(site: dict[str, Any]) -> Tensor:
+    """The log-density of a site summed over its batch, nats; that of zeros and ones by one kernel."""
+    fn, value = site["fn"], site["value"]
+    base = fn.base_dist if type(fn) is dist.Independent else fn
+    logits = base.__dict__.get("logits") if type(base) is dist.Bernoulli and not base._validate_args else None
+    if logits is not None and logits.shape == value.shape and logits.dtype == value.dtype:
+        return -binary_cross_entropy_with_logits(logits, value, reduction="sum")
+    return torch.as_tensor(fn.log_prob(value, *site["args"], **site["kwargs"])).sum()
 
 
 def _divergence(site: dict[str, Any], prior: dict[str, Any]) -> Any:
