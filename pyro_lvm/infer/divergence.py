@@ -1,4 +1,13 @@
-"""Whether the divergence of a guide from its model's priors is known in closed form, site by site."""
+r"""The divergence of a guide's law from its prior: in closed form, or as nearly so as the law allows.
+
+Of a law that transforms another, :math:`z = T(z^0), z^0 \sim q^0`, only the transform's part is left to the draw:
+
+.. math::
+
+    \mathrm{KL}(q^0 \,\|\, p) + \log p(z^0) - \log p(z) - \log |\det \partial z / \partial z^0|
+
+has the mean :math:`\mathrm{KL}(q \,\|\, p)`, and no noise where T is the identity.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +16,12 @@ from typing import Any
 
 import torch
 from pyro.poutine.trace_struct import Trace
-from torch.distributions import kl_divergence
+from torch import Tensor
+from torch.distributions import TransformedDistribution, kl_divergence
 
 from pyro_lvm.infer.structure import structure
 
-__all__ = ["has_closed_divergence"]
+__all__ = ["divergence", "has_closed_divergence"]
 
 
 def has_closed_divergence(model_trace: Trace, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -55,8 +65,35 @@ def _is_point(fn: Any) -> bool:
     return type(fn).__name__ == "Delta"
 
 
-def _is_known(q: Any, p: Any) -> bool:
+def divergence(q: Any, p: Any, value: Tensor) -> Tensor | None:
+    """An unbiased estimate of the divergence of one law from another, with as much in closed form as there is.
+
+    Args:
+        q: The law of a guide's site.
+        p: Its prior, of the same batch and event shapes.
+        value: A draw of `q` with its gradient.
+
+    Returns:
+        Nats, of the batch shape of `q`; None if nothing is known in closed form.
+    """
+    if not isinstance(q, TransformedDistribution):
+        return _closed(q, p)
+    base = _closed(q.base_dist, p)
+    if base is None:
+        return None
+    start = value
+    for transform in reversed(q.transforms):
+        start = transform.inv(start)
+    return base + (p.log_prob(start) - q.base_dist.log_prob(start)) - (p.log_prob(value) - q.log_prob(value))
+
+
+def _closed(q: Any, p: Any) -> Tensor | None:
     try:
-        return kl_divergence(q, p).shape == q.batch_shape
+        known = kl_divergence(q, p)
     except NotImplementedError:
-        return False
+        return None
+    return known if getattr(known, "shape", None) == q.batch_shape else None
+
+
+def _is_known(q: Any, p: Any) -> bool:
+    return _closed(q.base_dist if isinstance(q, TransformedDistribution) else q, p) is not None

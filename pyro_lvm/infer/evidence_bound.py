@@ -22,11 +22,10 @@ from pyro.infer.elbo import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_lvm import _pyro
-from pyro_lvm.infer.divergence import has_closed_divergence
+from pyro_lvm.infer.divergence import divergence, has_closed_divergence
 from pyro_lvm.infer.structure import plate_nesting, structure
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -64,9 +63,7 @@ class EvidenceBound(ELBO):
         2
     """
 
-    def __init__(
-        self, num_particles: int = 1, vectorize: bool = False, closed_divergence: bool | None = None
-    ) -> None:
+    def __init__(self, num_particles: int = 1, vectorize: bool = False, closed_divergence: bool | None = None) -> None:
         particles = whole_number("EvidenceBound", "num_particles", num_particles)
         self.vectorize = bool(vectorize)
         self.closed_divergence = closed_divergence
@@ -123,9 +120,9 @@ class EvidenceBound(ELBO):
                     f"({type(site['fn']).__name__}) is not. Use another objective, as TraceGraph_ELBO."
                 )
             prior = ours.get(name)
-            divergence = _divergence(site, prior) if self._closed and prior is not None else None
-            if divergence is not None:
-                bound.add(-1, site, divergence)
+            known = _divergence(site, prior) if self._closed and prior is not None else None
+            if known is not None:
+                bound.add(-1, site, known)
             else:
                 bound.add(-1, site)
                 if prior is not None:
@@ -208,11 +205,7 @@ def _divergence(site: dict[str, Any], prior: dict[str, Any]) -> Any:
     """Divergence of a guide's site from its prior by batch, nats; None where there is no closed form of it."""
     if prior["is_observed"] or not (_same(site["scale"], prior["scale"]) and _same(site["mask"], prior["mask"])):
         return None
-    try:
-        value = kl_divergence(site["fn"], prior["fn"])
-    except NotImplementedError:
-        return None
-    return value if getattr(value, "shape", None) == site["fn"].batch_shape else None
+    return divergence(site["fn"], prior["fn"], site["value"])
 
 
 def _same(first: Any, second: Any) -> bool:
