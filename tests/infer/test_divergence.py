@@ -39,8 +39,15 @@ def test_the_mean_over_the_noise_is_the_divergence(chain) -> None:
     q = dist.TransformedDistribution(base, chain)
     estimate, plain = over_noise(q, p)
     assert (WEIGHTS @ estimate).item() == pytest.approx((WEIGHTS @ plain).item(), rel=1e-9)
-    noise = WEIGHTS @ (estimate - WEIGHTS @ estimate).square(), WEIGHTS @ (plain - WEIGHTS @ plain).square()
-    assert noise[0] < (noise[1] if chain else 1e-20)
+
+
+@pytest.mark.parametrize(("factor", "ratio"), [(None, 1e-20), (1.05, 0.05), (0.9, 0.05)])
+def test_the_noise_vanishes_with_the_transform(factor, ratio) -> None:
+    chain = [] if factor is None else [transforms.AffineTransform(0.0, factor)]
+    q = dist.TransformedDistribution(dist.Normal(LOC, SCALE), chain)
+    estimate, plain = over_noise(q, dist.Normal(torch.tensor(0.0).double(), 1.0))
+    spread = [WEIGHTS @ (values - WEIGHTS @ values).square() for values in (estimate, plain)]
+    assert spread[0] < ratio * spread[1]
 
 
 def test_the_gradient_has_the_right_mean() -> None:
