@@ -5,12 +5,12 @@ times the loop by hand.
 
 How it is measured:
 
-* One hidden layer of 400 units either way, 20 latent dimensions, 784 columns of zeros and ones, batches of 128, float32,
-  one thread. All take fresh batches in a shuffled order, and write the loss of every epoch down.
-* By hand: PyTorch as its own example has it (`binary_cross_entropy_with_logits`, the closed form of the divergence), with
-  fused Adam. Pyro: the same networks by `pyro.module`, `pyro.infer.SVI` with `pyro.optim.Adam`, checks off.
-* `lvm.fit` is called as a user does; its steps are those between the ends of its first epoch and its last: with batches,
-  history, callbacks and progress, without the start from the data.
+* One hidden layer of 400 units either way, 20 latent dimensions, 784 columns of zeros and ones, batches of 128,
+  float32, one thread. All take fresh batches in a shuffled order, and write the loss of every epoch down.
+* By hand: PyTorch as its own example has it (`binary_cross_entropy_with_logits`, the closed form of the divergence),
+  with fused Adam. Pyro: the same networks by `pyro.module`, `pyro.infer.SVI` with `pyro.optim.Adam`, checks off.
+* `lvm.fit` is called as a user does; its steps are those between the ends of its first epoch and its last: with
+  batches, history, callbacks and progress, without the start from the data.
 * All run in one process in turn, round after round. A ratio is the median over rounds of time over time by hand.
 
 References:

@@ -96,5 +96,6 @@ class InverseAutoregressive(AmortizedGaussian):
     def posterior(self, x: Tensor, covariates: Tensor | None = None) -> Any:
         """The law of the latent vector of every row, batch shape (n,), event shape (k,)."""
         loc, scale, features = self.encode(x, covariates)
-        steps = [transforms.ConditionalAffineAutoregressive(net, stable=True).condition(features) for net in network(self, "flows")]
+        nets: Any = network(self, "flows")
+        steps = [transforms.ConditionalAffineAutoregressive(net, stable=True).condition(features) for net in nets]
         return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(1), steps)

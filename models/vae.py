@@ -45,8 +45,8 @@ class VAE(LatentVariableModel):
     :math:`x_n`     row                                          (n, d)        site `x`
     ==============  ===========================================  ============  ======================
 
-    The model's own decoder corrects a start from the data: logits start at the log-odds of the columns' means, which are
-    the last biases, normal rows are on the scale of the columns. A decoder given by the user makes logits, or means and
+    The model's own decoder corrects a start from the data: its last biases start at the log-odds of the columns' means,
+    normal rows are on the scale of the columns. A decoder given by the user makes logits, or means and
     raw scales :math:`\rho`, itself, and keeps the weights that it comes with. The standard deviation is
     :math:`s\,(\epsilon + \mathrm{softplus}(\rho))` with :math:`s` the standard deviation of the column (1 for a given
     decoder and for a column that does not vary), so that a constant column cannot make the likelihood unbounded.
@@ -146,7 +146,7 @@ class VAE(LatentVariableModel):
             ValueError: The covariates are missing, or of another shape than (n, q).
         """
         covariates = self._checked(covariates, size if x is None else len(x))
-        n = len(x) if x is not None else len(covariates) if covariates is not None else size
+        n: Any = len(x) if x is not None else len(covariates) if covariates is not None else size
         with plate("data", n):
             origin = self.centre.new_zeros(n, self.latent_dim)
             z = pyro.sample("z", dist.Normal(origin, torch.ones_like(origin)).to_event(1))
@@ -255,9 +255,10 @@ class VAE(LatentVariableModel):
             centre, spread = torch.zeros_like(centre), torch.ones_like(spread)
         else:
             size = self.latent_dim + (self.covariate_dim or 0)
-            self.decoder = MLP(size, self.hidden, OUTPUTS[self.likelihood] * len(centre))
+            decoder = MLP(size, self.hidden, OUTPUTS[self.likelihood] * len(centre))
+            if self.likelihood == "bernoulli":
+                decoder[-1].bias.data.copy_(centre)
+            self.decoder = decoder
         self.register_buffer("centre", centre)
         self.register_buffer("spread", spread)
         self.decoder.to(centre)
-        if self.likelihood == "bernoulli" and not self._given:
-            self.decoder[-1].bias.data.copy_(centre)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -198,7 +198,7 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
 
 
 @cache
-def _takes_networks(kind: type[Messenger]) -> bool:
+def _takes_networks(kind: Hashable) -> bool:
     """Whether a handler takes networks whole, or is deaf to parameters."""
     if hasattr(kind, "take_network"):
         return True
@@ -208,10 +208,12 @@ def _takes_networks(kind: type[Messenger]) -> bool:
     return deaf and (plain or issubclass(kind, (IndepMessenger, MaskMessenger, ScaleMessenger)))
 
 
-@effectful(type="param")
-def _read(name: str, parameter: Tensor, **options: Any) -> Tensor:
-    """The message of a parameter that its module keeps to itself."""
+def _own_value(name: str, parameter: Tensor, **options: Any) -> Tensor:
     return parameter
+
+
+# The message of a parameter that its module keeps to itself.
+_read: Callable[..., Tensor] = effectful(_own_value, type="param")
 
 
 @contextmanager

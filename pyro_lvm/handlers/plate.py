@@ -13,7 +13,7 @@ __all__ = ["plate"]
 
 
 class plate(PlateMessenger):  # noqa: N801 - as in Pyro
-    """`pyro.plate` for rows that are all there: in a small network's step Pyro's own takes several per cent of the time.
+    """`pyro.plate` for rows that are all there, which takes several per cent less of a small network's step.
 
     It sends no message that asks for a subsample, and leaves distributions alone that have its shape. Independence,
     scales and broadcasting are Pyro's.

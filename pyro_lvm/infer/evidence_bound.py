@@ -11,6 +11,7 @@ log-densities at the draw instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,7 @@ class EvidenceBound(ELBO):
         self.closed_divergence = closed_divergence
         self._closed = closed_divergence
         super().__init__(num_particles=particles, vectorize_particles=self.vectorize)
+        self.max_plate_nesting: float = math.inf
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """Minus the bound, nats."""
@@ -95,7 +97,7 @@ class EvidenceBound(ELBO):
         """Find at the first call what does not change, without a draw, so that a resumed run draws the same."""
         if self._closed is None:
             self._closed = has_closed_divergence(structure(model, args, kwargs), guide, args, kwargs)
-        if self.vectorize and self.num_particles > 1 and self.max_plate_nesting == float("inf"):
+        if self.vectorize and self.num_particles > 1 and math.isinf(self.max_plate_nesting):
             self.max_plate_nesting = plate_nesting(model, args, kwargs) + 1
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Sites, Sites]:
