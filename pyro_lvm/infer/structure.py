@@ -12,6 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.handlers.rows import rows
 
 __all__ = ["REFUSALS", "first_rows", "plate_nesting", "row_plate", "structure"]
 
@@ -36,7 +37,7 @@ def structure(model: Callable, args: tuple, kwargs: dict[str, Any], *, fresh: bo
     """
     store = pyro.get_param_store().scope if fresh else nullcontext
     few = first_rows(args, kwargs)
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), rows(search=False):
         if few is not None:
             try:
                 with store():

@@ -1,0 +1,52 @@
+"""Tell guides that keep something for every row which rows those of a step are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import effectful
+from torch import Tensor
+
+__all__ = ["rows", "rows_at_hand"]
+
+
+class rows(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
+    """Inside of this context the rows at hand are some of a data set, or new ones.
+
+    `lvm.fit` opens it around every step. Open it when stepping by hand in minibatches with a guide that keeps
+    parameters of every row, as `guides.LocalGaussian` does. Of several contexts the innermost counts.
+
+    Args:
+        index: Which rows of the data set they are, integers of shape (n,); None if they are new.
+        total: Number of rows of the data set.
+        search: Whether a guide should search for the posterior of new rows; not where only its sites matter.
+
+    Raises:
+        ValueError: The index comes without the total.
+
+    Example:
+        >>> import torch, pyro_lvm as lvm
+        >>> from pyro_lvm.handlers.rows import rows_at_hand
+        >>> with lvm.handlers.rows(torch.tensor([4, 7]), total=10):
+        ...     rows_at_hand().index
+        tensor([4, 7])
+    """
+
+    def __init__(self, index: Tensor | None = None, total: int | None = None, *, search: bool = True) -> None:
+        if index is not None and total is None:
+            raise ValueError("rows: expected the number of rows of the data set with their index. Pass total=.")
+        super().__init__()
+        self.index = index
+        self.total = total
+        self.search = search
+
+    def _pyro_rows(self, msg: Any) -> None:
+        if msg["value"] is None:
+            msg["value"] = self
+
+
+@effectful(type="rows")
+def rows_at_hand() -> rows | None:
+    """What the innermost `rows` says; None outside of any."""
+    return None
