@@ -6,9 +6,10 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-__all__ = ["rows", "rows_at_hand"]
+__all__ = ["row_plate", "rows", "rows_at_hand"]
 
 
 class rows(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
@@ -50,3 +51,16 @@ class rows(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
 def rows_at_hand() -> rows | None:
     """What the innermost `rows` says; None outside of any."""
     return None
+
+
+def row_plate(trace: Trace) -> str:
+    """The plate of the rows: "data", or the largest of the outermost ones."""
+    frames = {
+        frame.name: frame.size
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and site["is_observed"]
+        for frame in [f for f in site["cond_indep_stack"] if f.vectorized][:1]
+    }
+    if "data" in frames or not frames:
+        return "data"
+    return max(frames, key=lambda name: frames[name])
