@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
@@ -9,7 +10,7 @@ from pyro.poutine.runtime import effectful
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-__all__ = ["row_plate", "rows", "rows_at_hand"]
+__all__ = ["row_plate", "rows", "rows_at_hand", "settled"]
 
 
 class rows(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
@@ -64,3 +65,18 @@ def row_plate(trace: Trace) -> str:
     if "data" in frames or not frames:
         return "data"
     return max(frames, key=lambda name: frames[name])
+
+
+def settled(guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Callable:
+    """A guide that has searched for the laws of these rows, taken as new, once and for all calls.
+
+    Call it with the same rows; with some of them, or with copies, inside of `rows(index, total)`. A guide that does not
+    search, which is one without a method `settle`, is returned as it is.
+
+    Args:
+        guide: Any guide.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+    """
+    settle = getattr(guide, "settle", None)
+    return guide if settle is None else settle(*args, **kwargs)

@@ -94,9 +94,9 @@ class Run:
         self.history["loss"].append(sum(losses) / (1 if total is None else len(losses)))
         if self.validation is not None:
             score: Callable[..., float] = getattr(self.inference, "held_out_loss", None) or self.inference.loss
-            value = score(*self.validation.args, **self.validation.kwargs)
+            with rows():
+                value = score(*self.validation.args, **self.validation.kwargs)
             self.history.setdefault("validation_loss", []).append(value)
-
 
     @contextmanager
     def _at_hand(self, batch: Arguments) -> Iterator[None]:
