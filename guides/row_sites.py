@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import row_plate, rows_at_hand
