@@ -114,7 +114,7 @@ class LocalGaussian(PyroModule):
             args: The arguments of the model.
             kwargs: Its keyword arguments.
         """
-        with torch.no_grad(), rows(), poutine.block():
+        with torch.no_grad(), poutine.block(), rows():
             sites, shared = self._sites(args, kwargs)
             place = self._place(sites)
         return Settled(self.shared if shared else None, sites, place)

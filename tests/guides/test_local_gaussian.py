@@ -50,7 +50,7 @@ def laws_of(fit, rows):
 
 @pytest.mark.parametrize("batch_size", [None, 5, 1])
 def test_posteriors_become_exact_in_batches_that_do_not_divide_the_rows(linear, batch_size):
-    fit = lvm.fit(linear.model, linear.x, guide="local", batch_size=batch_size, max_epochs=6, **STILL)
+    fit = lvm.fit(linear.model, linear.x, guide="local", batch_size=batch_size, max_epochs=12, **STILL)
     loc, log_scale = fit.guide.table.chunk(2, -1)
     expected, scale = linear.posterior(linear.x)
     torch.testing.assert_close(loc, expected, atol=1e-5, rtol=0)
@@ -73,8 +73,9 @@ def test_the_bound_is_then_the_log_likelihood_for_every_draw(linear):
 def test_the_model_learns_what_its_likelihood_says():
     """With exact posteriors, steps on the bound are steps on the likelihood: the mean ends at the mean of the rows."""
     x = torch.randn(40, generator=torch.Generator().manual_seed(3)).double() * 1.5 + 1
-    svi = lvm.infer.SVI(learning_rate=0.05, schedule="linear", num_particles=4)
-    fit = lvm.fit(level, x, guide="local", inference=svi, batch_size=20, max_epochs=150, seed=0, progress=False)
+    svi = lvm.infer.SVI(learning_rate=0.05, schedule="linear", num_particles=2)
+    guide = lvm.guides.LocalGaussian(level, num_steps=3)
+    fit = lvm.fit(level, x, guide=guide, inference=svi, batch_size=20, max_epochs=60, seed=0, progress=False)
     assert float(fit.params["loc"]) == pytest.approx(float(x.mean()), abs=0.05)
     law = dist.Normal(fit.params["loc"], 1.25**0.5)
     torch.testing.assert_close(fit.log_likelihood(x), law.log_prob(x), atol=1e-5, rtol=0)
@@ -126,7 +127,8 @@ def test_sites_that_rows_share_are_learned_by_the_optimizer():
             pyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
     svi = lvm.infer.SVI(learning_rate=0.05, schedule="linear")
-    fit = lvm.fit(common, x, guide="local", inference=svi, batch_size=20, max_epochs=150, seed=0, progress=False)
+    guide = lvm.guides.LocalGaussian(common, num_steps=3)
+    fit = lvm.fit(common, x, guide=guide, inference=svi, max_epochs=150, seed=0, progress=False)
     precision = 50 / 1.25 + 0.01
     assert float(fit.params["mean"]) == pytest.approx(float(x.sum()) / 1.25 / precision, abs=0.1)
     # q has the mean and the rows' values independent: the mean's precision is the conditional one, 50 + 1 / 100
@@ -155,34 +157,33 @@ def test_plates_inside_of_the_rows_and_masks():
 def test_it_trains_under_pyros_own_svi(linear, how):
     """However the rows are told to the guide, the loss ends at the exact one; nothing told means found afresh."""
     x, total = linear.x, len(linear.x)
-    with pyro.settings.context(module_local_params=True):
-        if how == "subsample":
+    if how == "subsample":
 
-            def model(index):
-                z_scale = torch.ones(2).double()
-                with pyro.plate("data", total, subsample=index):
-                    z = pyro.sample("z", dist.Normal(0 * z_scale, z_scale).to_event(1))
-                    pyro.sample("x", linear.model.decode(z), obs=x[index])
-        else:
-            model = linear.model
-        guide = lvm.guides.LocalGaussian(model, num_rows=total if how == "all rows" else None)
-        adam = pyro.optim.Adam({"lr": 1e-12})
-        svi = pyro.infer.SVI(model, guide, adam, loss=TraceMeanField_ELBO() if how == "index" else Trace_ELBO())
-        for epoch in range(6):
-            order = torch.randperm(total, generator=torch.Generator().manual_seed(epoch))
-            for index in [torch.arange(total)] if how == "all rows" else order.split(10):
-                if how == "index":
-                    with lvm.handlers.rows(index, total), lvm.handlers.minibatch(total=total):
-                        loss = svi.step(x[index])
-                else:
-                    loss = svi.step(index if how == "subsample" else x[index])
-        if how == "nothing":
-            assert not hasattr(guide, "table")
-            assert loss == pytest.approx(-float(linear.log_likelihood(x[index]).sum()), abs=1e-4)
-        else:
-            torch.testing.assert_close(guide.table[:, :2], linear.posterior(x)[0], atol=1e-5, rtol=0)
-        if how == "all rows":
-            assert loss == pytest.approx(-float(linear.log_likelihood(x).sum()), abs=1e-4)
+        def model(index):
+            z_scale = torch.ones(2).double()
+            with pyro.plate("data", total, subsample=index):
+                z = pyro.sample("z", dist.Normal(0 * z_scale, z_scale).to_event(1))
+                pyro.sample("x", linear.model.decode(z), obs=x[index])
+    else:
+        model = linear.model
+    guide = lvm.guides.LocalGaussian(model, num_rows=total if how == "all rows" else None)
+    adam = pyro.optim.Adam({"lr": 1e-12})
+    svi = pyro.infer.SVI(model, guide, adam, loss=TraceMeanField_ELBO() if how == "index" else Trace_ELBO())
+    for epoch in range(6):
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(epoch))
+        for index in [torch.arange(total)] if how == "all rows" else order.split(10):
+            if how == "index":
+                with lvm.handlers.rows(index, total), lvm.handlers.minibatch(total=total):
+                    loss = svi.step(x[index])
+            else:
+                loss = svi.step(index if how == "subsample" else x[index])
+    if how == "nothing":
+        assert not hasattr(guide, "table")
+        assert loss == pytest.approx(-float(linear.log_likelihood(x[index]).sum()), abs=1e-4)
+    else:
+        torch.testing.assert_close(guide.table[:, :2], linear.posterior(x)[0], atol=1e-5, rtol=0)
+    if how == "all rows":
+        assert loss == pytest.approx(-float(linear.log_likelihood(x).sum()), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def vae():
 
 def test_enough_steps_end_at_the_exact_posterior_wherever_the_encoder_starts(linear):
     guide = lvm.guides.SemiAmortized(linear.model, hidden=[8], num_steps=60).double()
-    with torch.no_grad(), pyro.settings.context(module_local_params=True):
+    with torch.no_grad():
         law = pyro.poutine.trace(guide).get_trace(linear.x).nodes["z"]["fn"].base_dist
         loc, scale = linear.posterior(linear.x)
         assert float((guide.encode(linear.x)[0] - loc).abs().max()) > 0.5
@@ -41,28 +41,25 @@ def test_a_few_steps_tighten_the_bound_of_the_encoder_alone(linear):
         if num_steps is not None:
             guide = lvm.guides.SemiAmortized(linear.model, hidden=[8], num_steps=num_steps).double()
             guide.load_state_dict(start.state_dict())
-        with torch.no_grad(), pyro.settings.context(module_local_params=True):
+        with torch.no_grad():
             gaps.append(exact + sum(Trace_ELBO().loss(linear.model, guide, linear.x) for _ in range(50)) / 50)
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 8 * gaps[3] > 0
 
 
 def test_the_gradient_at_the_end_goes_to_the_encoder_as_if_the_search_had_added_a_constant(linear):
     guide = lvm.guides.SemiAmortized(linear.model, hidden=[8], num_steps=3, step_size=0.2).double()
-    with pyro.settings.context(module_local_params=True):
-        torch.manual_seed(1)
-        Trace_ELBO().loss_and_grads(linear.model, guide, linear.x)
+    torch.manual_seed(1)
+    Trace_ELBO().loss_and_grads(linear.model, guide, linear.x)
     found = {name: parameter.grad.clone() for name, parameter in guide.named_parameters()}
     decoder = {name: parameter.grad.clone() for name, parameter in linear.model.named_parameters()}
     guide.zero_grad()
     linear.model.zero_grad()
     torch.manual_seed(1)
-    with pyro.settings.context(module_local_params=True):
-        sites = RowSites("test", linear.model, (linear.x,), {})  # takes a draw of the prior from torch's generator
+    sites = RowSites("test", linear.model, (linear.x,), {})  # takes a draw of the prior from torch's generator
     rows = (linear.x - guide.centre) / guide.spread
     mean, raw = guide.encoder(rows).chunk(2, -1)
     start = torch.cat([mean, (1e-5 + softplus(raw)).log()], -1)
-    with pyro.settings.context(module_local_params=True):
-        end = climb(sites.log_joint, start, 3, 0.2).requires_grad_()
+    end = climb(sites.log_joint, start, 3, 0.2).requires_grad_()
     loc, scale = end[:, :2], end[:, 2:].exp()
     z = loc + scale * torch.randn(23, 2).double()
     joint = linear.model.decode(z).log_prob(linear.x).sum() + dist.Normal(0.0, 1.0).log_prob(z).sum()
@@ -97,7 +94,7 @@ def test_resuming_is_exact(tmp_path):
 
 def test_a_search_is_made_once_for_all_draws_of_a_row(linear):
     guide = lvm.guides.SemiAmortized(linear.model, hidden=[8], num_steps=3).double()
-    with torch.no_grad(), pyro.settings.context(module_local_params=True):
+    with torch.no_grad():
         once = settled(guide, (linear.x,), {})
         runs = [pyro.poutine.trace(once).get_trace(linear.x).nodes["z"]["fn"].base_dist.loc for _ in range(2)]
         assert torch.equal(*runs)
