@@ -140,10 +140,10 @@ def test_plates_inside_of_the_rows_and_masks():
     known = torch.tensor([True, False]).repeat(10)
 
     def nested(x):
-        with pyro.plate("data", len(x), dim=-2), pyro.plate("inside", 2, dim=-1):
-            with pyro.poutine.mask(mask=known.unsqueeze(-1)):
-                z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0))
-                pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        masked = pyro.poutine.mask(mask=known.unsqueeze(-1))
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("inside", 2, dim=-1), masked:
+            z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
     x = torch.randn(20, 2).double()
     fit = lvm.fit(nested, x, guide="local", max_epochs=4, **STILL)
