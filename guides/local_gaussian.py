@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_lvm.guides.normal import AutoNormal
@@ -30,7 +29,7 @@ __all__ = ["LocalGaussian"]
 PRIOR_DRAWS = 100  # of all rows together, whose moments are where a search starts
 
 
-class LocalGaussian(PyroModule):
+class LocalGaussian(torch.nn.Module):
     r"""Mean and standard deviation of every row of the data, found by search, with all else fixed.
 
     Every call in training first improves the laws of the rows at hand by `num_steps` steps of the search in
@@ -68,6 +67,8 @@ class LocalGaussian(PyroModule):
         >>> fit.transform(x[:5]).shape
         torch.Size([5, 2])
     """
+
+    # No `PyroModule`: inside of one, `pyro.param` of a model that is a function would be another module's parameter.
 
     def __init__(
         self,

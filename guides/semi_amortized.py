@@ -82,7 +82,7 @@ class SemiAmortized(AmortizedGaussian):
         """The constructor's arguments but for the model."""
         return {**super().config, "num_steps": self.num_steps, "step_size": self.step_size}
 
-    def forward(self, x: Tensor | None = None, covariates: Tensor | None = None, **others: Any) -> Tensor:
+    def __call__(self, x: Tensor | None = None, covariates: Tensor | None = None, **others: Any) -> Tensor:
         """Draw the latent vector of every row.
 
         Args:
@@ -98,6 +98,11 @@ class SemiAmortized(AmortizedGaussian):
         """
         sites, place = self._found(x, covariates, others)
         return sites.draw(place)["z"]
+
+    def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """Where the search starts: means and log standard deviations of every row, shape (n, 2k)."""
+        loc, scale, _ = self.encode(x, covariates)
+        return torch.cat([loc, scale.log()], -1)
 
     def settle(self, x: Tensor | None = None, covariates: Tensor | None = None, **others: Any) -> Settled:
         """A guide for these rows alone, not searched for again.
@@ -121,8 +126,8 @@ class SemiAmortized(AmortizedGaussian):
                 f"SemiAmortized: expected a model with one continuous latent site 'z', a vector of {self.latent_dim}; "
                 f"got {', '.join([s.name for s in sites.sites] + sites.shared)}. Use LocalGaussian."
             )
-        loc, scale, _ = self.encode(x, covariates)
-        start = torch.cat([loc, scale.log()], -1)
+        # the module's own call ends before the search, inside of which a model's `pyro.param` would be this module's
+        start = super().__call__(x, covariates)
         hand = rows_at_hand()
         if hand is not None and not hand.search:
             return sites, start

@@ -25,7 +25,7 @@ class Linear(nn.Module):
 
 
 @pytest.fixture
-def linear(local):
+def linear():
     """Model, rows, exact posterior of any rows, and exact log-likelihood of any rows."""
     torch.manual_seed(5)
     loading = torch.linalg.qr(torch.randn(3, 2).double()).Q * torch.tensor([1.0, 4.0]).double()  # orthogonal columns

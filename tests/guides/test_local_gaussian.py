@@ -44,13 +44,13 @@ def laws_of(fit, rows):
     """Means and standard deviations of the site `z` of rows."""
     with fit.scope(), torch.no_grad():
         guide = settled(fit.guide, (rows,), {})
-        law = pyro.poutine.trace(guide).get_trace(rows).nodes["z"]["fn"].base_dist
-    return law.loc, law.scale
+        law = pyro.poutine.trace(guide).get_trace(rows).nodes["z"]["fn"]
+    return law.mean, law.variance.sqrt()
 
 
-@pytest.mark.parametrize("batch_size", [None, 5, 1])
+@pytest.mark.parametrize("batch_size", [None, 5])
 def test_posteriors_become_exact_in_batches_that_do_not_divide_the_rows(linear, batch_size):
-    fit = lvm.fit(linear.model, linear.x, guide="local", batch_size=batch_size, max_epochs=12, **STILL)
+    fit = lvm.fit(linear.model, linear.x, guide="local", batch_size=batch_size, max_epochs=8, **STILL)
     loc, log_scale = fit.guide.table.chunk(2, -1)
     expected, scale = linear.posterior(linear.x)
     torch.testing.assert_close(loc, expected, atol=1e-5, rtol=0)
@@ -83,8 +83,8 @@ def test_the_model_learns_what_its_likelihood_says():
 
 def test_held_out_rows_are_searched_for_and_leave_the_rows_of_training_alone(linear):
     held_out = torch.randn(23, 3).double()
-    plain = lvm.fit(linear.model, linear.x, guide="local", max_epochs=3, **STILL)
-    watched = lvm.fit(linear.model, linear.x, guide="local", max_epochs=3, validation=held_out, **STILL)
+    plain = lvm.fit(linear.model, linear.x, guide="local", max_epochs=6, **STILL)
+    watched = lvm.fit(linear.model, linear.x, guide="local", max_epochs=6, validation=held_out, **STILL)
     expected = -float(linear.log_likelihood(held_out).sum())
     svi = lvm.infer.SVI(learning_rate=1e-12, loss=Trace_ELBO())
     exact = lvm.fit(linear.model, linear.x, "local", svi, max_epochs=2, validation=held_out, seed=0, progress=False)

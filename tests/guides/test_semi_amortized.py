@@ -36,14 +36,14 @@ def test_a_few_steps_tighten_the_bound_of_the_encoder_alone(linear):
     start = lvm.guides.AmortizedGaussian(linear.model, hidden=[8]).double()
     exact = float(linear.log_likelihood(linear.x).sum())
     gaps = []
-    for num_steps in (None, 1, 4, 12):
+    for num_steps in (None, 1, 4):
         guide = start
         if num_steps is not None:
             guide = lvm.guides.SemiAmortized(linear.model, hidden=[8], num_steps=num_steps).double()
             guide.load_state_dict(start.state_dict())
         with torch.no_grad():
-            gaps.append(exact + sum(Trace_ELBO().loss(linear.model, guide, linear.x) for _ in range(50)) / 50)
-    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 8 * gaps[3] > 0
+            gaps.append(exact + sum(Trace_ELBO().loss(linear.model, guide, linear.x) for _ in range(20)) / 20)
+    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0
 
 
 def test_the_gradient_at_the_end_goes_to_the_encoder_as_if_the_search_had_added_a_constant(linear):
@@ -66,9 +66,9 @@ def test_the_gradient_at_the_end_goes_to_the_encoder_as_if_the_search_had_added_
     (-(joint - dist.Normal(loc, scale).log_prob(z).sum())).backward()
     start.backward(end.grad)
     for name, parameter in guide.named_parameters():
-        torch.testing.assert_close(parameter.grad, found[name], msg=name)
+        torch.testing.assert_close(parameter.grad, found[name], msg=lambda text, name=name: f"{name}: {text}")
     for name, parameter in linear.model.named_parameters():
-        torch.testing.assert_close(parameter.grad, decoder[name], msg=name)
+        torch.testing.assert_close(parameter.grad, decoder[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_it_trains_through_the_front_door_and_plain_pyro(tmp_path):
