@@ -3,10 +3,12 @@
 from pyro_lvm.guides.amortized_gaussian import AmortizedGaussian
 from pyro_lvm.guides.conjugate import Conjugate
 from pyro_lvm.guides.inverse_autoregressive import InverseAutoregressive
+from pyro_lvm.guides.local_gaussian import LocalGaussian
 from pyro_lvm.guides.map import MAP
 from pyro_lvm.guides.multivariate_normal import AutoMultivariateNormal
 from pyro_lvm.guides.normal import AutoNormal
 from pyro_lvm.guides.recognition_net import RecognitionNet
+from pyro_lvm.guides.semi_amortized import SemiAmortized
 
 __all__ = [
     "MAP",
@@ -15,5 +17,7 @@ __all__ = [
     "AutoNormal",
     "Conjugate",
     "InverseAutoregressive",
+    "LocalGaussian",
     "RecognitionNet",
+    "SemiAmortized",
 ]

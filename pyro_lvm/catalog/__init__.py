@@ -20,6 +20,8 @@ choices.GUIDES.update(
         "multivariate-normal": guides.AutoMultivariateNormal,
         "amortized": guides.AmortizedGaussian,
         "inverse-autoregressive": guides.InverseAutoregressive,
+        "local": guides.LocalGaussian,
+        "semi-amortized": guides.SemiAmortized,
         "recognition-net": guides.RecognitionNet,
     }
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.paths import decoded, discrete_kinds, drawn, smoothed
-from pyro_lvm.diagnostics.row_latents import row_draws
+from pyro_lvm.diagnostics.row_latents import row_draws, row_guide
 from pyro_lvm.distributions import HMM
 from pyro_lvm.evidence.exact import log_likelihood, nesting
 from pyro_lvm.infer.enumeration import expect
@@ -188,8 +188,9 @@ def _drawn_by_guide(fit: Fit, arguments: Arguments, count: int) -> dict[str, Ten
     joint: list[dict[str, Tensor]] = []
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
+        guide = row_guide(fit, arguments)
         for i in range(count):
-            given = {**shared[i % len(shared)], **row_draws(fit, arguments)}
+            given = {**shared[i % len(shared)], **row_draws(fit, guide, arguments)}
             if i == 0:
                 left = _unknown_discrete(fit, arguments, given)
             joint.append({**given, **(_discrete(fit, arguments, given, temperature=1) if left else {})})

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.handlers.rows import settled
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.training.data import Arguments
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["row_draws", "row_means"]
+__all__ = ["row_draws", "row_guide", "row_means"]
 
 MEAN_DRAWS = 200  # where a mean is not known: an error of a fourteenth of the posterior's standard deviation
 
@@ -35,25 +37,33 @@ def row_means(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
+        guide = row_guide(fit, arguments)
         for count in range(1, MEAN_DRAWS + 1):
-            means = {name: _mean(site) for name, site in _run(fit, arguments).items()}
+            means = {name: _mean(site) for name, site in _run(fit, guide, arguments).items()}
             if count == 2 and all(torch.equal(mean, total[name]) for name, mean in means.items()):
                 return means
             total = {name: total[name] + mean if name in total else mean for name, mean in means.items()}
     return {name: values / MEAN_DRAWS for name, values in total.items()}
 
 
-def row_draws(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
-    """One draw of every site of rows, shape (n, ...), by the random state there is."""
-    return {name: site["value"] for name, site in _run(fit, arguments).items()}
-
-
-def _run(fit: Fit, arguments: Arguments) -> dict[str, Any]:
-    if fit.guide is None:
-        return {}
+def row_guide(fit: Fit, arguments: Arguments) -> Callable | None:
+    """The guide, having searched for the laws of these rows if it is one that does."""
     arguments = arguments.unweighted()  # what a row is does not depend on how often it counts
     with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
-        trace = _pyro.plain_trace(fit.guide, arguments.args, arguments.kwargs)
+        return fit.guide and settled(fit.guide, arguments.args, arguments.kwargs)
+
+
+def row_draws(fit: Fit, guide: Callable | None, arguments: Arguments) -> dict[str, Tensor]:
+    """One draw of every site of rows, shape (n, ...), by the random state there is; `guide` is from `row_guide`."""
+    return {name: site["value"] for name, site in _run(fit, guide, arguments).items()}
+
+
+def _run(fit: Fit, guide: Callable | None, arguments: Arguments) -> dict[str, Any]:
+    if guide is None:
+        return {}
+    arguments = arguments.unweighted()
+    with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
+        trace = _pyro.plain_trace(guide, arguments.args, arguments.kwargs)
     return {name: trace.nodes[name] for name in fit.guide_sites[1]}
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.psis import pareto_k
 from pyro_lvm.evidence.exact import Evidence, nesting
+from pyro_lvm.handlers.rows import rows, settled
 from pyro_lvm.infer.by_row import row_log_likelihood
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.ops.whole_number import whole_number
@@ -56,12 +58,9 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     num_samples = whole_number("evidence", "num_samples", num_samples)
     weights, arguments = arguments.weights, arguments.unweighted()
     values, errors, shapes = [], [], []
-    each = max(1, ENTRIES // max(1, arguments.main[0].numel()))
-    rows = max(1, each // min(num_samples, each))
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
-        for start in range(0, arguments.num_rows, rows):
-            table = log_ratios(fit, arguments.rows(slice(start, start + rows)), num_samples)
+        for table in log_ratios(fit, arguments, num_samples):
             value = table.logsumexp(0) - math.log(num_samples)
             relative = torch.where(value.isinf(), 1.0, (table - value).exp())
             values.append(value)
@@ -79,29 +78,40 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     return Evidence(torch.cat(values), torch.cat(errors), name, weights)
 
 
-def log_ratios(fit: Fit, arguments: Arguments, num_samples: int) -> Tensor:
-    """Log p(x, z) - log q(z | x) of samples of the guide, nats, shape (num_samples, n), float64."""
-    guide, n = fit.guide, arguments.num_rows
-    if guide is None:
+def log_ratios(fit: Fit, arguments: Arguments, num_samples: int) -> Iterator[Tensor]:
+    """Log p(x, z) - log q(z | x) of samples of the guide, nats, (num_samples, m) for m rows after m others, float64."""
+    if fit.guide is None:
         raise ValueError(
             "evidence: expected a fit with a guide, to draw samples from; got none. Fit with inference='svi'."
         )
-    at_once = max(1, ENTRIES // max(1, arguments.main.numel()))
-    parts = []
+    at_once = max(1, ENTRIES // max(1, arguments.main[0].numel()))
+    each = max(1, at_once // num_samples)
+    for first in range(0, arguments.num_rows, at_once):
+        block = arguments.rows(slice(first, first + at_once))
+        with _at_work(fit, block):
+            depth = nesting(fit, block)
+            guide = settled(fit.guide, block.args, block.kwargs)
+        for index in torch.arange(block.num_rows, device=block.main.device).split(each):
+            parts = []
+            with _at_work(fit, block):
+                for start in range(0, num_samples, at_once):
+                    copies = index.repeat(min(at_once, num_samples - start))
+                    with rows(copies, block.num_rows):
+                        parts.append(_one_pass(fit, guide, block.rows(copies), depth).reshape(-1, len(index)))
+            yield torch.cat(parts)
+
+
+@contextmanager
+def _at_work(fit: Fit, arguments: Arguments) -> Iterator[None]:
     with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
-        depth = nesting(fit, arguments)
-        for start in range(0, num_samples, at_once):
-            count = min(at_once, num_samples - start)
-            copies = arguments.rows(torch.arange(n, device=arguments.main.device).repeat(count))
-            parts.append(_one_pass(fit, guide, copies, depth).reshape(count, n))
-    return torch.cat(parts)
+        yield
 
 
 def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> Tensor:
     """One sample of every row."""
-    rows = arguments.num_rows
+    count = arguments.num_rows
     trace = _pyro.plain_trace(guide, arguments.args, arguments.kwargs)
-    density = torch.zeros(rows, dtype=torch.float64, device=arguments.main.device)
+    density = torch.zeros(count, dtype=torch.float64, device=arguments.main.device)
     values = {}
     for name in trace.stochastic_nodes:
         site = trace.nodes[name]
@@ -111,16 +121,16 @@ def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> Te
                 f"evidence: site '{name}' of the guide is shared by all rows, beside sites of every row, which "
                 "importance weighting by row cannot score. Make it a parameter of the model."
             )
-        if frame.size != rows:
+        if frame.size != count:
             raise ValueError(
                 f"evidence: the guide's plate '{fit.plate}' has {frame.size} rows whatever the data; got "
-                f"{rows}. Use a guide that computes its laws from the rows."
+                f"{count}. Use a guide that computes its laws from the rows."
             )
         term = torch.as_tensor(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])).double()
         if site["mask"] is not None:
             term = torch.where(torch.as_tensor(site["mask"]), term, 0.0)
-        term = term.expand(torch.broadcast_shapes(term.shape, (rows, *[1] * (-frame.dim - 1))))
-        density += term.movedim(frame.dim, 0).reshape(rows, -1).sum(-1)
+        term = term.expand(torch.broadcast_shapes(term.shape, (count, *[1] * (-frame.dim - 1))))
+        density += term.movedim(frame.dim, 0).reshape(count, -1).sum(-1)
         if not site["infer"].get("is_auxiliary"):
             values[name] = site["value"]
     model = poutine.condition(fit.program, values)

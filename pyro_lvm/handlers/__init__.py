@@ -8,6 +8,7 @@ from pyro_lvm.handlers.minibatch import minibatch
 from pyro_lvm.handlers.negative_phase import negative_phase
 from pyro_lvm.handlers.normalized import normalized
 from pyro_lvm.handlers.open_mixtures import open_mixtures
+from pyro_lvm.handlers.rows import rows
 from pyro_lvm.handlers.wake import wake
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "negative_phase",
     "normalized",
     "open_mixtures",
+    "rows",
     "wake",
 ]

@@ -13,6 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.handlers.rows import row_plate, rows
 
 __all__ = ["REFUSALS", "first_rows", "plate_nesting", "row_plate", "structure"]
 
@@ -37,7 +38,7 @@ def structure(model: Callable, args: tuple, kwargs: dict[str, Any], *, fresh: bo
     """
     store = _own_store if fresh else nullcontext
     few = first_rows(args, kwargs)
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), rows(search=False):
         if few is not None:
             try:
                 with store():
@@ -65,19 +66,6 @@ def plate_nesting(model: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
         if frame.vectorized
     ]
     return -min(dims) if dims else 0
-
-
-def row_plate(trace: Trace) -> str:
-    """The plate of the rows: "data", or the largest of the outermost ones."""
-    frames = {
-        frame.name: frame.size
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and site["is_observed"]
-        for frame in [f for f in site["cond_indep_stack"] if f.vectorized][:1]
-    }
-    if "data" in frames or not frames:
-        return "data"
-    return max(frames, key=lambda name: frames[name])
 
 
 def first_rows(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:

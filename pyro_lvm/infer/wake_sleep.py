@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.dream import dream
+from pyro_lvm.handlers.rows import rows
 from pyro_lvm.handlers.wake import wake
 from pyro_lvm.infer.dreams import dreamt_arguments
 from pyro_lvm.infer.parameters import Parameters
@@ -158,7 +159,8 @@ class WakeSleep(ELBO):
         for _ in range(self.num_dreams):
             dreamed = poutine.trace(dream(model)).get_trace(*args, **kwargs)
             seen = dreamt_arguments(dreamed, args, kwargs)
-            trace = poutine.trace(poutine.replay(guide, trace=dreamed)).get_trace(*seen[0], **seen[1])
+            with rows():  # new ones, whatever the batch holds
+                trace = poutine.trace(poutine.replay(guide, trace=dreamed)).get_trace(*seen[0], **seen[1])
             surrogate = -_pyro.prune_subsample_sites(trace).log_prob_sum() / self.num_dreams
             if isinstance(surrogate, Tensor) and surrogate.requires_grad:
                 surrogate.backward()

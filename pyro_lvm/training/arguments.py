@@ -24,12 +24,14 @@ class Arguments:
     Attributes:
         names: Column names of the data argument, if it had any.
         layout: The form in which sequences were given; None for tables.
+        index: Which rows of the data set a batch holds, shape (n,); None for all of them in their order.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] | None = None
     layout: Layout | None = None
+    index: Tensor | None = None
 
     @property
     def values(self) -> list[Any]:
@@ -118,7 +120,8 @@ class Arguments:
             return
         order = torch.randperm(self.num_rows)
         for start in range(0, self.num_rows, batch_size):
-            yield self.rows(order[start : start + batch_size])
+            index = order[start : start + batch_size].to(self.main.device)
+            yield replace(self.rows(index), index=index)
 
     def shapes(self) -> dict[str, Any]:
         """Shapes and dtypes, enough to run the program once on zeros."""

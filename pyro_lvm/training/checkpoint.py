@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from pyro_lvm import _pyro
+from pyro_lvm.handlers.rows import rows
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.choices import GUIDES, INFERENCES, MODELS, OBJECTIVES
 from pyro_lvm.training.result import Fit
@@ -239,7 +240,7 @@ def _restore(fit: Fit, state: dict[str, Any]) -> None:
         fit.model.initial_values = dict(state["initial_values"])
     _put(fit, saved)
     arguments = fit.prototype()
-    with fit.scope(), torch.random.fork_rng(), _pyro.validation(False):
+    with fit.scope(), torch.random.fork_rng(), _pyro.validation(False), rows(search=False):
         if not isinstance(fit.model, LatentVariableModel):  # those have their parameters from the start
             fit.model(*arguments.args, **arguments.kwargs)
         if fit.guide is not None:

@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.handlers.rows import rows
 
 if TYPE_CHECKING:
     from pyro_lvm.training.learned import Learned
@@ -60,7 +61,8 @@ def _means(draws: dict[str, Tensor]) -> dict[str, Tensor]:
 def _trace(fit: Learned) -> poutine.Trace:
     """One run of the guide."""
     arguments = fit.prototype()
-    return poutine.trace(fit.guide).get_trace(*arguments.args, **arguments.kwargs)
+    with rows(search=False):
+        return poutine.trace(fit.guide).get_trace(*arguments.args, **arguments.kwargs)
 
 
 def guide_sites(fit: Learned) -> tuple[list[str], list[str]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import torch
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.minibatch import minibatch
+from pyro_lvm.handlers.rows import rows
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.protocols import Inference
 from pyro_lvm.training.callbacks import Callback
@@ -81,27 +82,33 @@ class Run:
 
     def _epoch(self) -> None:
         losses: list[float] = []
-        rows = self.data.num_rows
+        total = self.data.num_rows
         batches = self.data.batches(self.batch_size)
         with _pyro.validation(False):
             for batch in batches if self.epochs_done else remember(self.result(), batches):
-                with nullcontext() if self.epochs_done or losses else _pyro.validation(True):
-                    loss = self._step(batch, rows)
+                first = not self.epochs_done and not losses
+                with _pyro.validation(True) if first else nullcontext(), self._at_hand(batch):
+                    loss = self.inference.step(*batch.args, **batch.kwargs)
                 if not math.isfinite(loss):
                     raise NonFiniteLoss(f"the loss became {loss}.")
                 losses.append(loss)
-        self.history["loss"].append(sum(losses) / (1 if rows is None else len(losses)))
+        self.history["loss"].append(sum(losses) / (1 if total is None else len(losses)))
         if self.validation is not None:
             score: Callable[..., float] = getattr(self.inference, "held_out_loss", None) or self.inference.loss
-            value = score(*self.validation.args, **self.validation.kwargs)
+            with rows():
+                value = score(*self.validation.args, **self.validation.kwargs)
             self.history.setdefault("validation_loss", []).append(value)
 
-    def _step(self, batch: Arguments, rows: int | None) -> float:
-        """One step on a batch, which counts for all rows if their number is known."""
-        if rows is None or batch.num_rows == rows:
-            return self.inference.step(*batch.args, **batch.kwargs)
-        with minibatch(total=rows, plate=self.plate):
-            return self.inference.step(*batch.args, **batch.kwargs)
+    @contextmanager
+    def _at_hand(self, batch: Arguments) -> Iterator[None]:
+        """Let a batch count for all rows, and say which of them it holds; a stream's come without numbers."""
+        total = self.data.num_rows
+        index = batch.index
+        if index is None and isinstance(self.data, Arguments):
+            index = torch.arange(batch.num_rows, device=batch.main.device)
+        some = total is not None and batch.num_rows != total
+        with rows(index, total), minibatch(total=total, plate=self.plate) if some else nullcontext():
+            yield
 
 
 class _Best:
