@@ -54,6 +54,7 @@ class EnergyDistribution(TorchDistribution):
         if sample_steps < 1:
             raise ValueError(f"{type(self).__name__}: expected sample_steps >= 1; got {sample_steps}.")
         self.given_log_normalizer = log_normalizer
+        self.known: tuple[Tensor, Tensor] | None = None
         self.sample_steps = sample_steps
         self.parameter_shape = batch_shape
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
@@ -105,17 +106,26 @@ class EnergyDistribution(TorchDistribution):
             return torch.as_tensor(self.given_log_normalizer)
         return self.exact_log_normalizer()
 
-    def with_log_normalizer(self, log_normalizer: Tensor | float | None) -> Self:
-        """The same law with another statement of its normalizer."""
+    def with_log_normalizer(
+        self, log_normalizer: Tensor | float | None, known: tuple[Tensor, Tensor] | None = None
+    ) -> Self:
+        """The same law with another statement of its normalizer.
+
+        Args:
+            log_normalizer: Nats.
+            known: A value and its free energy, which `log_prob` then need not compute again.
+        """
         other = copy.copy(self)
-        other.given_log_normalizer = log_normalizer
+        other.given_log_normalizer, other.known = log_normalizer, known
         return other
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, nats, the shape of the batch."""
         if self._validate_args:
             self._validate_sample(value)
-        density = -self.free_energy(value) - self.log_normalizer
+        known = self.known
+        energy = known[1] if known is not None and known[0] is value else self.free_energy(value)
+        density = -energy - self.log_normalizer
         return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
@@ -155,6 +165,22 @@ class EnergyDistribution(TorchDistribution):
         """
         value = self.gibbs(state, num_steps)
         return value, value
+
+    def phases(self, rows: Tensor, state: Tensor | None, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The free energies that contrastive divergence compares.
+
+        Args:
+            rows: What is learned from, batch + event.
+            state: Of the chains, as given by `chain_start` or by this method; None if they start from the rows.
+            num_steps: Gibbs steps, >= 1.
+
+        Returns:
+            Free energies of the rows, those of the chains after the steps, nats, and the chains' new state. Gradients
+            flow into the parameters from both, into rows, and not through the steps.
+        """
+        state = self.chain_start(rows.detach()) if state is None else state
+        values, state = self.chain_steps(state, num_steps)
+        return self.free_energy(rows), self.free_energy(values.detach()), state
 
     def annealed_step(self, value: Tensor, beta: float, next_beta: float) -> tuple[Tensor, Tensor]:
         """One step of annealed importance sampling.

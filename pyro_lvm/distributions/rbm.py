@@ -112,7 +112,9 @@ class RBM(EnergyDistribution):
 
     def free_energy(self, value: Tensor) -> Tensor:
         """Minus the logarithm of the unnormalised density, nats, the shape of the batch."""
-        field = self.hidden_logits(value)
+        return self._energy_at(value, self.hidden_logits(value))
+
+    def _energy_at(self, value: Tensor, field: Tensor) -> Tensor:
         return self._visible_energy(value, self.visible_bias) - self._summed_out(field)
 
     def hidden_logits(self, value: Tensor) -> Tensor:
@@ -146,6 +148,24 @@ class RBM(EnergyDistribution):
                 value = self._sample_visible(self.visible_field(state))
                 state = _bernoulli(self.hidden_logits(value))
         return value, state
+
+    def phases(self, rows: Tensor, state: Tensor | None, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The free energies that contrastive divergence compares, by one matrix product for rows and chains together.
+
+        The fields of the hidden units at the chains' last values serve for their free energy and for their next state.
+        """
+        if state is None or rows.dim() != 2 or state.dim() != 2 or self.parameter_shape:
+            return super().phases(rows, state, num_steps)
+        with torch.no_grad():
+            if num_steps > 1:
+                _, state = self.chain_steps(state, num_steps - 1)
+            values = self._sample_visible(self.visible_field(state))
+        both, sizes = torch.cat([rows, values]), [len(rows), len(values)]
+        field = self.hidden_logits(both)
+        free_energy, chain_energy = self._energy_at(both, field).split(sizes)
+        with torch.no_grad():
+            state = _bernoulli(field[len(rows) :])
+        return free_energy, chain_energy, state
 
     # Summation
 
@@ -261,7 +281,7 @@ def _affine(bias: Tensor, value: Tensor, weight: Tensor) -> Tensor:
 
 def _bernoulli(logits: Tensor) -> Tensor:
     """Zeros and ones of the type of their log-odds."""
-    return (torch.rand_like(logits) < logits.sigmoid()).to(logits.dtype)
+    return torch.rand_like(logits).lt_(logits.sigmoid())  # a conversion from bool would take as long as the draw
 
 
 def _bits(index: Tensor, count: int) -> Tensor:
