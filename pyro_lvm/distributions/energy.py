@@ -126,6 +126,8 @@ class EnergyDistribution(TorchDistribution):
         known = self.known
         energy = known[1] if known is not None and known[0] is value else self.free_energy(value)
         density = -energy - self.log_normalizer
+        if density.shape == self.batch_shape:
+            return density
         return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:

@@ -101,7 +101,9 @@ class RBM(EnergyDistribution):
         self.visible_offset = torch.as_tensor(visible_offset).to(weight)
         self.hidden_offset = torch.as_tensor(hidden_offset).to(weight)
         self.base_visible_bias = visible_bias if base_visible_bias is None else base_visible_bias
-        batch = torch.broadcast_shapes(visible_bias.shape[:-1], hidden_bias.shape[:-1])
+        batch = visible_bias.shape[:-1]
+        if batch != hidden_bias.shape[:-1]:
+            batch = torch.broadcast_shapes(batch, hidden_bias.shape[:-1])
         super().__init__(
             batch,
             visible_bias.shape[-1:],
@@ -112,10 +114,7 @@ class RBM(EnergyDistribution):
 
     def free_energy(self, value: Tensor) -> Tensor:
         """Minus the logarithm of the unnormalised density, nats, the shape of the batch."""
-        return self._energy_at(value, self.hidden_logits(value))
-
-    def _energy_at(self, value: Tensor, field: Tensor) -> Tensor:
-        return self._visible_energy(value, self.visible_bias) - self._summed_out(field)
+        return self._visible_energy(value, self.visible_bias) - self._summed_out(self.hidden_logits(value))
 
     def hidden_logits(self, value: Tensor) -> Tensor:
         """Log-odds of the hidden units given visible ones, batch + (m,)."""
@@ -154,18 +153,17 @@ class RBM(EnergyDistribution):
 
         The fields of the hidden units at the chains' last values serve for their free energy and for their next state.
         """
-        if state is None or rows.dim() != 2 or state.dim() != 2 or self.parameter_shape:
+        if state is None or rows.requires_grad or rows.dim() != 2 or state.dim() != 2 or self.parameter_shape:
             return super().phases(rows, state, num_steps)
         with torch.no_grad():
             if num_steps > 1:
                 _, state = self.chain_steps(state, num_steps - 1)
             values = self._sample_visible(self.visible_field(state))
-        both, sizes = torch.cat([rows, values]), [len(rows), len(values)]
-        field = self.hidden_logits(both)
-        free_energy, chain_energy = self._energy_at(both, field).split(sizes)
-        with torch.no_grad():
-            state = _bernoulli(field[len(rows) :])
-        return free_energy, chain_energy, state
+            both = torch.cat([rows, values])
+        summed_out, probs = _SummedOut.apply(self._sufficient(both), self.weight, self.hidden_bias, self.hidden_offset)
+        energy = self._visible_energy(both, self.visible_bias) - summed_out
+        state = torch.rand_like(probs[len(rows) :]).lt_(probs[len(rows) :])
+        return energy[: len(rows)], energy[len(rows) :], state
 
     # Summation
 
@@ -259,7 +257,7 @@ class RBM(EnergyDistribution):
 
     def _visible_energy(self, value: Tensor, bias: Tensor) -> Tensor:
         """The energy of visible units alone, nats."""
-        return -((value - self.visible_offset) * bias).sum(-1)
+        return -_inner(value - self.visible_offset, bias)
 
     def _visible_log_sum(self, field: Tensor) -> Tensor:
         """Logarithm of the sum over visible units under a field, nats."""
@@ -270,7 +268,45 @@ class RBM(EnergyDistribution):
 
     def _summed_out(self, field: Tensor) -> Tensor:
         """Logarithm of the sum over hidden units under a field, nats."""
-        return softplus(field).sum(-1) - (field * self.hidden_offset).sum(-1)
+        return softplus(field).sum(-1) - _inner(field, self.hidden_offset)
+
+
+class _SummedOut(torch.autograd.Function):
+    r"""Logarithm of the sum over hidden units, of many values, with a gradient that takes one matrix product.
+
+    .. math:: s = \sum_j \mathrm{softplus}(f_j) - \lambda_j f_j, \quad f = c + u W, \qquad
+        \nabla_f s = \mathrm{sigmoid}(f) - \lambda
+
+    Autograd would keep and pass over every intermediate of the size of the hidden units.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums, shape (n,), and probabilities of the hidden units, shape (n, m), through which no gradient flows."""
+        field = torch.addmm(bias, values, weight)
+        total = softplus(field).sum(-1) - (field @ offset if offset.dim() else field.sum(-1) * offset)
+        probs = field.sigmoid()
+        ctx.save_for_backward(values, weight, offset, field, probs)
+        ctx.mark_non_differentiable(probs)
+        return total, probs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, weights: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients in the order of the arguments."""
+        values, weight, offset, field, probs = ctx.saved_tensors
+        signal = (probs - offset).mul_(weights.unsqueeze(-1))
+        of_values, _, _, of_offset = ctx.needs_input_grad
+        shift = None
+        if of_offset:
+            shift = -(field.mT @ weights)
+            shift = shift if offset.dim() else shift.sum()
+        return signal @ weight.mT if of_values else None, values.mT @ signal, signal.sum(0), shift
+
+
+def _inner(values: Tensor, vector: Tensor) -> Tensor:
+    """Sums over the last axis of products, by one matrix product where a vector is one for all rows."""
+    return values @ vector if vector.dim() == 1 and values.dim() > 1 else (values * vector).sum(-1)
 
 
 def _affine(bias: Tensor, value: Tensor, weight: Tensor) -> Tensor:

@@ -12,9 +12,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_lvm import _pyro
 from pyro_lvm.handlers.negative_phase import negative_phase
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 
@@ -70,6 +74,7 @@ class ContrastiveDivergence(ELBO):
         self.base = base
         self._base = Trace_ELBO() if base is None else base
         self.chains: dict[str, Tensor] = {}
+        self._guided = False
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss in nats; chains stay where they are."""
@@ -84,7 +89,7 @@ class ContrastiveDivergence(ELBO):
         """
         chains = dict(self.chains)
         with self._phase(chains):
-            loss = float(self._base.loss_and_grads(model, guide, *args, **kwargs))
+            loss = self._loss_and_grads(model, guide, *args, **kwargs)
         if not math.isfinite(loss):
             raise NonFiniteLoss(
                 f"ContrastiveDivergence: expected a finite loss; got {loss}: parameters or chains have run away. "
@@ -92,6 +97,21 @@ class ContrastiveDivergence(ELBO):
             )
         self.chains = chains
         return loss
+
+    def _loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The base's; without traces where the default base has no checks to make and the guide draws nothing."""
+        if self.base is None and not self._guided and not is_validation_enabled():
+            with _Sites() as theirs:
+                guide(*args, **kwargs)
+            self._guided = theirs.count > 0
+            if not self._guided:
+                with _Sites() as sites:
+                    model(*args, **kwargs)
+                loss = -torch.as_tensor(sites.log_density)
+                if loss.requires_grad:
+                    loss.backward()
+                return loss.item()
+        return float(self._base.loss_and_grads(model, guide, *args, **kwargs))
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """The loss in nats as a tensor to take gradients of; persistent chains move."""
@@ -113,3 +133,18 @@ class ContrastiveDivergence(ELBO):
         return negative_phase(
             num_steps=self.num_steps, persistent=self.persistent, num_chains=self.num_chains, chains=chains
         )
+
+
+class _Sites(Messenger):
+    """Counts the sample sites of a program, and adds up their log-densities, scaled and masked, nats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.log_density: Tensor | float = 0.0
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.count += 1
+        if not _pyro.site_is_subsample(msg):
+            value = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+            self.log_density = self.log_density + scale_and_mask(value, msg["scale"], msg["mask"]).sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -78,21 +79,23 @@ class Run:
         if best is not None:
             best.restore()
 
+    def _step(self, batch: Arguments, rows: int | None) -> float:
+        if rows is None or batch.num_rows == rows:
+            return self.inference.step(*batch.args, **batch.kwargs)
+        with minibatch(total=rows, plate=self.plate):
+            return self.inference.step(*batch.args, **batch.kwargs)
+
     def _epoch(self) -> None:
         losses: list[float] = []
         rows = self.data.num_rows
         batches = self.data.batches(self.batch_size)
-        for batch in batches if self.epochs_done else remember(self.result(), batches):
-            first = not self.epochs_done and not losses
-            with _pyro.validation(first):
-                if rows is None or batch.num_rows == rows:
-                    loss = self.inference.step(*batch.args, **batch.kwargs)
-                else:
-                    with minibatch(total=rows, plate=self.plate):
-                        loss = self.inference.step(*batch.args, **batch.kwargs)
-            if not math.isfinite(loss):
-                raise NonFiniteLoss(f"the loss became {loss}.")
-            losses.append(loss)
+        with _pyro.validation(False):  # once, as it takes longer than the step of a small model
+            for batch in batches if self.epochs_done else remember(self.result(), batches):
+                with nullcontext() if self.epochs_done or losses else _pyro.validation(True):
+                    loss = self._step(batch, rows)
+                if not math.isfinite(loss):
+                    raise NonFiniteLoss(f"the loss became {loss}.")
+                losses.append(loss)
         self.history["loss"].append(sum(losses) / (1 if rows is None else len(losses)))
         if self.validation is not None:
             score: Callable[..., float] = getattr(self.inference, "held_out_loss", None) or self.inference.loss
