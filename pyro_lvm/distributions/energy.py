@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-__all__ = ["EXACT_UNITS", "EnergyDistribution"]
+__all__ = ["EXACT_UNITS", "EnergyDistribution", "give_gradients"]
 
 # States of so many units are summed over: about a million.
 EXACT_UNITS = 20
@@ -54,7 +54,6 @@ class EnergyDistribution(TorchDistribution):
         if sample_steps < 1:
             raise ValueError(f"{type(self).__name__}: expected sample_steps >= 1; got {sample_steps}.")
         self.given_log_normalizer = log_normalizer
-        self.known: tuple[Tensor, Tensor] | None = None
         self.sample_steps = sample_steps
         self.parameter_shape = batch_shape
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
@@ -106,26 +105,17 @@ class EnergyDistribution(TorchDistribution):
             return torch.as_tensor(self.given_log_normalizer)
         return self.exact_log_normalizer()
 
-    def with_log_normalizer(
-        self, log_normalizer: Tensor | float | None, known: tuple[Tensor, Tensor] | None = None
-    ) -> Self:
-        """The same law with another statement of its normalizer.
-
-        Args:
-            log_normalizer: Nats.
-            known: A value and its free energy, which `log_prob` then need not compute again.
-        """
+    def with_log_normalizer(self, log_normalizer: Tensor | float | None) -> Self:
+        """The same law with another statement of its normalizer."""
         other = copy.copy(self)
-        other.given_log_normalizer, other.known = log_normalizer, known
+        other.given_log_normalizer = log_normalizer
         return other
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, nats, the shape of the batch."""
         if self._validate_args:
             self._validate_sample(value)
-        known = self.known
-        energy = known[1] if known is not None and known[0] is value else self.free_energy(value)
-        density = -energy - self.log_normalizer
+        density = -self.free_energy(value) - self.log_normalizer
         if density.shape == self.batch_shape:
             return density
         return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))
@@ -168,21 +158,26 @@ class EnergyDistribution(TorchDistribution):
         value = self.gibbs(state, num_steps)
         return value, value
 
-    def phases(self, rows: Tensor, state: Tensor | None, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The free energies that contrastive divergence compares.
+    def contrast(
+        self, rows: Tensor, state: Tensor | None, num_steps: int, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """One gradient of contrastive divergence from rows alone; it is added to the `.grad` of parameters.
 
         Args:
-            rows: What is learned from, batch + event.
+            rows: What is learned from, shape (n,) + event.
             state: Of the chains, as given by `chain_start` or by this method; None if they start from the rows.
             num_steps: Gibbs steps, >= 1.
+            scale: How often each row counts.
 
         Returns:
-            Free energies of the rows, those of the chains after the steps, nats, and the chains' new state. Gradients
-            flow into the parameters from both, into rows, and not through the steps.
+            Free energy of the rows less n times the mean over chains after their steps, times the scale, nats; and the
+            chains' new state.
         """
-        state = self.chain_start(rows.detach()) if state is None else state
-        values, state = self.chain_steps(state, num_steps)
-        return self.free_energy(rows), self.free_energy(values.detach()), state
+        values, state = self.chain_steps(self.chain_start(rows) if state is None else state, num_steps)
+        loss = scale * (self.free_energy(rows).sum() - len(rows) * self.free_energy(values).mean())
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach(), state
 
     def annealed_step(self, value: Tensor, beta: float, next_beta: float) -> tuple[Tensor, Tensor]:
         """One step of annealed importance sampling.
@@ -199,3 +194,17 @@ class EnergyDistribution(TorchDistribution):
         after = self.annealed(next_beta)
         increment = self.annealed(beta).free_energy(value) - after.free_energy(value)
         return after.gibbs(value), increment
+
+
+def give_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Add gradients to the `.grad` of tensors that want them, or of what those were computed from."""
+    inner = []
+    for tensor, gradient in pairs:
+        if not tensor.requires_grad:
+            continue
+        if tensor.is_leaf and tensor.grad is None:  # the usual case, without the engine
+            tensor.grad = gradient
+        else:
+            inner.append((tensor, gradient))
+    if inner:
+        torch.autograd.backward(*zip(*inner, strict=True))

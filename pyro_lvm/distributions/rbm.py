@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from pyro_lvm.distributions.energy import EXACT_UNITS, EnergyDistribution
+from pyro_lvm.distributions.energy import EXACT_UNITS, EnergyDistribution, give_gradients
 
 __all__ = ["RBM"]
 
@@ -49,7 +49,8 @@ class RBM(EnergyDistribution):
         visible_bias: Visible biases.
         hidden_bias: Hidden biases.
         visible_offset: Visible offset, or one number for all.
-        hidden_offset: Hidden offset, or one number for all.
+        hidden_offset: Hidden offset, or one number for all; None for what the hidden units are at the visible offset,
+            :math:`\lambda = 1 / (1 + e^{-c})`, through which gradients flow.
         base_visible_bias: Log-odds of the path's start; by default `visible_bias`.
         log_normalizer: As in `EnergyDistribution`.
         sample_steps: As in `EnergyDistribution`.
@@ -85,7 +86,7 @@ class RBM(EnergyDistribution):
         hidden_bias: Float[Tensor, "*batch m"],
         *,
         visible_offset: Tensor | float = 0.0,
-        hidden_offset: Tensor | float = 0.0,
+        hidden_offset: Tensor | float | None = 0.0,
         base_visible_bias: Tensor | None = None,
         log_normalizer: Tensor | float | None = None,
         sample_steps: int = 1000,
@@ -99,7 +100,8 @@ class RBM(EnergyDistribution):
             )
         self.weight, self.visible_bias, self.hidden_bias = weight, visible_bias, hidden_bias
         self.visible_offset = torch.as_tensor(visible_offset).to(weight)
-        self.hidden_offset = torch.as_tensor(hidden_offset).to(weight)
+        self.offset_follows = hidden_offset is None
+        self.hidden_offset = hidden_bias.sigmoid() if hidden_offset is None else torch.as_tensor(hidden_offset).to(weight)
         self.base_visible_bias = visible_bias if base_visible_bias is None else base_visible_bias
         batch = visible_bias.shape[:-1]
         if batch != hidden_bias.shape[:-1]:
@@ -148,22 +150,37 @@ class RBM(EnergyDistribution):
                 state = _bernoulli(self.hidden_logits(value))
         return value, state
 
-    def phases(self, rows: Tensor, state: Tensor | None, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The free energies that contrastive divergence compares, by one matrix product for rows and chains together.
+    def contrast(
+        self, rows: Tensor, state: Tensor | None, num_steps: int, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        r"""As in `EnergyDistribution`, by one matrix product for the fields of rows and chains and one for the weight.
 
-        The fields of the hidden units at the chains' last values serve for their free energy and for their next state.
+        With :math:`u = v - \mu`, :math:`f = c + u W` and a factor :math:`a` for each row or chain, the gradients of
+        :math:`\sum a F` by :math:`b, f, \lambda` are :math:`-\sum a u`, :math:`a (\lambda - \mathrm{sigmoid}(f))` and
+        :math:`\sum a f`.
         """
-        if state is None or rows.requires_grad or rows.dim() != 2 or state.dim() != 2 or self.parameter_shape:
-            return super().phases(rows, state, num_steps)
         with torch.no_grad():
+            state = self.chain_start(rows) if state is None else state
             if num_steps > 1:
                 _, state = self.chain_steps(state, num_steps - 1)
             values = self._sample_visible(self.visible_field(state))
-            both = torch.cat([rows, values])
-        summed_out, probs = _SummedOut.apply(self._sufficient(both), self.weight, self.hidden_bias, self.hidden_offset)
-        energy = self._visible_energy(both, self.visible_bias) - summed_out
-        state = torch.rand_like(probs[len(rows) :]).lt_(probs[len(rows) :])
-        return energy[: len(rows)], energy[len(rows) :], state
+            seen = torch.cat([rows, values]).sub_(self.visible_offset)
+            factor = seen.new_full((len(seen),), scale)
+            factor[len(rows) :] *= -len(rows) / len(values)
+            field = torch.addmm(self.hidden_bias, seen, self.weight)
+            probs = field.sigmoid()
+            state = _draw(probs[len(rows) :])
+            of_visible, of_offset = -(seen.mT @ factor), field.mT @ factor
+            loss = of_visible @ self.visible_bias - factor @ softplus(field).sum(-1) + (of_offset * self.hidden_offset).sum()
+            signal = (self.hidden_offset - probs).mul_(factor.unsqueeze(-1))
+            of_hidden = signal.sum(0)
+            if self.offset_follows:
+                of_hidden += of_offset * self.hidden_offset * (1 - self.hidden_offset)
+            gradients = [(self.weight, seen.mT @ signal), (self.visible_bias, of_visible), (self.hidden_bias, of_hidden)]
+            if not self.offset_follows:
+                gradients += [(self.hidden_offset, of_offset if self.hidden_offset.dim() else of_offset.sum())]
+        give_gradients(gradients)
+        return loss, state
 
     # Summation
 
@@ -271,39 +288,6 @@ class RBM(EnergyDistribution):
         return softplus(field).sum(-1) - _inner(field, self.hidden_offset)
 
 
-class _SummedOut(torch.autograd.Function):
-    r"""Logarithm of the sum over hidden units, of many values, with a gradient that takes one matrix product.
-
-    .. math:: s = \sum_j \mathrm{softplus}(f_j) - \lambda_j f_j, \quad f = c + u W, \qquad
-        \nabla_f s = \mathrm{sigmoid}(f) - \lambda
-
-    Autograd would keep and pass over every intermediate of the size of the hidden units.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums, shape (n,), and probabilities of the hidden units, shape (n, m), through which no gradient flows."""
-        field = torch.addmm(bias, values, weight)
-        total = softplus(field).sum(-1) - (field @ offset if offset.dim() else field.sum(-1) * offset)
-        probs = field.sigmoid()
-        ctx.save_for_backward(values, weight, offset, field, probs)
-        ctx.mark_non_differentiable(probs)
-        return total, probs
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, weights: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients in the order of the arguments."""
-        values, weight, offset, field, probs = ctx.saved_tensors
-        signal = (probs - offset).mul_(weights.unsqueeze(-1))
-        of_values, _, _, of_offset = ctx.needs_input_grad
-        shift = None
-        if of_offset:
-            shift = -(field.mT @ weights)
-            shift = shift if offset.dim() else shift.sum()
-        return signal @ weight.mT if of_values else None, values.mT @ signal, signal.sum(0), shift
-
-
 def _inner(values: Tensor, vector: Tensor) -> Tensor:
     """Sums over the last axis of products, by one matrix product where a vector is one for all rows."""
     return values @ vector if vector.dim() == 1 and values.dim() > 1 else (values * vector).sum(-1)
@@ -317,7 +301,12 @@ def _affine(bias: Tensor, value: Tensor, weight: Tensor) -> Tensor:
 
 def _bernoulli(logits: Tensor) -> Tensor:
     """Zeros and ones of the type of their log-odds."""
-    return torch.rand_like(logits).lt_(logits.sigmoid())  # a conversion from bool would take as long as the draw
+    return _draw(logits.sigmoid())
+
+
+def _draw(probs: Tensor) -> Tensor:
+    """Ones with some probabilities, zeros else, of their type."""
+    return torch.rand_like(probs).lt_(probs)  # a conversion from bool would take as long as the draw
 
 
 def _bits(index: Tensor, count: int) -> Tensor:

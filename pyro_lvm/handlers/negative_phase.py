@@ -92,20 +92,22 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         msg["fn"] = _replace(msg["fn"], lambda law: self._surrogate(msg["name"], law, msg))
 
     def _surrogate(self, name: str, law: EnergyDistribution, msg: Any) -> EnergyDistribution:
-        rows, state = msg["value"], None
+        rows = msg["value"].detach()
         if self.persistent:
             state = self.chains.get(name)
-            state = law.chain_start(self._first(rows.detach(), law, msg)) if state is None else state.to(rows)
-        energy, surrogate, state = law.phases(rows, state, self.num_steps)
-        surrogate = -surrogate
-        if self.persistent:
+            if state is None:
+                state = law.chain_start(self._first(rows, law, msg))
+            values, state = law.chain_steps(state.to(rows), self.num_steps)
             self.chains[name] = state
-            if not law.parameter_shape:
-                surrogate = surrogate.mean()
+        else:
+            values, _ = law.chain_steps(law.chain_start(rows), self.num_steps)
+        surrogate = -law.free_energy(values.detach())
+        if self.persistent and not law.parameter_shape:
+            surrogate = surrogate.mean()
         if law.given_log_normalizer is not None:
             known = torch.as_tensor(law.given_log_normalizer).detach().to(surrogate)
             surrogate = known + (surrogate - surrogate.detach())
-        return law.with_log_normalizer(surrogate, known=(rows, energy))
+        return law.with_log_normalizer(surrogate)
 
     def _first(self, rows: Tensor, law: EnergyDistribution, msg: Any) -> Tensor:
         """Rows for persistent chains to start from: any that count, as many as there are to be chains."""
