@@ -63,9 +63,8 @@ class GaussianRBM(RBM):
 
     def law(self) -> distributions.GaussianRBM:
         """The law of a row."""
-        hidden_bias = self.hidden_bias
         return distributions.GaussianRBM(
-            self.weight, self.visible_bias, hidden_bias, self.noise_scale, **self._options(hidden_bias)
+            self.weight, self.visible_bias, self.hidden_bias, self.noise_scale, **self._options()
         )
 
     def check(self, x: Tensor) -> None:

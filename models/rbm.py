@@ -69,6 +69,7 @@ class RBM(LatentVariableModel):
         "visible_bias": ["visible"],
         "hidden_bias": ["hidden"],
     }
+    rows_site = "v"
 
     def __init__(self, num_hidden: int, num_visible: int | None = None, sample_steps: int = 1000) -> None:
         super().__init__()
@@ -103,13 +104,12 @@ class RBM(LatentVariableModel):
 
     def law(self) -> distributions.RBM:
         """The law of a row."""
-        hidden_bias = self.hidden_bias
-        return distributions.RBM(self.weight, self.visible_bias, hidden_bias, **self._options(hidden_bias))
+        return distributions.RBM(self.weight, self.visible_bias, self.hidden_bias, **self._options())
 
-    def _options(self, hidden_bias: Tensor) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         return {
             "visible_offset": self.visible_offset,
-            "hidden_offset": hidden_bias.sigmoid(),
+            "hidden_offset": None,
             "base_visible_bias": self.base_visible_bias,
             "sample_steps": self.sample_steps,
         }

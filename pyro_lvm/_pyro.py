@@ -45,6 +45,7 @@ __all__ = [
     "enumerated_trace",
     "exact_log_sums",
     "frame",
+    "inside_of",
     "localise",
     "module_local_store",
     "network",
@@ -55,6 +56,7 @@ __all__ = [
     "plain_trace",
     "plate_symbols",
     "prune_subsample_sites",
+    "sample_listeners",
     "site_is_subsample",
     "validation",
 ]
@@ -242,6 +244,22 @@ def enclosing(handler: Messenger) -> list[Messenger]:
     """The plates, scales and masks that a program has entered inside of `handler`, outermost first; enter them anew."""
     inside = _PYRO_STACK[_PYRO_STACK.index(handler) + 1 :]
     return [frame for frame in inside if isinstance(frame, (IndepMessenger, MaskMessenger, ScaleMessenger))]
+
+
+def sample_listeners() -> list[Messenger]:
+    """The handlers in place, outermost first, that see sample sites."""
+    return [frame for frame in _PYRO_STACK if _hears_samples(type(frame))]
+
+
+def _hears_samples(kind: type[Messenger]) -> bool:
+    own = kind._process_message is Messenger._process_message
+    own = own and kind._postprocess_message is Messenger._postprocess_message
+    return not own or hasattr(kind, "_pyro_sample") or hasattr(kind, "_pyro_post_sample")
+
+
+def inside_of(module: pyro.nn.PyroModule) -> Any:
+    """A context in which reading the module's parameters sends their messages, as a call of the module does."""
+    return module._pyro_context
 
 
 @contextmanager

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-__all__ = ["EXACT_UNITS", "EnergyDistribution"]
+__all__ = ["EXACT_UNITS", "EnergyDistribution", "give_gradients"]
 
 # States of so many units are summed over: about a million.
 EXACT_UNITS = 20
@@ -116,6 +116,8 @@ class EnergyDistribution(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         density = -self.free_energy(value) - self.log_normalizer
+        if density.shape == self.batch_shape:
+            return density
         return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
@@ -156,6 +158,27 @@ class EnergyDistribution(TorchDistribution):
         value = self.gibbs(state, num_steps)
         return value, value
 
+    def contrast(
+        self, rows: Tensor, state: Tensor | None, num_steps: int, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """One gradient of contrastive divergence from rows alone; it is added to the `.grad` of parameters.
+
+        Args:
+            rows: What is learned from, shape (n,) + event.
+            state: Of the chains, as given by `chain_start` or by this method; None if they start from the rows.
+            num_steps: Gibbs steps, >= 1.
+            scale: How often each row counts.
+
+        Returns:
+            Free energy of the rows less n times the mean over chains after their steps, times the scale, nats; and the
+            chains' new state.
+        """
+        values, state = self.chain_steps(self.chain_start(rows) if state is None else state, num_steps)
+        loss = scale * (self.free_energy(rows).sum() - len(rows) * self.free_energy(values).mean())
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach(), state
+
     def annealed_step(self, value: Tensor, beta: float, next_beta: float) -> tuple[Tensor, Tensor]:
         """One step of annealed importance sampling.
 
@@ -171,3 +194,17 @@ class EnergyDistribution(TorchDistribution):
         after = self.annealed(next_beta)
         increment = self.annealed(beta).free_energy(value) - after.free_energy(value)
         return after.gibbs(value), increment
+
+
+def give_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Add gradients to the `.grad` of tensors that want them, or of what those were computed from."""
+    inner = []
+    for tensor, gradient in pairs:
+        if not tensor.requires_grad:
+            continue
+        if tensor.is_leaf and tensor.grad is None:  # the usual case, without the engine
+            tensor.grad = gradient
+        else:
+            inner.append((tensor, gradient))
+    if inner:
+        torch.autograd.backward(*zip(*inner, strict=True))

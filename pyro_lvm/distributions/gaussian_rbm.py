@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.distributions.energy import EnergyDistribution
 from pyro_lvm.distributions.rbm import RBM
 
 __all__ = ["GaussianRBM"]
@@ -85,6 +86,8 @@ class GaussianRBM(RBM):
             sample_steps=self.sample_steps,
             validate_args=False,
         )
+
+    contrast = EnergyDistribution.contrast  # the variances have gradients too
 
     def _enumerable_sizes(self) -> tuple[int, ...]:
         return (self.weight.shape[-1],)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from pyro_lvm.distributions.energy import EXACT_UNITS, EnergyDistribution
+from pyro_lvm.distributions.energy import EXACT_UNITS, EnergyDistribution, give_gradients
 
 __all__ = ["RBM"]
 
@@ -49,7 +49,8 @@ class RBM(EnergyDistribution):
         visible_bias: Visible biases.
         hidden_bias: Hidden biases.
         visible_offset: Visible offset, or one number for all.
-        hidden_offset: Hidden offset, or one number for all.
+        hidden_offset: Hidden offset, or one number for all; None for what the hidden units are at the visible offset,
+            :math:`\lambda = 1 / (1 + e^{-c})`, through which gradients flow.
         base_visible_bias: Log-odds of the path's start; by default `visible_bias`.
         log_normalizer: As in `EnergyDistribution`.
         sample_steps: As in `EnergyDistribution`.
@@ -85,7 +86,7 @@ class RBM(EnergyDistribution):
         hidden_bias: Float[Tensor, "*batch m"],
         *,
         visible_offset: Tensor | float = 0.0,
-        hidden_offset: Tensor | float = 0.0,
+        hidden_offset: Tensor | float | None = 0.0,
         base_visible_bias: Tensor | None = None,
         log_normalizer: Tensor | float | None = None,
         sample_steps: int = 1000,
@@ -99,9 +100,12 @@ class RBM(EnergyDistribution):
             )
         self.weight, self.visible_bias, self.hidden_bias = weight, visible_bias, hidden_bias
         self.visible_offset = torch.as_tensor(visible_offset).to(weight)
-        self.hidden_offset = torch.as_tensor(hidden_offset).to(weight)
+        self.offset_follows = hidden_offset is None
+        self.hidden_offset = hidden_bias.sigmoid() if hidden_offset is None else torch.as_tensor(hidden_offset).to(weight)
         self.base_visible_bias = visible_bias if base_visible_bias is None else base_visible_bias
-        batch = torch.broadcast_shapes(visible_bias.shape[:-1], hidden_bias.shape[:-1])
+        batch = visible_bias.shape[:-1]
+        if batch != hidden_bias.shape[:-1]:
+            batch = torch.broadcast_shapes(batch, hidden_bias.shape[:-1])
         super().__init__(
             batch,
             visible_bias.shape[-1:],
@@ -112,8 +116,7 @@ class RBM(EnergyDistribution):
 
     def free_energy(self, value: Tensor) -> Tensor:
         """Minus the logarithm of the unnormalised density, nats, the shape of the batch."""
-        field = self.hidden_logits(value)
-        return self._visible_energy(value, self.visible_bias) - self._summed_out(field)
+        return self._visible_energy(value, self.visible_bias) - self._summed_out(self.hidden_logits(value))
 
     def hidden_logits(self, value: Tensor) -> Tensor:
         """Log-odds of the hidden units given visible ones, batch + (m,)."""
@@ -146,6 +149,38 @@ class RBM(EnergyDistribution):
                 value = self._sample_visible(self.visible_field(state))
                 state = _bernoulli(self.hidden_logits(value))
         return value, state
+
+    def contrast(
+        self, rows: Tensor, state: Tensor | None, num_steps: int, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        r"""As in `EnergyDistribution`, by one matrix product for the fields of rows and chains and one for the weight.
+
+        With :math:`u = v - \mu`, :math:`f = c + u W` and a factor :math:`a` for each row or chain, the gradients of
+        :math:`\sum a F` by :math:`b, f, \lambda` are :math:`-\sum a u`, :math:`a (\lambda - \mathrm{sigmoid}(f))` and
+        :math:`\sum a f`.
+        """
+        with torch.no_grad():
+            state = self.chain_start(rows) if state is None else state
+            if num_steps > 1:
+                _, state = self.chain_steps(state, num_steps - 1)
+            values = self._sample_visible(self.visible_field(state))
+            seen = torch.cat([rows, values]).sub_(self.visible_offset)
+            factor = seen.new_full((len(seen),), scale)
+            factor[len(rows) :] *= -len(rows) / len(values)
+            field = torch.addmm(self.hidden_bias, seen, self.weight)
+            probs = field.sigmoid()
+            state = _draw(probs[len(rows) :])
+            of_visible, of_offset = -(seen.mT @ factor), field.mT @ factor
+            loss = of_visible @ self.visible_bias - factor @ softplus(field).sum(-1) + (of_offset * self.hidden_offset).sum()
+            signal = (self.hidden_offset - probs).mul_(factor.unsqueeze(-1))
+            of_hidden = signal.sum(0)
+            if self.offset_follows:
+                of_hidden += of_offset * self.hidden_offset * (1 - self.hidden_offset)
+            gradients = [(self.weight, seen.mT @ signal), (self.visible_bias, of_visible), (self.hidden_bias, of_hidden)]
+            if not self.offset_follows:
+                gradients += [(self.hidden_offset, of_offset if self.hidden_offset.dim() else of_offset.sum())]
+        give_gradients(gradients)
+        return loss, state
 
     # Summation
 
@@ -239,7 +274,7 @@ class RBM(EnergyDistribution):
 
     def _visible_energy(self, value: Tensor, bias: Tensor) -> Tensor:
         """The energy of visible units alone, nats."""
-        return -((value - self.visible_offset) * bias).sum(-1)
+        return -_inner(value - self.visible_offset, bias)
 
     def _visible_log_sum(self, field: Tensor) -> Tensor:
         """Logarithm of the sum over visible units under a field, nats."""
@@ -250,7 +285,12 @@ class RBM(EnergyDistribution):
 
     def _summed_out(self, field: Tensor) -> Tensor:
         """Logarithm of the sum over hidden units under a field, nats."""
-        return softplus(field).sum(-1) - (field * self.hidden_offset).sum(-1)
+        return softplus(field).sum(-1) - _inner(field, self.hidden_offset)
+
+
+def _inner(values: Tensor, vector: Tensor) -> Tensor:
+    """Sums over the last axis of products, by one matrix product where a vector is one for all rows."""
+    return values @ vector if vector.dim() == 1 and values.dim() > 1 else (values * vector).sum(-1)
 
 
 def _affine(bias: Tensor, value: Tensor, weight: Tensor) -> Tensor:
@@ -261,7 +301,12 @@ def _affine(bias: Tensor, value: Tensor, weight: Tensor) -> Tensor:
 
 def _bernoulli(logits: Tensor) -> Tensor:
     """Zeros and ones of the type of their log-odds."""
-    return (torch.rand_like(logits) < logits.sigmoid()).to(logits.dtype)
+    return _draw(logits.sigmoid())
+
+
+def _draw(probs: Tensor) -> Tensor:
+    """Ones with some probabilities, zeros else, of their type."""
+    return torch.rand_like(probs).lt_(probs)  # a conversion from bool would take as long as the draw
 
 
 def _bits(index: Tensor, count: int) -> Tensor:

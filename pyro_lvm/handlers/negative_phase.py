@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -118,7 +119,7 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         if isinstance(msg["mask"], Tensor):
             counts = msg["mask"].expand(rows.shape[:depth]).reshape(-1)
             flat = flat[counts] if bool(counts.any()) else flat
-        count = self.num_chains or rows.shape[:depth].numel()
+        count = self.num_chains or math.prod(rows.shape[:depth])
         index = torch.arange(count, device=flat.device) % len(flat)
         return flat[index]
 

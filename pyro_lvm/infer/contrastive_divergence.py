@@ -12,9 +12,14 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_lvm import _pyro
+from pyro_lvm.handlers.minibatch import minibatch
 from pyro_lvm.handlers.negative_phase import negative_phase
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 
@@ -70,6 +75,7 @@ class ContrastiveDivergence(ELBO):
         self.base = base
         self._base = Trace_ELBO() if base is None else base
         self.chains: dict[str, Tensor] = {}
+        self._guided = False
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss in nats; chains stay where they are."""
@@ -83,8 +89,10 @@ class ContrastiveDivergence(ELBO):
             NonFiniteLoss: Parameters or chains have run away; the chains are those of before.
         """
         chains = dict(self.chains)
-        with self._phase(chains):
-            loss = float(self._base.loss_and_grads(model, guide, *args, **kwargs))
+        loss = self._of_rows_alone(chains, model, guide, args, kwargs)
+        if loss is None:
+            with self._phase(chains):
+                loss = self._loss_and_grads(model, guide, *args, **kwargs)
         if not math.isfinite(loss):
             raise NonFiniteLoss(
                 f"ContrastiveDivergence: expected a finite loss; got {loss}: parameters or chains have run away. "
@@ -92,6 +100,52 @@ class ContrastiveDivergence(ELBO):
             )
         self.chains = chains
         return loss
+
+    def _of_rows_alone(
+        self, chains: dict[str, Tensor], model: Any, guide: Callable, args: tuple, kwargs: dict[str, Any]
+    ) -> float | None:
+        """The same loss and gradients without running the program; None where what it would do must be looked at.
+
+        A model of this package may say that its rows are independent draws from its law (`rows_site`). If no handler
+        but that of batches sees sample sites, and the guide draws nothing, the law is all that matters. Persistent
+        chains start in the program.
+        """
+        site, alone = getattr(model, "rows_site", ""), len(args) == 1 and not kwargs
+        if self.base is not None or not site or not alone or self._draws(guide, args, kwargs):
+            return None
+        scale = 1.0
+        for handler in _pyro.sample_listeners():
+            if not isinstance(handler, minibatch):
+                return None
+            scale *= handler.total / len(args[0])
+        with _pyro.inside_of(model):
+            law = model.law()
+        state = chains.get(site)
+        if self.persistent and state is None:
+            return None
+        loss, state = law.contrast(args[0], state, self.num_steps, scale)
+        if self.persistent:
+            chains[site] = state
+        return loss.item()
+
+    def _draws(self, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether the guide has ever had a sample site."""
+        if not self._guided:
+            with _Sites() as sites:
+                guide(*args, **kwargs)
+            self._guided = sites.count > 0
+        return self._guided
+
+    def _loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The base's; without traces where the default base has no checks to make and the guide draws nothing."""
+        if self.base is None and not is_validation_enabled() and not self._draws(guide, args, kwargs):
+            with _Sites() as sites:
+                model(*args, **kwargs)
+            surrogate = -torch.as_tensor(sites.log_density)
+            if surrogate.requires_grad:
+                surrogate.backward()
+            return -sites.total
+        return float(self._base.loss_and_grads(model, guide, *args, **kwargs))
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
         """The loss in nats as a tensor to take gradients of; persistent chains move."""
@@ -113,3 +167,26 @@ class ContrastiveDivergence(ELBO):
         return negative_phase(
             num_steps=self.num_steps, persistent=self.persistent, num_chains=self.num_chains, chains=chains
         )
+
+
+class _Sites(Messenger):
+    """Counts the sample sites of a program, and adds up their log-densities, scaled and masked, nats.
+
+    Attributes:
+        log_density: To take gradients of.
+        total: The same in double precision, as Pyro's objectives add them up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.log_density: Tensor | float = 0.0
+        self.total = 0.0
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.count += 1
+        if not _pyro.site_is_subsample(msg):
+            value = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"])
+            density = scale_and_mask(value, msg["scale"], msg["mask"]).sum()
+            self.log_density = self.log_density + density
+            self.total += density.item()

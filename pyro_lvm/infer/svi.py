@@ -210,8 +210,8 @@ class SVI:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`; the optimizer follows at the next step, when its parameters are known."""
-        self._updates.pending = state
-        self._local_updates.pending = state.get("local")
+        self._updates.restore(state)
+        self._local_updates.restore(state.get("local"))
         self._steps = state.get("steps", 0)
         if "objective" in state and hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(state["objective"])

@@ -49,8 +49,14 @@ class Updates:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and the order of its parameters."""
-        optimizer = self.optimizer.state_dict() if self.optimizer is not None else None
-        return {"optimizer": optimizer, "names": list(self.names)}
+        if self.optimizer is None:
+            pending = self.pending or {}
+            return {"optimizer": pending.get("optimizer"), "names": list(pending.get("names", ()))}
+        return {"optimizer": self.optimizer.state_dict(), "names": list(self.names)}
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Start anew from `state_dict`; the optimizer follows at the next step, when its parameters are known."""
+        self.optimizer, self.names, self.pending = None, {}, state
 
     def _register(self, found: dict[str, Tensor]) -> None:
         new = {name: tensor for name, tensor in found.items() if name not in self.names}

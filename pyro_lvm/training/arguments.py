@@ -92,8 +92,8 @@ class Arguments:
             kwargs={k: function(v) if isinstance(v, Tensor) else v for k, v in self.kwargs.items()},
         )
 
-    def rows(self, index: Any) -> Arguments:
-        """The arguments of some rows."""
+    def rows(self, index: slice | Tensor) -> Arguments:
+        """The arguments of some rows; a tensor holds their numbers."""
         n = self.num_rows
         if isinstance(index, Tensor) and index.dtype == torch.long:  # a third of the time of general indexing
             return self.map(lambda t: t.index_select(0, index.to(t.device)) if t.dim() and len(t) == n else t)

@@ -56,8 +56,8 @@ INFERENCES: dict[str, Callable[..., Any]] = {
     "nvil": lambda: SVI(loss=NVIL()),
     "importance-weighted": lambda: SVI(loss=ImportanceWeighted()),
     "wake-sleep": lambda: SVI(loss=WakeSleep()),
-    "cd": lambda: SVI(loss=ContrastiveDivergence(), learning_rate=0.003),
-    "pcd": lambda: SVI(loss=ContrastiveDivergence(persistent=True), learning_rate=0.003),
+    "cd": lambda: SVI(loss=ContrastiveDivergence(), learning_rate=0.003, schedule="linear"),
+    "pcd": lambda: SVI(loss=ContrastiveDivergence(persistent=True), learning_rate=0.003, schedule="linear"),
 }
 """Inferences by name: a class, or a function that makes one with an objective, as in `"cd": lambda: SVI(loss=...)`."""
 

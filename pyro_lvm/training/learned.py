@@ -178,7 +178,7 @@ class Learned:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training writes to, by a name unique across store, model and guide."""
-        found = {f"store:{name}": tensor for name, tensor in self.scope.state["params"].items()}
+        found = {f"store:{name}": tensor for name, tensor in self.scope.params.items()}
         for owner, program in (("model", self.model), ("guide", self.guide)):
             if isinstance(program, torch.nn.Module):
                 found.update({f"{owner}:{n}": t for n, t in program.named_parameters()})

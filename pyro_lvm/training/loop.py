@@ -19,6 +19,7 @@ from pyro_lvm.protocols import Inference
 from pyro_lvm.training.callbacks import Callback
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.fingerprint import remember
+from pyro_lvm.training.last_good import LastGood
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.stream import Stream
 
@@ -51,14 +52,19 @@ class Run:
     epochs_done: int = 0
     converged: bool = False
     stopped: str = ""
+    _broken: bool = field(default=False, repr=False)
 
     def train(self, max_epochs: int, callbacks: Sequence[Callback]) -> None:
         """Run epochs until a callback stops them, the limit is reached, or the user interrupts."""
         best = _Best(self) if self.validation is not None else None
+        # A full pass of EM or coordinate ascent watches over itself.
+        good = None if getattr(self.inference, "full_batch", True) else LastGood(self.result())
         try:
             for _ in range(max_epochs):
-                self._epoch()
+                steps = self._epoch()
                 self.epochs_done += 1
+                if good is not None:
+                    good.after(steps)
                 if best is not None:
                     best.update()
                 if any([callback(self) for callback in callbacks]):  # noqa: C419 - every callback must be called
@@ -70,21 +76,29 @@ class Run:
             self.stopped = "interrupted"
         except NonFiniteLoss as error:
             if not self.history["loss"]:
+                if good is not None:
+                    good.restore()
                 raise
-            self.stopped = f"stopped at epoch {len(self.history['loss']) + 1}: {error}"
-            warnings.warn(
-                f"fit: {self.stopped} The last good state is kept; try a smaller learning rate or rescale the data.",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            self._broke_down(f"stopped at epoch {len(self.history['loss']) + 1}: {error}")
+        if good is not None and good.restore() and not self._broken:
+            self._broke_down(f"stopped after epoch {len(self.history['loss'])}: parameters became infinite or NaN.")
         if best is not None:
             best.restore()
 
-    def _epoch(self) -> None:
+    def _broke_down(self, how: str) -> None:
+        self.stopped, self.converged, self._broken = how, False, True
+        warnings.warn(
+            f"fit: {how} The last good state is kept; try a smaller learning rate or rescale the data.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+    def _epoch(self) -> int:
+        """One pass over the data; the number of steps."""
         losses: list[float] = []
         total = self.data.num_rows
         batches = self.data.batches(self.batch_size)
-        with _pyro.validation(False):
+        with _pyro.validation(False):  # once, as it takes longer than the step of a small model
             for batch in batches if self.epochs_done else remember(self.result(), batches):
                 first = not self.epochs_done and not losses
                 with _pyro.validation(True) if first else nullcontext(), self._at_hand(batch):
@@ -98,6 +112,7 @@ class Run:
             with rows():
                 value = score(*self.validation.args, **self.validation.kwargs)
             self.history.setdefault("validation_loss", []).append(value)
+        return len(losses)
 
     @contextmanager
     def _at_hand(self, batch: Arguments) -> Iterator[None]:
@@ -123,12 +138,9 @@ class _Best:
         loss = self.run.history["validation_loss"][-1]
         if loss < self.loss:
             self.loss = loss
-            self.values = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+            self.values = {name: tensor.detach().clone() for name, tensor in self.run.result().tensors().items()}
 
     def restore(self) -> None:
-        tensors = self._tensors()
+        tensors = self.run.result().tensors()
         for name, value in self.values.items():
             tensors[name].data.copy_(value)
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        return self.run.result().tensors()

@@ -89,6 +89,15 @@ class Scope:
         self._borrowed = _Borrowed()
         self._inside = False
 
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """What `pyro.param` holds, unconstrained, by name; those in use while inside."""
+        return dict(pyro.get_param_store().named_parameters()) if self._inside else self.state["params"]
+
+    def forget(self, name: str) -> None:
+        """Drop a parameter of the store; from inside."""
+        del pyro.get_param_store()[name]
+
     def adopt(self, *programs: Any) -> None:
         """Take in programs that may have been made outside of any scope."""
         for program in programs:

@@ -103,6 +103,23 @@ def test_diverging_gaussian_machine_is_caught_with_its_remedy():
     with pytest.warns(RuntimeWarning, match="stopped at epoch .* Lower the learning rate"):
         fit = lvm.fit(lvm.models.GaussianRBM(2), x, inference=inference, max_epochs=500, seed=0, progress=False)
     assert not fit.converged
+    assert all(bool(torch.isfinite(value).all()) for value in fit.params.values())
+    assert all(bool(torch.isfinite(chain).all()) for chain in fit.inference.objective.chains.values())
+    assert torch.isfinite(fit.log_likelihood(x)).all()
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
+def test_a_last_step_that_overflows_is_undone():
+    def far(x):
+        scale = pyro.param("scale", torch.ones(()), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    x = 3 * torch.randn(100, generator=torch.Generator().manual_seed(0))
+    inference = lvm.infer.SVI(learning_rate=1000.0)
+    with pytest.warns(RuntimeWarning, match="after epoch 1: parameters became infinite"):
+        fit = lvm.fit(far, x, inference=inference, max_epochs=1, seed=0, progress=False)
+    assert fit.params["scale"] == 1.0
 
 
 def test_nothing_stops_early_by_the_gap():

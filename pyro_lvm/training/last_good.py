@@ -1,0 +1,66 @@
+"""The state to go back to when arithmetic breaks down.
+
+A gradient step may overflow a parameter although the loss and the gradient before it were finite: the next loss then
+tells, too late to undo the step. So a copy is kept, made now and then, when all parameters are finite.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_lvm.training.learned import Learned
+
+__all__ = ["LastGood"]
+
+# Steps between copies at least: a copy takes about as long as a step.
+STEPS = 100
+
+
+class LastGood:
+    """A copy of finite parameters, and of the state of the inference with them.
+
+    Args:
+        fit: What is in training.
+    """
+
+    def __init__(self, fit: Learned) -> None:
+        self.fit = fit
+        self.infinite = _not_finite(fit.tensors())  # on purpose
+        self._keep()
+
+    def after(self, steps: int) -> None:
+        """Copy the state, if so many further steps make it due and left it finite."""
+        self.steps += steps
+        if self.steps >= STEPS and not self._is_lost():
+            self._keep()
+
+    def restore(self) -> bool:
+        """Go back to the copy if a parameter is lost; whether that was so."""
+        if not self._is_lost():
+            return False
+        for name, tensor in self.fit.tensors().items():
+            if name in self.values:
+                tensor.data.copy_(self.values[name])
+            else:  # from the store: the program will start it anew
+                self.fit.scope.forget(name.removeprefix("store:"))
+        self.fit.inference.load_state_dict(self.state)
+        return True
+
+    def _keep(self) -> None:
+        self.steps = 0
+        self.values = {name: tensor.detach().clone() for name, tensor in self.fit.tensors().items()}
+        self.state: dict[str, Any] = copy.deepcopy(self.fit.inference.state_dict())
+
+    def _is_lost(self) -> bool:
+        """Whether something is not finite: a tensor as it is written to, or a parameter as programs read it."""
+        values = {name: parameter.value for name, parameter in self.fit.parameters().items()}
+        return bool(_not_finite({**self.fit.tensors(), **values}) - self.infinite)
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> set[str]:
+    return {name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())}
