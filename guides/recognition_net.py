@@ -29,7 +29,7 @@ class RecognitionNet(PyroModule):
     ==============  ======================================  ============  =======================
 
     Args:
-        model: A net with `hidden`, the units of each layer, and `data_dim`, known sizes both.
+        model: A net with `layers`, the units of each layer that is a site, and `data_dim`, known sizes both.
 
     Raises:
         ValueError: The model has no such layers, or its sizes are not known yet.
@@ -46,13 +46,13 @@ class RecognitionNet(PyroModule):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        hidden, data_dim = getattr(model, "hidden", None), getattr(model, "data_dim", None)
-        if hidden is None or data_dim is None:
+        units, data_dim = getattr(model, "layers", None), getattr(model, "data_dim", None)
+        if units is None or data_dim is None:
             raise ValueError(
                 f"RecognitionNet: expected a model with layers of known sizes; got {type(model).__name__} with "
-                f"hidden={hidden} and data_dim={data_dim}. Pass data_dim, or call initialize(x) first."
+                f"layers={units} and data_dim={data_dim}. Pass data_dim, or call initialize(x) first."
             )
-        sizes = (data_dim, *hidden)
+        sizes = (data_dim, *units)
         like = next(model.parameters())
         layers = [nn.Linear(below, above) for below, above in pairwise(sizes)]
         for layer in layers:

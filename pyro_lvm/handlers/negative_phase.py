@@ -29,6 +29,9 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
     weigh the rows. Without `persistent`, each row has a chain that starts from it; persistent chains start from rows
     of the first batch and stay, and are averaged for all rows.
 
+    A program that draws from such a law is given ends of the chains that moved last, if there are any: a dream costs no
+    more than the gradient did.
+
     Enter it outside of whatever traces the program, as in `with negative_phase(): loss(model, guide, x)`.
 
     Args:
@@ -84,6 +87,16 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         self.persistent = persistent
         self.num_chains = num_chains
         self.chains = {} if chains is None else chains
+        self._ends: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        law, ends = _inner(msg["fn"]), self._ends.get(msg["name"])
+        if law is None or ends is None or msg["value"] is not None or law.parameter_shape:
+            return
+        flat, shape = ends.reshape(-1, *law.event_shape), msg["fn"].shape()
+        rows = shape[: len(shape) - law.event_dim].numel()
+        msg["value"] = flat[torch.arange(rows, device=flat.device) % len(flat)].reshape(shape)
+        msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         # After the value is known, and before an inner trace notes the distribution.
@@ -101,7 +114,8 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
             self.chains[name] = state
         else:
             values, _ = law.chain_steps(law.chain_start(rows), self.num_steps)
-        surrogate = -law.free_energy(values.detach())
+        self._ends[name] = values = values.detach()
+        surrogate = -law.free_energy(values)
         if self.persistent and not law.parameter_shape:
             surrogate = surrogate.mean()
         if law.given_log_normalizer is not None:
