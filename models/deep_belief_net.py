@@ -10,9 +10,10 @@ r"""Deep belief net: directed layers of binary units under a restricted Boltzman
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from pyro_lvm import distributions
 from pyro_lvm.models.rbm import RBM
@@ -68,6 +69,25 @@ class DeepBeliefNet(SigmoidBeliefNet):
     def layers(self) -> tuple[int, ...]:
         """Units of each layer that is a site, `h1` first: all but the topmost."""
         return self.hidden[:-1]
+
+    def machine(self, level: int) -> RBM:
+        """An untrained machine between a layer, 0 for the rows, and the one above it."""
+        return RBM(self.hidden[level], sample_steps=self.sample_steps)
+
+    def place(self, level: int, machine: RBM) -> None:
+        """Let a trained machine become the directed layer `decoder[level]`, or the top one.
+
+        Args:
+            level: 0 for the machine of the rows.
+            machine: With `hidden[level]` hidden units.
+        """
+        if level == len(self.layers):
+            self.top.load_state_dict(machine.state_dict())
+            return
+        law, layer = machine.law(), cast(nn.Linear, self.decoder[level])
+        with torch.no_grad():
+            layer.weight.copy_(law.weight)
+            layer.bias.copy_(law.visible_field(torch.zeros_like(law.hidden_bias)))
 
     def _top_law(self) -> distributions.RBM:
         return self.top.law()
