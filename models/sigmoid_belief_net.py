@@ -17,9 +17,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
@@ -100,7 +99,7 @@ class SigmoidBeliefNet(LatentVariableModel):
         """Units of each layer that is a site, `h1` first."""
         return self.hidden
 
-    def _top_law(self) -> TorchDistribution:
+    def _top_law(self) -> Distribution:
         """The law of the topmost site."""
         return dist.Bernoulli(logits=self.top_bias).to_event(1)
 
