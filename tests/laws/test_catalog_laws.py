@@ -106,6 +106,7 @@ KINDS = {
     "NeuralHMM": ["categorical"] * STEPS,
     "VAE-bernoulli": ["bernoulli"] * 6,
     "SigmoidBeliefNet": ["bernoulli"] * 6,
+    "DeepBeliefNet": ["bernoulli"] * 6,
     "RBM": ["bernoulli"] * 6,
 }
 
@@ -124,7 +125,7 @@ DISCRETE = (
     "NeuralHMM",
     "SigmoidBeliefNet",
 )
-NETWORKS = ("VAE", "SigmoidBeliefNet", "RBM")
+NETWORKS = ("VAE", "SigmoidBeliefNet", "RBM", "DeepBeliefNet")
 HARMLESS = dict.fromkeys(DISCRETE + NETWORKS, ("constant column",))
 
 
