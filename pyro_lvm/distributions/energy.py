@@ -16,7 +16,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-__all__ = ["EXACT_UNITS", "EnergyDistribution"]
+__all__ = ["EXACT_UNITS", "EnergyDistribution", "energy_law"]
 
 # States of so many units are summed over: about a million.
 EXACT_UNITS = 20
@@ -171,3 +171,12 @@ class EnergyDistribution(TorchDistribution):
         after = self.annealed(next_beta)
         increment = self.annealed(beta).free_energy(value) - after.free_energy(value)
         return after.gibbs(value), increment
+
+
+def energy_law(fn: Any) -> EnergyDistribution | None:
+    """The energy distribution inside of masks and further event dimensions, if there is one."""
+    while not isinstance(fn, EnergyDistribution):
+        fn = getattr(fn, "base_dist", None)
+        if fn is None:
+            return None
+    return fn

@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.distributions.energy import EnergyDistribution
+from pyro_lvm.distributions.energy import EnergyDistribution, energy_law
 
 __all__ = ["negative_phase"]
 
@@ -90,7 +90,7 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         self._ends: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        law, ends = _inner(msg["fn"]), self._ends.get(msg["name"])
+        law, ends = energy_law(msg["fn"]), self._ends.get(msg["name"])
         if law is None or ends is None or msg["value"] is not None or law.parameter_shape:
             return
         flat, shape = ends.reshape(-1, *law.event_shape), msg["fn"].shape()
@@ -100,7 +100,7 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
 
     def _pyro_post_sample(self, msg: Any) -> None:
         # After the value is known, and before an inner trace notes the distribution.
-        if _pyro.site_is_subsample(msg) or _inner(msg["fn"]) is None:
+        if _pyro.site_is_subsample(msg) or energy_law(msg["fn"]) is None:
             return
         msg["fn"] = _replace(msg["fn"], lambda law: self._surrogate(msg["name"], law, msg))
 
@@ -135,15 +135,6 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         count = self.num_chains or rows.shape[:depth].numel()
         index = torch.arange(count, device=flat.device) % len(flat)
         return flat[index]
-
-
-def _inner(fn: Any) -> EnergyDistribution | None:
-    """The energy distribution inside of masks and further event dimensions, if there is one."""
-    while not isinstance(fn, EnergyDistribution):
-        fn = getattr(fn, "base_dist", None)
-        if fn is None:
-            return None
-    return fn
 
 
 def _replace(fn: Any, change: Callable[[EnergyDistribution], EnergyDistribution]) -> Any:

@@ -140,6 +140,18 @@ def bars():
     return lvm.datasets.bars(4).sample(400, torch.Generator().manual_seed(0))
 
 
+def test_weights_of_several_draws_do_not_see_the_noise_of_the_chains():
+    """The guide has the mean gradient that the exact normalizer gives it."""
+    x = rows(6, 4).repeat(20, 1)
+    many = WakeSleep(num_samples=5, num_dreams=0, wake_guide=1.0)
+    *_, exact = gradients(many, x, lambda model, guide: guide, 100)
+    few = ContrastiveDivergence(persistent=True, num_chains=1, base=many)
+    *_, found = gradients(few, x, lambda model, guide: guide, 100)
+    error = ((torch.stack(exact).var(0) + torch.stack(found).var(0)) / 100).sqrt()
+    gap = torch.stack(exact).mean(0) - torch.stack(found).mean(0)
+    assert float((gap.abs() / error).max()) < ERRORS
+
+
 def machines():
     return SVI(loss=ContrastiveDivergence(persistent=True, num_chains=200), learning_rate=0.05, schedule="linear")
 
