@@ -7,10 +7,11 @@ r"""Recognition net: the layers of a belief net guessed from the data upwards.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
+import torch
 from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class RecognitionNet(PyroModule):
     ==============  ======================================  ============  =======================
 
     Args:
-        model: A net with `hidden`, the units of each layer, and `data_dim`, known sizes both.
+        model: A net with `layers`, the units of each layer that is a site, and `data_dim`, known sizes both.
 
     Raises:
         ValueError: The model has no such layers, or its sizes are not known yet.
@@ -46,13 +47,13 @@ class RecognitionNet(PyroModule):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        hidden, data_dim = getattr(model, "hidden", None), getattr(model, "data_dim", None)
-        if hidden is None or data_dim is None:
+        units, data_dim = getattr(model, "layers", None), getattr(model, "data_dim", None)
+        if units is None or data_dim is None:
             raise ValueError(
                 f"RecognitionNet: expected a model with layers of known sizes; got {type(model).__name__} with "
-                f"hidden={hidden} and data_dim={data_dim}. Pass data_dim, or call initialize(x) first."
+                f"layers={units} and data_dim={data_dim}. Pass data_dim, or call initialize(x) first."
             )
-        sizes = (data_dim, *hidden)
+        sizes = (data_dim, *units)
         like = next(model.parameters())
         layers = [nn.Linear(below, above) for below, above in pairwise(sizes)]
         for layer in layers:
@@ -63,6 +64,20 @@ class RecognitionNet(PyroModule):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments but for the model."""
         return {}
+
+    def place(self, level: int, machine: Any) -> None:
+        """Let a layer recognise as a trained machine does; above the layers there is nothing to learn.
+
+        Args:
+            level: 0 for the machine of the rows.
+            machine: A model whose `law()` is an RBM, as large as the layer.
+        """
+        if level == len(self.recognition):
+            return
+        law, layer = machine.law(), cast(nn.Linear, self.recognition[level])
+        with torch.no_grad():
+            layer.weight.copy_(law.weight.mT)
+            layer.bias.copy_(law.hidden_logits(torch.zeros_like(law.visible_bias)))
 
     def forward(self, x: Float[Tensor, "*s n d"], **kwargs: Any) -> dict[str, Tensor]:
         """Draw every layer given rows `x`, shape (n, d); returns them by name, shape (n, H_l) each."""

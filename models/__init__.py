@@ -5,6 +5,7 @@ from pyro_lvm.models.bernoulli_hmm import BernoulliHMM
 from pyro_lvm.models.bernoulli_mixture import BernoulliMixture
 from pyro_lvm.models.categorical_hmm import CategoricalHMM
 from pyro_lvm.models.categorical_mixture import CategoricalMixture
+from pyro_lvm.models.deep_belief_net import DeepBeliefNet
 from pyro_lvm.models.dirichlet_process_mixture import DirichletProcessMixture
 from pyro_lvm.models.factorial_hidden_markov import FactorialHMM
 from pyro_lvm.models.gaussian_hmm import GaussianHMM
@@ -39,6 +40,7 @@ __all__ = [
     "BernoulliMixture",
     "CategoricalHMM",
     "CategoricalMixture",
+    "DeepBeliefNet",
     "DirichletProcessMixture",
     "FactorialHMM",
     "GaussianHMM",

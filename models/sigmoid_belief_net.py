@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
@@ -55,11 +56,16 @@ class SigmoidBeliefNet(LatentVariableModel):
         torch.Size([4, 5])
     """
 
+    _fewest: ClassVar[int] = 1  # hidden layers
+
     def __init__(self, hidden: int | Sequence[int] = (200,), data_dim: int | None = None) -> None:
         super().__init__()
         layers = tuple(hidden) if isinstance(hidden, Sequence) else (hidden,)
-        if not layers:
-            raise ValueError(f"{self._name}: expected at least one hidden layer; got hidden=(). Pass hidden=(200,).")
+        if len(layers) < self._fewest:
+            raise ValueError(
+                f"{self._name}: expected at least {self._fewest} hidden layers; got hidden={layers}. "
+                f"Pass hidden={(200,) * self._fewest}."
+            )
         self.hidden = tuple(whole_number(self._name, "hidden", units) for units in layers)
         self.data_dim = None if data_dim is None else whole_number(self._name, "data_dim", data_dim)
         if self.data_dim is not None:
@@ -81,12 +87,21 @@ class SigmoidBeliefNet(LatentVariableModel):
         """
         if x is None and size is None:
             raise ValueError(f"{self._name}: expected rows x or a size to generate; got neither.")
-        decoder, logits = self.decoder, self.top_bias
+        decoder, law = self.decoder, self._top_law()
         with pyro.plate("data", size if x is None else len(x)):
-            for level in range(len(self.hidden), 0, -1):
-                h = pyro.sample(f"h{level}", dist.Bernoulli(logits=logits).to_event(1))
-                logits = decoder[level - 1](h)
-            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+            for level in range(len(self.layers), 0, -1):
+                h = pyro.sample(f"h{level}", law)
+                law = dist.Bernoulli(logits=decoder[level - 1](h)).to_event(1)
+            return pyro.sample("x", law, obs=x)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Units of each layer that is a site, `h1` first."""
+        return self.hidden
+
+    def _top_law(self) -> Distribution:
+        """The law of the topmost site."""
+        return dist.Bernoulli(logits=self.top_bias).to_event(1)
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix of zeros and ones with the right number of columns."""
@@ -123,10 +138,14 @@ class SigmoidBeliefNet(LatentVariableModel):
         self._declare(torch.logit((x.sum(0) + 0.5) / (len(x) + 1)))
 
     def _declare(self, visible_bias: Tensor) -> None:
-        sizes = (len(visible_bias), *self.hidden)
+        sizes = (len(visible_bias), *self.layers)
         layers = [nn.Linear(above, below) for below, above in pairwise(sizes)]
         for layer in layers:
             nn.init.zeros_(layer.bias)
         layers[0].bias.data.copy_(visible_bias)
         self.decoder = nn.ModuleList(layers).to(visible_bias)
-        self.declare("top_bias", visible_bias.new_zeros(self.hidden[-1]), constraints.real)
+        self._declare_top(visible_bias)
+
+    def _declare_top(self, like: Tensor) -> None:
+        """Declare the parameters of the topmost law, of the type of a tensor."""
+        self.declare("top_bias", like.new_zeros(self.hidden[-1]), constraints.real)

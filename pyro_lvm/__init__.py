@@ -10,7 +10,7 @@ except PackageNotFoundError:  # a checkout that was not installed
 from pyro_lvm import datasets, diagnostics, distributions, evidence, guides, handlers, infer, models
 from pyro_lvm.catalog import CATALOG
 from pyro_lvm.diagnostics import compare
-from pyro_lvm.training import Fit, fit, load
+from pyro_lvm.training import Fit, fit, greedy_pretrain, load
 
 __all__ = [
     "CATALOG",
@@ -22,6 +22,7 @@ __all__ = [
     "distributions",
     "evidence",
     "fit",
+    "greedy_pretrain",
     "guides",
     "handlers",
     "infer",

@@ -52,4 +52,15 @@ ENTRIES: tuple[Entry, ...] = (
         example=lambda **kwargs: models.GaussianRBM(**{"num_hidden": 3, **kwargs}),
         variants=({},),
     ),
+    Entry(
+        name="DeepBeliefNet",
+        model=models.DeepBeliefNet,
+        summary="rows of zeros and ones from directed layers under a restricted Boltzmann machine",
+        inferences=("up-down",),
+        guides=("recognition-net",),
+        data="digits234",
+        reference="Hinton, Osindero, Teh (2006), A fast learning algorithm for deep belief nets",
+        example=lambda **kwargs: models.DeepBeliefNet(**{"hidden": (4, 3), **kwargs}),
+        variants=({}, {"hidden": (4, 3, 3)}),
+    ),
 )

@@ -16,7 +16,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-__all__ = ["EXACT_UNITS", "EnergyDistribution", "give_gradients"]
+__all__ = ["EXACT_UNITS", "EnergyDistribution", "energy_law", "give_gradients"]
 
 # States of so many units are summed over: about a million.
 EXACT_UNITS = 20
@@ -208,3 +208,12 @@ def give_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
             inner.append((tensor, gradient))
     if inner:
         torch.autograd.backward(*zip(*inner, strict=True))
+
+
+def energy_law(fn: Any) -> EnergyDistribution | None:
+    """The energy distribution inside of masks and further event dimensions, if there is one."""
+    while not isinstance(fn, EnergyDistribution):
+        fn = getattr(fn, "base_dist", None)
+        if fn is None:
+            return None
+    return fn

@@ -65,5 +65,5 @@ class _Given(Messenger):
         self.normalizers = normalizers
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.normalizers:
+        if msg["name"] in self.normalizers and isinstance(msg["fn"], EnergyDistribution):  # the guide's law is another
             msg["fn"] = msg["fn"].with_log_normalizer(self.normalizers[msg["name"]].value)

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.distributions.energy import EnergyDistribution
+from pyro_lvm.distributions.energy import EnergyDistribution, energy_law
 
 __all__ = ["negative_phase"]
 
@@ -29,6 +29,9 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
     The surrogate stands in `log_prob` like any normalizer, so scales, masks and subsampled plates weigh it as they
     weigh the rows. Without `persistent`, each row has a chain that starts from it; persistent chains start from rows
     of the first batch and stay, and are averaged for all rows.
+
+    A program that draws from such a law is given ends of the chains that moved last, if there are any: a dream costs no
+    more than the gradient did.
 
     Enter it outside of whatever traces the program, as in `with negative_phase(): loss(model, guide, x)`.
 
@@ -85,10 +88,20 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         self.persistent = persistent
         self.num_chains = num_chains
         self.chains = {} if chains is None else chains
+        self._ends: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        law, ends = energy_law(msg["fn"]), self._ends.get(msg["name"])
+        if law is None or ends is None or msg["value"] is not None or law.parameter_shape:
+            return
+        flat, shape = ends.reshape(-1, *law.event_shape), msg["fn"].shape()
+        rows = shape[: len(shape) - law.event_dim].numel()
+        msg["value"] = flat[torch.arange(rows, device=flat.device) % len(flat)].reshape(shape)
+        msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         # After the value is known, and before an inner trace notes the distribution.
-        if _pyro.site_is_subsample(msg) or _inner(msg["fn"]) is None:
+        if _pyro.site_is_subsample(msg) or energy_law(msg["fn"]) is None:
             return
         msg["fn"] = _replace(msg["fn"], lambda law: self._surrogate(msg["name"], law, msg))
 
@@ -102,7 +115,8 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
             self.chains[name] = state
         else:
             values, _ = law.chain_steps(law.chain_start(rows), self.num_steps)
-        surrogate = -law.free_energy(values.detach())
+        self._ends[name] = values = values.detach()
+        surrogate = -law.free_energy(values)
         if self.persistent and not law.parameter_shape:
             surrogate = surrogate.mean()
         if law.given_log_normalizer is not None:
@@ -122,15 +136,6 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         count = self.num_chains or math.prod(rows.shape[:depth])
         index = torch.arange(count, device=flat.device) % len(flat)
         return flat[index]
-
-
-def _inner(fn: Any) -> EnergyDistribution | None:
-    """The energy distribution inside of masks and further event dimensions, if there is one."""
-    while not isinstance(fn, EnergyDistribution):
-        fn = getattr(fn, "base_dist", None)
-        if fn is None:
-            return None
-    return fn
 
 
 def _replace(fn: Any, change: Callable[[EnergyDistribution], EnergyDistribution]) -> Any:

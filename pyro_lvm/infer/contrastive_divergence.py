@@ -153,12 +153,17 @@ class ContrastiveDivergence(ELBO):
             return self._base.differentiable_loss(model, guide, *args, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The persistent chains by name of site."""
-        return {"chains": {name: chain.clone() for name, chain in self.chains.items()}}
+        """The persistent chains by name of site, and the base's own state if it has one."""
+        state: dict[str, Any] = {"chains": {name: chain.clone() for name, chain in self.chains.items()}}
+        if hasattr(self._base, "state_dict"):
+            state["base"] = self._base.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self.chains = {name: torch.as_tensor(chain).clone() for name, chain in state["chains"].items()}
+        if "base" in state:
+            self._base.load_state_dict(state["base"])
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         return self._base._get_trace(model, guide, args, kwargs)  # abstract in Pyro; the base's own methods call it

@@ -24,6 +24,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.distributions.energy import energy_law
 from pyro_lvm.handlers.dream import dream
 from pyro_lvm.handlers.rows import rows
 from pyro_lvm.handlers.wake import wake
@@ -188,7 +189,7 @@ def _weights(draws: list[Any]) -> tuple[dict[str, int], list[Any]]:
     """Normalised importance weights of the draws in each cell of the plates that all latent sites share.
 
     Sites outside of these plates do not depend on what is drawn. Scales do not count: a row that stands for many has
-    the posterior of one.
+    the posterior of one. Nor does a normalizer that all draws share, of which there may be but a noisy surrogate.
     """
     if len(draws) == 1:
         return {}, [1.0]
@@ -200,7 +201,10 @@ def _weights(draws: list[Any]) -> tuple[dict[str, int], list[Any]]:
         total: Any = 0.0
         for site in _sites(trace):
             if _stands_in(site, frames):
-                value = scale_and_mask(site["unscaled_log_prob"].detach(), 1.0, site["mask"])
+                value, law = site["unscaled_log_prob"].detach(), energy_law(site["fn"])
+                if law is not None and law.given_log_normalizer is not None and not law.parameter_shape:
+                    value = value + torch.as_tensor(law.given_log_normalizer).detach()
+                value = scale_and_mask(value, 1.0, site["mask"])
                 others = [dim for dim in range(-value.dim(), 0) if dim not in frames.values()]
                 total = total + (value.sum(others, keepdim=True) if others else value)
         return total

@@ -2,6 +2,7 @@
 
 from pyro_lvm.training.checkpoint import load
 from pyro_lvm.training.fit import fit
+from pyro_lvm.training.greedy_pretrain import greedy_pretrain
 from pyro_lvm.training.result import Fit
 
-__all__ = ["Fit", "fit", "load"]
+__all__ = ["Fit", "fit", "greedy_pretrain", "load"]

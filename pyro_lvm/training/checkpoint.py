@@ -79,7 +79,7 @@ def _state(fit: Fit) -> dict[str, Any]:
 def _record(fit: Fit) -> dict[str, Any]:
     from pyro_lvm import __version__
 
-    objective = _named(getattr(fit.inference, "objective", None), OBJECTIVES)
+    objective = _objective(getattr(fit.inference, "objective", None))
     return {
         "format": FORMAT,
         "pyro_lvm": __version__,
@@ -87,7 +87,7 @@ def _record(fit: Fit) -> dict[str, Any]:
         "guide": None if fit.guide is None else _program(fit.guide, GUIDES),
         "inference": _named(fit.inference, INFERENCES),
         "options": _options(fit.inference),
-        "objective": None if objective is None else {"name": objective, "options": _options(fit.inference.objective)},
+        "objective": objective,
         "own": [part for part in getattr(fit.inference, "own", ()) if part != "loss" or objective is None],
         "diagnostics": getattr(fit.inference, "diagnostics", {}),
         "shapes": fit.shapes,
@@ -118,6 +118,21 @@ def _program(program: Any, registry: dict[str, Any]) -> dict[str, Any]:
 
 def _named(thing: Any, registry: dict[str, Any]) -> str | None:
     return next((name for name, kind in registry.items() if type(thing) is kind), None)
+
+
+def _objective(loss: Any) -> dict[str, Any] | None:
+    """An objective of ours by name and options, objectives among them; None if it holds parts of the user's."""
+    name = _named(loss, OBJECTIVES)
+    if name is None:
+        return None
+    options = _options(loss)
+    for option in inspect.signature(type(loss)).parameters:
+        value = getattr(loss, option, None)
+        if value is not None and option not in options:
+            options[option] = _objective(value)
+            if options[option] is None:
+                return None
+    return {"name": name, "options": options}
 
 
 def _options(inference: Any) -> dict[str, Any]:
@@ -191,7 +206,7 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
         (inference,) = _pyro.copy_programs(inference)
     elif record["inference"]:
         spec = record.get("objective")
-        loss = {"loss": _make(spec, OBJECTIVES, "objective", **spec["options"])} if spec else {}
+        loss = {"loss": _remade(spec)} if spec else {}
         inference = INFERENCES[record["inference"]](**loss, **record["options"])
     if inference is not None:
         inference.model, inference.guide = model, guide
@@ -219,6 +234,12 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
     if state["draws"] is not None:
         fit.draws = state["draws"]
     return fit
+
+
+def _remade(spec: dict[str, Any]) -> Any:
+    """An objective from what `_objective` says of it."""
+    options = {name: _remade(value) if isinstance(value, dict) else value for name, value in spec["options"].items()}
+    return _make(spec, OBJECTIVES, "objective", **options)
 
 
 def _make(spec: dict[str, Any], registry: dict[str, Any], kind: str, *args: Any, **options: Any) -> Any:

@@ -56,6 +56,7 @@ INFERENCES: dict[str, Callable[..., Any]] = {
     "nvil": lambda: SVI(loss=NVIL()),
     "importance-weighted": lambda: SVI(loss=ImportanceWeighted()),
     "wake-sleep": lambda: SVI(loss=WakeSleep()),
+    "up-down": lambda: SVI(loss=ContrastiveDivergence(persistent=True, base=WakeSleep()), learning_rate=0.003),
     "cd": lambda: SVI(loss=ContrastiveDivergence(), learning_rate=0.003, schedule="linear"),
     "pcd": lambda: SVI(loss=ContrastiveDivergence(persistent=True), learning_rate=0.003, schedule="linear"),
 }

@@ -41,7 +41,7 @@ from pyro_lvm.training.sites import check_sites
 from pyro_lvm.training.stream import Stream, as_stream
 from pyro_lvm.training.trials import choose_start
 
-__all__ = ["fit", "train"]
+__all__ = ["fit", "start", "train"]
 
 SVI_STEPS = 2000
 HELD_OUT_PATIENCE = 10
@@ -131,7 +131,7 @@ def fit(
     results: list[Fit] = []
     for restart in range(restarts):
         label = f"restart {restart + 1}/{restarts}" if restarts > 1 else "fit"
-        result = _start(model, guide, inference, arguments, (seed + restart) % SEEDS, where, restart, restarts)
+        result = start(model, guide, inference, arguments, (seed + restart) % SEEDS, where, restart, restarts)
         train(
             result,
             arguments if stream is None else stream,
@@ -163,7 +163,7 @@ def fit(
     return best
 
 
-def _start(
+def start(
     model: Callable,
     guide: Callable | str | None,
     inference: Inference | Sampler | str | None,

@@ -106,6 +106,7 @@ KINDS = {
     "NeuralHMM": ["categorical"] * STEPS,
     "VAE-bernoulli": ["bernoulli"] * 6,
     "SigmoidBeliefNet": ["bernoulli"] * 6,
+    "DeepBeliefNet": ["bernoulli"] * 6,
     "RBM": ["bernoulli"] * 6,
 }
 
@@ -124,7 +125,7 @@ DISCRETE = (
     "NeuralHMM",
     "SigmoidBeliefNet",
 )
-NETWORKS = ("VAE", "SigmoidBeliefNet", "RBM")
+NETWORKS = ("VAE", "SigmoidBeliefNet", "RBM", "DeepBeliefNet")
 HARMLESS = dict.fromkeys(DISCRETE + NETWORKS, ("constant column",))
 
 
@@ -298,7 +299,11 @@ def test_parameters_are_recovered(program):
     laws.parameters_are_recovered(program.make, fitted(Case(program, "em")))
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.guide is not None and c.guide != "map"], ids=str)
+# A point guide has no density, and contrastive divergence leaves normalizers out of its loss.
+WITH_BOUND = [c for c in CASES if c.guide not in (None, "map") and c.inference != "up-down"]
+
+
+@pytest.mark.parametrize("case", WITH_BOUND, ids=str)
 def test_bound_is_below_evidence(case):
     laws.bound_is_below_evidence(fitted(case), case.program.data, num_bounds=50, num_draws=50)
 
