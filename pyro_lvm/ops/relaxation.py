@@ -1,10 +1,10 @@
 r"""Continuous values behind discrete draws, and how they move with the log-odds that the draws come from.
 
 A draw is :math:`b = \arg\max_k z_k` with :math:`z_k = l_k + g_k`, :math:`g_k` standard Gumbel; of two classes only
-the difference :math:`z = l + \text{logistic noise}` matters, and :math:`b = [z > 0]`. Given `b` and uniform noise `v`, the
-values are drawn from their law given `b`, :math:`\tilde z(v, b, l)`. Held are then either the noise :math:`g`, with
-derivative :math:`\partial z / \partial l = I`, or `v` and `b`, with derivative :math:`\partial \tilde z / \partial l`.
-For every smooth c with slope :math:`c'` at the values, and the log-odds' score :math:`s`,
+the difference :math:`z = l + \text{logistic noise}` matters, and :math:`b = [z > 0]`. With uniform noise v the values
+have their law given the draw, :math:`\tilde z(v, b, l)`. The same values move with the log-odds in two ways: with g
+held, by :math:`\partial z / \partial l = I`, or with v and b held, by :math:`\partial \tilde z / \partial l`.
+For every smooth c with slope :math:`c'` at the values, and s the score of the log-odds,
 
 .. math::
 

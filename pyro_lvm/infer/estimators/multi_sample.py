@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -47,9 +47,9 @@ class Draws:
     score: Tensor
     entropy: Tensor
     scale: Tensor
-    model_sites: list[Any] = field(default_factory=list)
-    guide_sites: list[Any] = field(default_factory=list)
-    rows: Rows | None = None
+    model_sites: list[Any]
+    guide_sites: list[Any]
+    rows: Rows
 
     @property
     def log_weight(self) -> Tensor:

@@ -132,18 +132,19 @@ class RELAX(MultiSampleELBO):
         """Restore `state_dict`."""
         self.networks, self._optimizer = {}, None
         for name, part in state.get("networks", {}).items():
-            self._add(name, Surrogate(*part["sizes"], self.hidden).to(part["state"]["center"]))
+            known, drawn = part["sizes"]
+            self._add(name, Surrogate(known, drawn, self.hidden).to(part["state"]["center"]))
             self.networks[name].load_state_dict(part["state"])
         if self._optimizer is not None:
             self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
 
     def _network(self, site: str, context: Tensor, values: Bits | Classes) -> Surrogate:
         """The network of a site, or one for each length of rows if batches differ in it."""
-        sizes = [context.shape[-1], math.prod(values.hard.shape[context.dim() - 1 :])]
-        name = f"{site} {sizes[0]} {sizes[1]}"
+        known, drawn = context.shape[-1], math.prod(values.hard.shape[context.dim() - 1 :])
+        name = f"{site} {known} {drawn}"
         if name not in self.networks:
             with torch.random.fork_rng():  # draws of the guide are the same whether a network is made or was loaded
-                self._add(name, Surrogate(*sizes, self.hidden).to(context))
+                self._add(name, Surrogate(known, drawn, self.hidden).to(context))
             self.networks[name].look_at(context)
         return self.networks[name]
 
