@@ -116,9 +116,9 @@ class MultiSampleELBO(ELBO):
         _check(type(self).__name__, ours, theirs)
         rows = Rows.common(ours + theirs)
         reparameterised = [s for s in theirs if getattr(s["fn"], "has_rsample", False) or s["is_observed"]]
-        guide, entropy = rows.total(theirs), rows.total(reparameterised)
+        log_guide, entropy = rows.total(theirs), rows.total(reparameterised)
         scale = rows.scale.expand(rows.shape).select(0, 0)
-        return Draws(rows.total(ours), guide, guide - entropy, entropy, scale, ours, theirs, rows)
+        return Draws(rows.total(ours), log_guide, log_guide - entropy, entropy, scale, ours, theirs, rows)
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Trace]:
         """Traces of model and guide in an outermost plate of draws."""

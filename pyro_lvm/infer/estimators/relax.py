@@ -85,7 +85,7 @@ class RELAX(MultiSampleELBO):
         self.hidden = whole_number("RELAX", "hidden", hidden)
         self.learning_rate = learning_rate
         self.networks: dict[str, Surrogate] = {}
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer: Any = None
 
     def bound(self, draws: Draws) -> Tensor:
         """The mean of log p - log q."""
