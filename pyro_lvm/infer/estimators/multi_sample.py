@@ -56,6 +56,14 @@ class Draws:
         """Log p(x, z) - log q(z)."""
         return self.log_joint - self.log_guide
 
+    @property
+    def observed(self) -> Tensor:
+        """What the model observes in a row, shape (K, rows..., entries)."""
+        seen = [self.rows.entries(s["value"], s["fn"].event_dim) for s in self.model_sites if s["is_observed"]]
+        return torch.cat(
+            [self.log_joint.new_zeros(*self.rows.shape, 0), *(part.to(self.log_joint) for part in seen)], -1
+        )
+
 
 class MultiSampleELBO(ELBO):
     """An objective that estimates its gradient from several draws of every row.

@@ -14,8 +14,6 @@ Sites are treated one by one: given the earlier ones, the later ones are noise i
 
 from __future__ import annotations
 
-import copy
-import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pyro_lvm.infer.estimators.multi_sample import Draws, MultiSampleELBO
+from pyro_lvm.infer.estimators.networks import OwnNetworks, RowNetwork
 from pyro_lvm.infer.estimators.rows import Rows
 from pyro_lvm.nn.baselines import Average
 from pyro_lvm.ops.relaxation import Bits, Classes
@@ -84,8 +83,7 @@ class RELAX(MultiSampleELBO):
             raise ValueError(f"RELAX: expected learning_rate > 0; got {learning_rate}.")
         self.hidden = whole_number("RELAX", "hidden", hidden)
         self.learning_rate = learning_rate
-        self.networks: dict[str, Surrogate] = {}
-        self._optimizer: Any = None
+        self.networks = OwnNetworks(Surrogate, self.hidden, learning_rate)
 
     def bound(self, draws: Draws) -> Tensor:
         """The mean of log p - log q."""
@@ -93,78 +91,45 @@ class RELAX(MultiSampleELBO):
 
     def surrogate(self, draws: Draws) -> Tensor:
         """Every draw's gradient in the log-odds times these, and the terms that are differentiated themselves."""
-        rows, cost, total = draws.rows, draws.log_weight.detach(), draws.log_joint - draws.entropy
-        seen = [rows.entries(s["value"], s["fn"].event_dim) for s in draws.model_sites if s["is_observed"]]
+        rows, shape, context = draws.rows, draws.log_joint.shape, draws.observed
+        cost, total = draws.log_weight.detach(), draws.log_joint - draws.entropy
         noise, averages = total.new_zeros(()), []
         for site in draws.guide_sites:
             if getattr(site["fn"], "has_rsample", False) or site["is_observed"]:
-                seen.append(rows.entries(site["value"].detach(), site["fn"].event_dim))
+                drawn = rows.entries(site["value"].detach(), site["fn"].event_dim)
             else:
                 values, logits, weights = _behind(site, rows)
-                context = torch.cat([cost.new_zeros(*cost.shape, 0), *(part.to(cost) for part in seen)], -1)
-                network = self._network(site["name"], context, values)
+                drawn = _of_row(values.hard, shape)
+                network = self.networks.get(site["name"], context, drawn.shape[-1])
                 level, slope = network.level_and_slope(context, values)
-                left = (cost - level).reshape(*cost.shape, *(1,) * (logits.dim() - cost.dim()))
+                left = _after(cost - level, logits.dim() - cost.dim())
                 gradient = weights * (left * values.score + values.moved(slope))
-                noise = noise + (draws.scale * _of_row(gradient, cost).norm(dim=-1)).square().sum()
-                total = total + _of_row(gradient.detach() * logits.nan_to_num(0.0, 0.0, 0.0), cost).sum(-1)
+                noise = noise + (draws.scale.square() * _of_row(gradient.square(), shape).sum(-1)).sum()
+                total = total + _of_row(gradient.detach() * logits.nan_to_num(0.0, 0.0, 0.0), shape).sum(-1)
                 averages.append((network.average, cost))
-                seen.append(_of_row(values.hard, cost))
+            context = torch.cat([context, drawn.to(context)], -1)
             cost = cost + rows.total([site]).detach()  # what is left to the sites after this one
         if not averages:
             raise ValueError(
                 "RELAX: expected a guide that draws Bernoulli, Categorical or one-hot sites; got none. "
                 "Use inference='svi'."
             )
-        self._learn(noise / draws.scale.square().sum().clamp(min=1e-12))
-        for average, seen_cost in averages:
-            average.learn(seen_cost - average(None), draws.scale.expand(seen_cost.shape))
+        self.networks.learn(noise / draws.scale.square().sum().clamp(min=1e-12))
+        for average, met in averages:
+            average.learn(met - average(None), draws.scale.expand(shape))
         return total.mean(0)
 
     def state_dict(self) -> dict[str, Any]:
         """Networks with the averages of costs, and the optimizer."""
-        if self._optimizer is None:
-            return {}
-        networks = {n: {"sizes": part.sizes, "state": dict(part.state_dict())} for n, part in self.networks.items()}
-        return copy.deepcopy({"networks": networks, "optimizer": self._optimizer.state_dict()})
+        return self.networks.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
-        self.networks, self._optimizer = {}, None
-        for name, part in state.get("networks", {}).items():
-            known, drawn = part["sizes"]
-            self._add(name, Surrogate(known, drawn, self.hidden).to(part["state"]["center"]))
-            self.networks[name].load_state_dict(part["state"])
-        if self._optimizer is not None:
-            self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-
-    def _network(self, site: str, context: Tensor, values: Bits | Classes) -> Surrogate:
-        """The network of a site, or one for each length of rows if batches differ in it."""
-        known, drawn = context.shape[-1], math.prod(values.hard.shape[context.dim() - 1 :])
-        name = f"{site} {known} {drawn}"
-        if name not in self.networks:
-            with torch.random.fork_rng():  # draws of the guide are the same whether a network is made or was loaded
-                self._add(name, Surrogate(known, drawn, self.hidden).to(context))
-            self.networks[name].look_at(context)
-        return self.networks[name]
-
-    def _add(self, name: str, network: Surrogate) -> None:
-        self.networks[name] = network
-        if self._optimizer is None:
-            self._optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
-        else:
-            self._optimizer.add_param_group({"params": list(network.parameters())})
-
-    def _learn(self, noise: Tensor) -> None:
-        """A step of the networks along the squared gradient."""
-        if self._optimizer is not None and bool(torch.isfinite(noise)):
-            self._optimizer.zero_grad()
-            noise.backward()
-            self._optimizer.step()
+        self.networks.load_state_dict(state)
 
 
-class Surrogate(nn.Module):
-    """The control variate of a site, about its average cost: 0 at first.
+class Surrogate(RowNetwork):
+    """The control variate of a site: a network above the site's average cost.
 
     Args:
         context_dim: Entries of a row that are known before its draw.
@@ -172,37 +137,19 @@ class Surrogate(nn.Module):
         hidden: Units.
     """
 
-    center: Tensor
-    spread: Tensor
-
     def __init__(self, context_dim: int, values_dim: int, hidden: int) -> None:
-        super().__init__()
-        self.sizes = [context_dim, values_dim]
-        self.first = nn.Linear(context_dim + values_dim, hidden)
-        self.last = nn.Linear(hidden, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        super().__init__(context_dim, values_dim, hidden)
         self.share = nn.Parameter(torch.zeros(()))
         self.log_temperature = nn.Parameter(torch.tensor(0.5).log())
         self.average = Average(DECAY)
-        self.register_buffer("center", torch.zeros(context_dim))
-        self.register_buffer("spread", torch.ones(context_dim))
-
-    def look_at(self, context: Tensor) -> None:
-        """Take the rows' means off from now on, and divide by their standard deviations where these are above 1."""
-        rows = context.reshape(-1, context.shape[-1])
-        self.center.copy_(rows.nanmean(0).nan_to_num())
-        self.spread.copy_((rows - self.center).square().nanmean(0).sqrt().nan_to_num(1.0).clamp(min=1.0))
 
     def level_and_slope(self, context: Tensor, values: Bits | Classes) -> tuple[Tensor, Tensor]:
         """The control variate in nats, shape (K, rows...), and its derivative in the values."""
         at = values.values.requires_grad_()
         soft = values.soft(at, self.log_temperature.exp())
-        known = ((context - self.center) / self.spread).nan_to_num()
-        units = torch.tanh(self.first(torch.cat([known, _of_row(soft, context[..., 0])], -1)))
         # a share of log q, which the cost holds; the others are for the network to find
-        own = _of_row(soft * values.logits.clamp(-30.0, 30.0), context[..., 0]).sum(-1)
-        level = self.last(units).squeeze(-1) + self.share * own + self.average(None)
+        own = _of_row(soft * values.logits.clamp(-30.0, 30.0), context.shape[:-1]).sum(-1)
+        level = self(context, _of_row(soft, context.shape[:-1])) + self.share * own + self.average(None)
         (slope,) = torch.autograd.grad(level.sum(), at, create_graph=True)
         return level, slope
 
@@ -242,6 +189,6 @@ def _after(value: Tensor, dims: int) -> Tensor:
     return value.reshape(value.shape + (1,) * dims)
 
 
-def _of_row(value: Tensor, like: Tensor) -> Tensor:
-    """All entries of a row on one axis, rows standing as in `like`."""
-    return value.reshape(*like.shape, -1)
+def _of_row(value: Tensor, shape: torch.Size) -> Tensor:
+    """All entries of a row on one axis, for rows of that shape."""
+    return value.reshape(*shape, -1)

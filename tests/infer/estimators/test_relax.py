@@ -179,7 +179,7 @@ def test_a_minibatchs_scale_multiplies_the_gradient():
         loss = objective.loss_and_grads(*programs, x)
         leaf = pyro.get_param_store()["slope"].unconstrained()
         grad, leaf.grad = leaf.grad, None
-        return loss, grad, objective.networks["z 1 1"]
+        return loss, grad, objective.networks.by_name["z 1 1"]
 
     (loss, grad, network), (more, longer, same) = slope(3), slope(30)
     assert more == pytest.approx(10 * loss, rel=1e-5)
@@ -225,7 +225,9 @@ def test_extreme_rows_and_log_odds_stay_finite():
     for _ in range(5):
         svi.step(x / 1e3)
     assert bool(pyro.param("slope").isfinite())
-    assert all(bool(v.isfinite().all()) for n in svi.objective.networks.values() for v in n.state_dict().values())
+    assert all(
+        bool(v.isfinite().all()) for n in svi.objective.networks.by_name.values() for v in n.state_dict().values()
+    )
 
 
 def test_rows_of_other_lengths_have_networks_of_their_own():
@@ -242,7 +244,7 @@ def test_rows_of_other_lengths_have_networks_of_their_own():
     objective = RELAX()
     for rows in (4, 3, 4):
         objective.loss_and_grads(model, guide, torch.ones(rows))
-    assert list(objective.networks) == ["p 4 1", "p 3 1"]
+    assert list(objective.networks.by_name) == ["p 4 1", "p 3 1"]
 
 
 def test_what_is_turned_away():
