@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
@@ -20,7 +21,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.infer.estimators.rows import Rows
+from pyro_lvm.infer.estimators.rows import Rows, counted
 from pyro_lvm.infer.structure import plate_nesting
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -58,11 +59,18 @@ class Draws:
 
     @property
     def observed(self) -> Tensor:
-        """What the model observes in a row, shape (K, rows..., entries)."""
-        seen = [self.rows.entries(s["value"], s["fn"].event_dim) for s in self.model_sites if s["is_observed"]]
-        return torch.cat(
-            [self.log_joint.new_zeros(*self.rows.shape, 0), *(part.to(self.log_joint) for part in seen)], -1
-        )
+        """What the model observes in a row, shape (K, rows..., entries); NaN where it is masked.
+
+        What the model computes is not among it, as it may depend on the draws: `pyro.deterministic`, and entries that
+        `handlers.clamp` leaves to the guide.
+        """
+        seen = [self.log_joint.new_zeros(*self.rows.shape, 0)]
+        for site in self.model_sites:
+            kept, law = counted(site)
+            if site["is_observed"] and not isinstance(law, (dist.Delta, dist.Unit)):
+                value = torch.where(kept, site["value"].to(self.log_joint), torch.nan)
+                seen.append(self.rows.entries(value, site["fn"].event_dim))
+        return torch.cat(seen, -1).detach()
 
 
 class MultiSampleELBO(ELBO):

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pyro_lvm.infer.estimators.multi_sample import Draws, MultiSampleELBO
 from pyro_lvm.infer.estimators.networks import OwnNetworks, RowNetwork
-from pyro_lvm.infer.estimators.rows import Rows
+from pyro_lvm.infer.estimators.rows import Rows, counted
 from pyro_lvm.nn.baselines import Average
 from pyro_lvm.ops.relaxation import Bits, Classes
 from pyro_lvm.ops.whole_number import whole_number
@@ -31,7 +30,6 @@ from pyro_lvm.ops.whole_number import whole_number
 __all__ = ["RELAX"]
 
 DECAY = 0.9  # of the average cost
-WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 
 
 class RELAX(MultiSampleELBO):
@@ -162,12 +160,9 @@ def _behind(site: Any, rows: Rows) -> tuple[Bits | Classes, Tensor, Tensor]:
     Raises:
         ValueError: The site is of another family.
     """
-    fn, value = site["fn"], site["value"].detach()
-    weights, event_dim = _after(rows.weights(site), fn.event_dim), fn.event_dim
-    while isinstance(fn, WRAPPERS):
-        if isinstance(fn, dist.MaskedDistribution):
-            weights = weights * _after(torch.as_tensor(fn._mask, device=weights.device), fn.event_dim)
-        fn = fn.base_dist
+    kept, fn = counted(site)
+    value, event_dim = site["value"].detach(), site["fn"].event_dim
+    weights = _after(rows.relative_scale(site), event_dim) * kept
     if isinstance(fn, torch.distributions.Bernoulli):
         weights, logits = weights.expand(value.shape), fn.logits.expand(value.shape)
         by_row = [rows.entries(part, event_dim) for part in (logits, value, weights)]

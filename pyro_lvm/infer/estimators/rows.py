@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-__all__ = ["Rows"]
+__all__ = ["Rows", "counted"]
+
+WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Rows:
             own, mask = site["unscaled_log_prob"], site["mask"]
             if mask is not None:
                 own = torch.where(torch.as_tensor(mask, device=own.device), own, torch.zeros_like(own))
-            own = own * self._relative_scale(site)
+            own = own * self.relative_scale(site)
             inside = [d for d in range(-own.dim(), 0) if d not in self.kept and own.shape[d] != 1]
             value = value + (own.sum(inside, keepdim=True) if inside else own).expand(self.shape)
         return value
@@ -66,12 +69,23 @@ class Rows:
         moved = value.expand(*sizes, *event).permute(*order, *range(nesting, nesting + event_dim))
         return moved.reshape(*self.shape, -1)
 
-    def weights(self, site: Any) -> Tensor:
-        """How much entries of a site count within their row, broadcasts to the site's batch shape."""
-        weight = self._relative_scale(site)
-        return weight if site["mask"] is None else weight * torch.as_tensor(site["mask"], device=weight.device)
-
-    def _relative_scale(self, site: Any) -> Tensor:
+    def relative_scale(self, site: Any) -> Tensor:
         """A site's scale beyond the row's own."""
         own = torch.as_tensor(site["scale"]).to(self.scale)
         return torch.where(self.scale > 0, own / self.scale, torch.ones_like(self.scale))
+
+
+def counted(site: Any) -> tuple[Tensor, Any]:
+    """Which entries of a site's value are not masked, broadcasts to it, and its distribution without wrappers."""
+    fn, device = site["fn"], site["value"].device
+    kept = _left(torch.as_tensor(True if site["mask"] is None else site["mask"], device=device), fn.event_dim)
+    while isinstance(fn, WRAPPERS):
+        if isinstance(fn, dist.MaskedDistribution):
+            kept = kept & _left(torch.as_tensor(fn._mask, device=device), fn.event_dim)
+        fn = fn.base_dist
+    return kept, fn
+
+
+def _left(mask: Tensor, event_dim: int) -> Tensor:
+    """A mask of batch dimensions, left of event dimensions."""
+    return mask.reshape(mask.shape + (1,) * event_dim)

@@ -98,6 +98,11 @@ def test_masked_entries_of_a_row_have_no_gradient_and_do_no_harm(how):
     assert agree(found, exact(bound, LOGITS))
 
 
+def classes_bound(x, at):
+    log_q = at.log_softmax(-1)
+    return (log_q.exp() * (PRIOR.log_softmax(-1) + dist.Normal(EFFECT, 1.0).log_prob(x) - log_q)).sum()
+
+
 @pytest.mark.parametrize("family", ["categorical", "categorical-probs", "one-hot"])
 def test_families_of_classes(family):
     logits = copies(LOGITS)
@@ -116,12 +121,32 @@ def test_families_of_classes(family):
         with pyro.plate("data", ROWS):
             pyro.sample("z", law(logits))
 
-    def bound(x, at):
-        log_q = at.log_softmax(-1)
-        return (log_q.exp() * (PRIOR.log_softmax(-1) + dist.Normal(EFFECT, 1.0).log_prob(x) - log_q)).sum()
-
     (found,) = gradients(model, guide, [logits])
-    assert agree(found, exact(bound, LOGITS))
+    assert agree(found, exact(classes_bound, LOGITS))
+
+
+@pytest.mark.parametrize("how", ["deterministic", "clamp"])
+def test_what_the_model_computes_from_a_draw_is_no_observation(how):
+    """A control variate that saw the draw itself would bias the gradient."""
+
+    def model(x):
+        with pyro.plate("data", ROWS):
+            z = pyro.sample("z", dist.Categorical(logits=PRIOR))
+            if how == "deterministic":
+                pyro.deterministic("effect", EFFECT[z], event_dim=0)
+            pyro.sample("x", dist.Normal(EFFECT[z], 1.0), obs=x)
+
+    logits = copies(LOGITS)
+
+    def guide(x):
+        with pyro.plate("data", ROWS):
+            pyro.sample("z", dist.Categorical(logits=logits))
+
+    if how == "clamp":
+        nothing = torch.zeros(ROWS, dtype=torch.bool)
+        model = lvm.handlers.clamp(model, {"z": torch.zeros(ROWS, dtype=torch.long)}, mask=nothing)
+    (found,) = gradients(model, guide, [logits])
+    assert agree(found, exact(classes_bound, LOGITS))
 
 
 def test_a_reparameterised_site_before_a_discrete_one():
