@@ -57,14 +57,19 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     """
     num_samples = whole_number("evidence", "num_samples", num_samples)
     weights, arguments = arguments.weights, arguments.unweighted()
-    values, errors, shapes = [], [], []
+    # written in place: small tensors kept between passes would leave the memory of the large ones in pieces
+    values, errors = torch.full((2, arguments.num_rows), math.nan, dtype=torch.float64, device=arguments.main.device)
+    shapes, start = [], 0
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
         for table in log_ratios(fit, arguments, num_samples):
             value = table.logsumexp(0) - math.log(num_samples)
             relative = torch.where(value.isinf(), 1.0, (table - value).exp())
-            values.append(value)
-            errors.append(relative.std(0) / math.sqrt(num_samples) if num_samples > 1 else value * math.nan)
+            part = slice(start, start + len(value))
+            values[part] = value
+            if num_samples > 1:
+                errors[part] = relative.std(0) / math.sqrt(num_samples)
+            start = part.stop
             shapes += [pareto_k(column) for column in table.T.cpu().numpy()]
     bad = sum(shape > UNRELIABLE for shape in shapes)
     if bad > MANY * len(shapes):
@@ -75,7 +80,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
             stacklevel=2,
         )
     name = f"importance weighting with {num_samples} samples of the guide"
-    return Evidence(torch.cat(values), torch.cat(errors), name, weights)
+    return Evidence(values, errors, name, weights)
 
 
 def log_ratios(fit: Fit, arguments: Arguments, num_samples: int) -> Iterator[Tensor]:

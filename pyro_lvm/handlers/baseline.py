@@ -43,6 +43,9 @@ def baseline(
     :math:`s` the score of a row's draw, estimated from past batches. All are estimated in nats of one row, without the
     scale and without the masked rows of the site, and depend on no draw that they are used for.
 
+    Signals are not divided by their standard deviation, as `NVIL` does it: a site's annotation is taken off a cost that
+    is known only after the run, and cannot multiply it.
+
     The state is in parameters and buffers of the guide that is returned: fits and checkpoints hold it.
 
     Args:

@@ -5,7 +5,7 @@ import pyro_lvm.infer.student_t  # noqa: F401 - both register closed forms
 from pyro_lvm.infer.contrastive_divergence import ContrastiveDivergence
 from pyro_lvm.infer.coordinate_ascent import CoordinateAscent
 from pyro_lvm.infer.em import EM
-from pyro_lvm.infer.estimators import NVIL, VIMCO, LeaveOneOut, MultiSampleELBO
+from pyro_lvm.infer.estimators import NVIL, RELAX, VIMCO, LeaveOneOut, MultiSampleELBO
 from pyro_lvm.infer.evidence_bound import EvidenceBound
 from pyro_lvm.infer.importance_weighted import ImportanceWeighted
 from pyro_lvm.infer.mcmc import MCMC
@@ -17,6 +17,7 @@ __all__ = [
     "EM",
     "MCMC",
     "NVIL",
+    "RELAX",
     "SVI",
     "VIMCO",
     "ContrastiveDivergence",

@@ -11,6 +11,7 @@ from pyro_lvm.infer import (
     EM,
     MCMC,
     NVIL,
+    RELAX,
     SVI,
     VIMCO,
     ContrastiveDivergence,
@@ -41,6 +42,7 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
     "ImportanceWeighted": ImportanceWeighted,
     "LeaveOneOut": LeaveOneOut,
     "NVIL": NVIL,
+    "RELAX": RELAX,
     "VIMCO": VIMCO,
     "WakeSleep": WakeSleep,
 }
@@ -54,6 +56,7 @@ INFERENCES: dict[str, Callable[..., Any]] = {
     "leave-one-out": lambda: SVI(loss=LeaveOneOut()),
     "vimco": lambda: SVI(loss=VIMCO()),
     "nvil": lambda: SVI(loss=NVIL()),
+    "relax": lambda: SVI(loss=RELAX()),
     "importance-weighted": lambda: SVI(loss=ImportanceWeighted()),
     "wake-sleep": lambda: SVI(loss=WakeSleep()),
     "up-down": lambda: SVI(loss=ContrastiveDivergence(persistent=True, base=WakeSleep()), learning_rate=0.003),

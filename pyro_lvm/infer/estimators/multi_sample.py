@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
@@ -20,6 +21,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.infer.estimators.rows import Rows, counted
 from pyro_lvm.infer.structure import plate_nesting
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -36,6 +38,9 @@ class Draws:
         score: Log q of the sites without reparameterised draws: its gradient is the score of a draw.
         entropy: Log q of the other sites, whose draws carry gradients themselves.
         scale: How much each row counts, shape (rows...).
+        model_sites: The model's sites, as in its trace.
+        guide_sites: The guide's, likewise.
+        rows: How sites are brought to rows.
     """
 
     log_joint: Tensor
@@ -43,11 +48,29 @@ class Draws:
     score: Tensor
     entropy: Tensor
     scale: Tensor
+    model_sites: list[Any]
+    guide_sites: list[Any]
+    rows: Rows
 
     @property
     def log_weight(self) -> Tensor:
         """Log p(x, z) - log q(z)."""
         return self.log_joint - self.log_guide
+
+    @property
+    def observed(self) -> Tensor:
+        """What the model observes in a row, shape (K, rows..., entries); NaN where it is masked.
+
+        What the model computes is not among it, as it may depend on the draws: `pyro.deterministic`, and entries that
+        `handlers.clamp` leaves to the guide.
+        """
+        seen = [self.log_joint.new_zeros(*self.rows.shape, 0)]
+        for site in self.model_sites:
+            kept, law = counted(site)
+            if site["is_observed"] and not isinstance(law, (dist.Delta, dist.Unit)):
+                value = torch.where(kept, site["value"].to(self.log_joint), torch.nan)
+                seen.append(self.rows.entries(value, site["fn"].event_dim))
+        return torch.cat(seen, -1).detach()
 
 
 class MultiSampleELBO(ELBO):
@@ -107,7 +130,11 @@ class MultiSampleELBO(ELBO):
         traces = self._get_trace(model, guide, args, kwargs)
         ours, theirs = ([s for s in trace.nodes.values() if s["type"] == "sample"] for trace in traces)
         _check(type(self).__name__, ours, theirs)
-        return _by_row(ours, theirs)
+        rows = Rows.common(ours + theirs)
+        reparameterised = [s for s in theirs if getattr(s["fn"], "has_rsample", False) or s["is_observed"]]
+        log_guide, entropy = rows.total(theirs), rows.total(reparameterised)
+        scale = rows.scale.expand(rows.shape).select(0, 0)
+        return Draws(rows.total(ours), log_guide, log_guide - entropy, entropy, scale, ours, theirs, rows)
 
     def _get_trace(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Trace, Trace]:
         """Traces of model and guide in an outermost plate of draws."""
@@ -136,51 +163,3 @@ def _check(name: str, ours: list[Any], theirs: list[Any]) -> None:
             f"{name}: expected a guide that draws the latent sites of the model ({', '.join(sorted(latent))}); "
             f"got {', '.join(sorted(drawn)) or 'none'}. Draw each of them in the guide."
         )
-
-
-def _by_row(ours: list[Any], theirs: list[Any]) -> Draws:
-    """Log-probabilities summed to rows, by what they are for."""
-    every = [frozenset(f for f in site["cond_indep_stack"] if f.vectorized) for site in ours + theirs]
-    common = frozenset.intersection(*every)
-    rows = [site for site, frames in zip(ours + theirs, every, strict=True) if frames == common] or ours
-    scale: Any = torch.ones(())
-    for k, site in enumerate(rows):
-        given = torch.as_tensor(site["scale"]).to(site["log_prob"])
-        scale = given if k == 0 else torch.maximum(scale, given)
-    kept = {frame.dim for frame in common}
-    nesting = max(-dim for dim in kept)
-    plates = {frame.dim: frame.size for frame in common}
-    shape = torch.Size(plates.get(dim, 1) for dim in range(-nesting, 0))
-
-    def total(sites: list[Any]) -> Tensor:
-        value = scale.new_zeros(shape)
-        for site in sites:
-            value = value + _sum_to(_unscaled(site, scale), kept).expand(shape)
-        return value
-
-    reparameterised = {
-        site["name"] for site in theirs if getattr(site["fn"], "has_rsample", False) or site["is_observed"]
-    }
-    joint, guide = total(ours), total(theirs)
-    entropy = total([site for site in theirs if site["name"] in reparameterised])
-    while scale.dim() < nesting:
-        scale = scale.unsqueeze(0)
-    scale = scale.expand(shape).select(0, 0)
-    return Draws(joint, guide, guide - entropy, entropy, scale)
-
-
-def _unscaled(site: Any, scale: Tensor) -> Tensor:
-    """A site's log-probability as it counts within its row: masked, and scaled by what is not the row's own scale."""
-    value, mask = site["unscaled_log_prob"], site["mask"]
-    if mask is not None:
-        value = torch.where(torch.as_tensor(mask, device=value.device), value, torch.zeros_like(value))
-    own = torch.as_tensor(site["scale"]).to(value)
-    return value * torch.where(scale > 0, own / scale, torch.ones_like(scale))
-
-
-def _sum_to(value: Tensor, kept: set[int]) -> Tensor:
-    """Sum a log-probability over the dimensions that are not kept, which stay with size 1."""
-    for dim in range(-value.dim(), 0):
-        if dim not in kept and value.shape[dim] != 1:
-            value = value.sum(dim, keepdim=True)
-    return value

@@ -8,14 +8,13 @@ With :math:`f = \log p(x, z) - \log q(z \mid x)`, the running mean c and varianc
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_lvm.infer.estimators.multi_sample import Draws, MultiSampleELBO
+from pyro_lvm.infer.estimators.networks import OwnNetworks, RowNetwork
 
 __all__ = ["NVIL"]
 
@@ -23,11 +22,11 @@ __all__ = ["NVIL"]
 class NVIL(MultiSampleELBO):
     """The evidence lower bound of guides with discrete sites, by one draw of each row and a network of the row.
 
-    The network has a layer of tanh units, reads the first tensor among the arguments that has an entry for each row,
-    and is trained by an Adam optimizer of the objective's own. It, the running averages and the optimizer are state of
-    the objective. Averages of earlier steps are used, so that the gradient of the guide is unbiased but for the
-    division by the standard deviation, which makes it shorter; `normalize=False` leaves that out. For a baseline of
-    each site, under `TraceGraph_ELBO`, see `handlers.baseline`.
+    The network has a layer of tanh units, reads what the model observes in the row, and is trained by an Adam optimizer
+    of the objective's own. It, the running averages and the optimizer are state of the objective. Averages of earlier
+    steps are used, so that the gradient of the guide is unbiased but for the division by the standard deviation, which
+    makes it shorter; `normalize=False` leaves that out. For a baseline of each site, under `TraceGraph_ELBO`, see
+    `handlers.baseline`.
 
     Args:
         hidden: Units of the network.
@@ -36,7 +35,7 @@ class NVIL(MultiSampleELBO):
         normalize: Divide the signal by its running standard deviation, where that is above 1 nat.
 
     Raises:
-        ValueError: An option is out of range, or no argument has an entry for each row.
+        ValueError: An option is out of range.
 
     References:
         A. Mnih, K. Gregor (2014), Neural variational inference and learning in belief networks, ICML, algorithm 1.
@@ -72,11 +71,7 @@ class NVIL(MultiSampleELBO):
         self.decay = decay
         self.normalize = normalize
         self.averages = torch.zeros(3, dtype=torch.float64)  # weight, mean, variance
-        self.center = torch.zeros(())
-        self._network: nn.Sequential | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._pending: dict[str, Any] | None = None
-        self._baseline = torch.zeros(())
+        self.networks = OwnNetworks(RowNetwork, hidden, learning_rate)
 
     def bound(self, draws: Draws) -> Tensor:
         """Log p - log q of the draw."""
@@ -84,12 +79,12 @@ class NVIL(MultiSampleELBO):
 
     def surrogate(self, draws: Draws) -> Tensor:
         """The score times the normalised signal, and the terms that are differentiated themselves."""
-        cost = draws.log_weight.detach()
+        cost, context = draws.log_weight.detach(), draws.observed
         weight, mean, variance = (float(value) for value in self.averages)
-        left = cost - mean / max(weight, 1e-12) - self._baseline.to(cost)
+        left = cost - mean / max(weight, 1e-12) - self.networks.get("row", context)(context)
         spread = max(1.0, variance / max(weight, 1e-12)) if self.normalize else 1.0
         signal = left.detach()
-        self._learn((draws.scale * left.square()).sum() / (spread * draws.scale.sum().clamp(min=1e-12)))
+        self.networks.learn((draws.scale * left.square()).sum() / (spread * draws.scale.sum().clamp(min=1e-12)))
         counts = (draws.scale > 0).expand(signal.shape)
         if bool(counts.any()):
             seen = signal[counts].double()
@@ -97,61 +92,11 @@ class NVIL(MultiSampleELBO):
             self.averages = (self.decay * self.averages.to(now) + (1 - self.decay) * now).cpu()
         return (signal / spread**0.5 * draws.score + draws.log_joint - draws.entropy).mean(0)
 
-    def _both(self, model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        draws = self.draw(model, guide, args, kwargs)
-        self._baseline = self._evaluate(draws.score, [*args, *kwargs.values()])
-        loss = -(draws.scale * self.bound(draws)).sum().detach()
-        return loss, -(draws.scale * self.surrogate(draws)).sum()
-
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer and running averages."""
-        if self._network is None or self._optimizer is None:
-            return self._pending or {}
-        return {
-            "network": dict(self._network.state_dict()),
-            "optimizer": self._optimizer.state_dict(),
-            "center": self.center.clone(),
-            "averages": self.averages.clone(),
-        }
+        return {**self.networks.state_dict(), "averages": self.averages.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`; the network follows at the next step, when its input is known."""
-        self._pending, self._network = copy.deepcopy(state) or None, None
-
-    def _evaluate(self, score: Tensor, values: list[Any]) -> Tensor:
-        """The network's value of every row, in the shape of the rows or one that broadcasts to it."""
-        sizes = score.shape[1:]
-        for value in values:
-            if isinstance(value, Tensor) and value.dim() and len(value) in sizes:
-                dim = [size == len(value) for size in sizes].index(True) - len(sizes)
-                rows = value.detach().reshape(len(value), -1).to(score.dtype)
-                network = self._network or self._make(rows)
-                return network(rows - self.center.to(rows)).reshape(-1, *(1,) * (-1 - dim))
-        raise ValueError(
-            f"NVIL: expected an argument with an entry for each row, shape {tuple(sizes)}; got none. "
-            "Pass the rows as a tensor, or use LeaveOneOut."
-        )
-
-    def _make(self, rows: Tensor) -> nn.Sequential:
-        """The network, 0 at first, of rows with their mean taken off."""
-        with torch.random.fork_rng():  # a resumed run makes it anew, and must not draw other samples for that
-            first, last = nn.Linear(rows.shape[1], self.hidden), nn.Linear(self.hidden, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        network = nn.Sequential(first, nn.Tanh(), last).to(rows)
-        self.center = rows.mean(0)
-        optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
-        if self._pending is not None:
-            state, self._pending = self._pending, None
-            network.load_state_dict(state["network"])
-            optimizer.load_state_dict(state["optimizer"])
-            self.center, self.averages = state["center"].to(rows), state["averages"].clone()
-        self._network, self._optimizer = network, optimizer
-        return network
-
-    def _learn(self, error: Tensor) -> None:
-        """A step of the network along the squared error."""
-        if error.requires_grad and self._optimizer is not None and bool(torch.isfinite(error)):
-            self._optimizer.zero_grad()
-            error.backward()
-            self._optimizer.step()
+        """Restore `state_dict`."""
+        self.networks.load_state_dict(state)
+        self.averages = state["averages"].clone()

@@ -17,7 +17,9 @@ from pyro import poutine
 from pyro.infer import TraceGraph_ELBO
 
 import pyro_lvm as lvm
-from pyro_lvm.infer import NVIL, VIMCO, LeaveOneOut
+from pyro_lvm.infer import NVIL, RELAX, VIMCO, LeaveOneOut
+from pyro_lvm.infer.estimators import relax
+from pyro_lvm.ops import relaxation
 
 DRAWS = 3000
 ROWS = torch.tensor([[1.0, 0, 1, 1], [0, 0, 1, 0]]).double()
@@ -229,6 +231,71 @@ def test_nvil_keeps_the_gradient_and_lowers_its_variance():
     found = gradients(program, objective)
     assert excess(found, program.exact()) < 4
     assert variance(found) < variance(gradients(program, TraceGraph_ELBO()))
+
+
+def trained_relax(program, steps=15):
+    objective = RELAX(learning_rate=0.02)
+    for seed in range(steps):
+        gradients(program, objective, seed=100 + seed)
+    return objective
+
+
+def test_relax_keeps_the_gradient_and_lowers_its_variance(program):
+    untrained = gradients(program, RELAX())
+    assert excess(untrained, program.exact()) < 4
+    found = gradients(program, trained_relax(program))
+    assert excess(found, program.exact()) < 4
+    assert 2 * variance(found) < variance(gradients(program, TraceGraph_ELBO()))
+
+
+def flip_the_slope(kind, patch):
+    right = kind.moved
+    patch.setattr(kind, "moved", lambda self, slope: -right(self, slope))
+
+
+def leave_the_slope_out(kind, patch):
+    patch.setattr(kind, "moved", lambda self, slope: 0 * slope)
+
+
+def halve_the_score(kind, patch):
+    right = kind.score.fget
+    patch.setattr(kind, "score", property(lambda self: 0.5 * right(self)))
+
+
+def forget_the_draw(kind, patch):
+    """Values are drawn as if another draw had been made."""
+    right = kind.behind.__func__
+
+    def behind(cls, logits, hard):
+        made = right(cls, logits, hard.roll(1, 1))
+        return cls(made.logits, hard, *list(vars(made).values())[2:])
+
+    patch.setattr(kind, "behind", classmethod(behind))
+
+
+@pytest.mark.parametrize("mistake", [flip_the_slope, leave_the_slope_out, halve_the_score, forget_the_draw])
+def test_planted_mistakes_in_relax_are_seen(program, mistake, monkeypatch):
+    objective = trained_relax(program)
+    for kind in (relaxation.Bits, relaxation.Classes):
+        mistake(kind, monkeypatch)
+    assert excess(gradients(program, objective), program.exact()) > 4
+
+
+def test_relax_that_looks_at_its_own_draw_is_seen(program, monkeypatch):
+    """The network is shown the draw, not only the values behind it, as if it had been made earlier."""
+    right = relax._behind
+
+    def behind(site, rows):
+        values, logits, weights = right(site, rows)
+        return (
+            type(values)(values.logits, values.hard, values.hard.clone(), *list(vars(values).values())[3:]),
+            logits,
+            weights,
+        )
+
+    monkeypatch.setattr(relax, "_behind", behind)
+    objective = trained_relax(program)
+    assert excess(gradients(program, objective), program.exact()) > 4
 
 
 def test_vimco_keeps_the_gradient(program):

@@ -11,6 +11,7 @@ from pyro import poutine
 import pyro_lvm as lvm
 from pyro_lvm.infer import VIMCO, LeaveOneOut
 from pyro_lvm.infer.estimators import Draws
+from pyro_lvm.infer.estimators.rows import Rows
 
 BOTH = [LeaveOneOut, VIMCO]
 X = torch.tensor([0.0, 3.0, 1.0, -2.0, 0.5]).double()
@@ -190,7 +191,9 @@ def test_extreme_weights_and_one_row(kind):
 def test_vimco_advantages_are_exact_where_one_weight_dominates():
     log_weight = torch.tensor([[0.0], [-40.0], [-41.0]]).double()
     score = torch.zeros(3, 1).double().requires_grad_()
-    VIMCO(3).surrogate(Draws(log_weight, 0 * log_weight, score, 0 * log_weight, torch.ones(1))).sum().backward()
+    rows = Rows(frozenset({-2, -1}), log_weight.shape, torch.ones(1))
+    draws = Draws(log_weight, 0 * log_weight, score, 0 * log_weight, torch.ones(1), [], [], rows)
+    VIMCO(3).surrogate(draws).sum().backward()
     total = log_weight.logsumexp(0)
     for k in range(3):
         rest = log_weight[[j for j in range(3) if j != k]]

@@ -87,7 +87,7 @@ class Attached(NVIL):
     """The baseline sees the draw that it is subtracted for."""
 
     def surrogate(self, draws):
-        self._baseline = draws.score.detach()
+        self.networks.get("row", draws.observed).forward = lambda context: draws.score.detach()
         return super().surrogate(draws)
 
 
@@ -133,7 +133,8 @@ def test_training_resumes_exactly_from_a_file(tmp_path):
     assert all(torch.equal(value, again.tensors()[name]) for name, value in whole.tensors().items())
     mine, theirs = whole.inference.objective.state_dict(), again.inference.objective.state_dict()
     assert torch.equal(mine["averages"], theirs["averages"])
-    assert all(torch.equal(value, theirs["network"][name]) for name, value in mine["network"].items())
+    mine, theirs = (state["networks"]["row 6 0"]["state"] for state in (mine, theirs))
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
 
 
 def plain_model(x):
@@ -172,9 +173,23 @@ def test_what_is_turned_away():
     with pytest.raises(ValueError, match="expected learning_rate > 0; got 0"):
         NVIL(learning_rate=0)
 
-    def rowless(n):
-        with pyro.plate("data", n):
-            pyro.sample("z", dist.Bernoulli(0.5))
 
-    with pytest.raises(ValueError, match=r"an argument with an entry for each row, shape \(3,\).*use LeaveOneOut"):
-        NVIL().loss_and_grads(rowless, rowless, 3)
+def test_the_network_reads_the_rows_that_a_plate_has_picked():
+    x = torch.arange(8.0)
+
+    def model(x):
+        with pyro.plate("data", len(x), subsample_size=3) as index:
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+    def guide(x):
+        with pyro.plate("data", len(x), subsample_size=3) as index:
+            pyro.sample("z", dist.Bernoulli(logits=pyro.param("slope", torch.tensor(0.1)) * x[index]))
+
+    objective = NVIL()
+    torch.manual_seed(0)
+    objective.loss_and_grads(model, guide, x)
+    torch.manual_seed(0)
+    picked = poutine.trace(guide).get_trace(x).nodes["data"]["value"]
+    network = objective.networks.by_name["row 1 0"]
+    torch.testing.assert_close(network.center, x[picked].mean(0, keepdim=True))
