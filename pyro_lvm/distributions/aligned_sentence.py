@@ -8,7 +8,7 @@ Every target word translates one source word, or (:math:`z_j = 0`) the empty wor
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -54,9 +54,10 @@ class AlignedSentence(TorchDistribution):
 
     Attributes:
         summed_out: What latent variables the law sums out, in a word; plans and predictions go by it.
+        latent: What they are called among draws from their posterior.
     """
 
-    summed_out = "alignments"
+    summed_out, latent = "alignments", "z"
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - models check words and lengths once
 
     def __init__(
@@ -106,10 +107,21 @@ class AlignedSentence(TorchDistribution):
         Args:
             value: Target sentences, shape (n, J).
         """
+        return self._paths(value, self._decode)
+
+    def posterior_sample(self, value: Tensor) -> Int[Tensor, "n targets"]:
+        """An alignment drawn from its posterior, in the form of `most_probable`.
+
+        Args:
+            value: Target sentences, shape (n, J).
+        """
+        return self._paths(value, self._draw_posterior)
+
+    def _paths(self, value: Tensor, find: Callable[[Group, Tensor], Tensor]) -> Tensor:
         paths = torch.full(value.shape, -1, device=value.device)
         with torch.no_grad():
             for group in self.groups(value):
-                path = self._decode(group, self._emission(group))
+                path = find(group, self._emission(group))
                 paths[group.rows, : path.shape[1]] = torch.where(group.inside, path, -1)
         return paths
 
@@ -189,6 +201,10 @@ class AlignedSentence(TorchDistribution):
     @abstractmethod
     def _decode(self, group: Group, emission: Tensor) -> Tensor:
         """Most probable positions, shape (g, J)."""
+
+    @abstractmethod
+    def _draw_posterior(self, group: Group, emission: Tensor) -> Tensor:
+        """Positions drawn from their posterior, shape (g, J)."""
 
     @abstractmethod
     def _draw(self, size: int, number: int) -> Tensor:
