@@ -13,8 +13,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.diagnostics.inner_latents import inner_draws, inner_posterior, inner_states
 from pyro_lvm.diagnostics.paths import decoded, discrete_kinds, drawn, smoothed
-from pyro_lvm.diagnostics.row_latents import row_draws
+from pyro_lvm.diagnostics.row_latents import row_draws, row_tables
 from pyro_lvm.distributions import HMM
 from pyro_lvm.evidence.exact import log_likelihood, nesting
 from pyro_lvm.infer.enumeration import expect
@@ -81,8 +82,10 @@ def possible_rows(fit: Fit, arguments: Arguments) -> Iterator[None]:
 def responsibilities(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     """Posterior of every discrete site and hidden path, averaged over draws with their labels aligned."""
     draws = thinned(fit, AVERAGED_DRAWS)
+    if draws_rows(fit):
+        return row_tables(fit, arguments, draws)
     enumerated, hidden = discrete_kinds(fit, arguments)
-    if not (enumerated or hidden) and (inside := _summed_out(fit, arguments, "posterior")):
+    if not (enumerated or hidden) and (inside := inner_posterior(fit, arguments, draws)):
         return inside
     found = _averaged(fit, arguments, draws) if enumerated or not hidden else {}
     if hidden:
@@ -90,18 +93,6 @@ def responsibilities(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
             paths = smoothed(fit, arguments, draws, common_states(fit, arguments, draws))
         found.update({name: arguments.returned(table) for name, table in paths.items()})
     return found
-
-
-def _summed_out(fit: Fit, arguments: Arguments, method: str) -> dict[str, Tensor]:
-    """What the laws of observed sites tell of latent variables that they sum out themselves, at a point."""
-    arguments = arguments.unweighted()
-    with fit.scope(), torch.no_grad(), _pyro.validation(False):
-        trace = _pyro.plain_trace(fit.program, arguments.args, arguments.kwargs)
-        return {
-            name: getattr(site["fn"], method)(site["value"])
-            for name, site in trace.nodes.items()
-            if getattr(site.get("fn"), "summed_out", "")
-        }
 
 
 def _averaged(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -128,11 +119,15 @@ def common_states(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]
 def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     """The jointly most probable states at a point; the most probable state of each site under a posterior.
 
-    Hidden paths are decoded as a whole either way.
+    Hidden paths are decoded as a whole either way. Of sites that a guide draws: the most probable state of each.
     """
+    if draws_rows(fit):
+        return {name: table.argmax(-1) for name, table in responsibilities(fit, arguments).items()}
     enumerated, hidden = discrete_kinds(fit, arguments)
     found: dict[str, Tensor] = {}
-    if not (enumerated or hidden) and (inside := _summed_out(fit, arguments, "most_probable")):
+    if not (enumerated or hidden) and (
+        inside := inner_states(fit, arguments, thinned(fit, AVERAGED_DRAWS))
+    ):
         return inside
     if len(enumerated) > 1 and not fit.latent:
         found = _discrete(fit, arguments, {}, temperature=0)
@@ -170,15 +165,19 @@ def posterior_draws(fit: Fit, arguments: Arguments, count: int) -> dict[str, Ten
     enumerated, hidden = discrete_kinds(fit, arguments)
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
-        found: dict[str, Tensor] = {}
-        if enumerated or not hidden:
-            draws = [{**given, **_discrete(fit, arguments, given, temperature=1)} for given in chosen]
-        if fit.latent or enumerated or not hidden:
-            joint = [draws[i % len(draws)] for i in range(count)]
-            found = {name: torch.stack([j[name] for j in joint]) for name in joint[0]}
+        joint = chosen
+        if enumerated:
+            joint = [{**given, **_discrete(fit, arguments, given, temperature=1)} for given in chosen]
+        found = {name: torch.stack([j[name] for j in joint]) for name in joint[0]}
         if hidden:
             with possible_rows(fit, arguments):
-                found.update(drawn(fit, arguments, draws, count))
+                found.update(drawn(fit, arguments, joint if enumerated else draws, count))
+        if not (enumerated or hidden):
+            found.update(inner_draws(fit, arguments, chosen))
+    if not found:
+        raise ValueError(
+            f"posterior: expected a model with latent sites; {fit.name} has none. Its parameters are in fit.params."
+        )
     return found
 
 
