@@ -125,9 +125,7 @@ def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
         return {name: table.argmax(-1) for name, table in responsibilities(fit, arguments).items()}
     enumerated, hidden = discrete_kinds(fit, arguments)
     found: dict[str, Tensor] = {}
-    if not (enumerated or hidden) and (
-        inside := inner_states(fit, arguments, thinned(fit, AVERAGED_DRAWS))
-    ):
+    if not (enumerated or hidden) and (inside := inner_states(fit, arguments, thinned(fit, AVERAGED_DRAWS))):
         return inside
     if len(enumerated) > 1 and not fit.latent:
         found = _discrete(fit, arguments, {}, temperature=0)
@@ -202,8 +200,10 @@ def _unknown_discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor]) 
     return any(trace.nodes[name]["fn"].has_enumerate_support for name in trace.stochastic_nodes)
 
 
-def generate(fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None = None) -> dict[str, Tensor]:
-    """New rows of every observed site, each from a draw of its own."""
+def generate(
+    fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None = None, means: bool = False
+) -> dict[str, Tensor]:
+    """New rows of every observed site, each from a draw of its own; or the means of rows given their latent sites."""
     draws = thinned(fit, n)
     counts = torch.bincount(torch.arange(n) % len(draws), minlength=len(draws)).tolist()
     parts: list[dict[str, Tensor]] = []
@@ -211,7 +211,7 @@ def generate(fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None
         start = 0
         for given, size in zip(draws, counts, strict=True):
             part = {k: v[start : start + size] for k, v in covariates.items()}
-            parts.append(_generate(fit, size, given, part, num_steps))
+            parts.append(_generate(fit, size, given, part, num_steps, means))
             start += size
     rows = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     shuffled = torch.randperm(n) if len(draws) > 1 and not covariates else torch.arange(n)
@@ -219,7 +219,7 @@ def generate(fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None
 
 
 def _generate(
-    fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[str, Any], num_steps: int | None
+    fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[str, Any], num_steps: int | None, means: bool
 ) -> dict[str, Tensor]:
     prototype = fit.prototype(size)
     if num_steps is not None:
@@ -231,12 +231,13 @@ def _generate(
         model = poutine.uncondition(_Lasting()(fit.model))
         args, kwargs = prototype.args, {**prototype.kwargs, **covariates}
     trace = poutine.trace(poutine.condition(model, given)).get_trace(*args, **kwargs)
-    observed = {
-        name: site["value"]
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and site["infer"].get("was_observed")
-    }
-    return observed or {"x": trace.nodes["_RETURN"]["value"]}
+    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    observed = {name: site for name, site in sites.items() if site["infer"].get("was_observed")}
+    returned = trace.nodes["_RETURN"]["value"]
+    if means:
+        shown = observed or {"x": site for site in sites.values() if site["value"] is returned}
+        return {name: site["fn"].mean for name, site in shown.items()}
+    return {name: site["value"] for name, site in observed.items()} or {"x": returned}
 
 
 class _Lasting(Messenger):

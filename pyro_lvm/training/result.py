@@ -16,6 +16,8 @@ from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.stream import as_stream
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pyro_lvm.diagnostics.forecast import Forecast
 
 __all__ = ["Fit"]
@@ -218,6 +220,37 @@ class Fit(Learned):
         from pyro_lvm.diagnostics.arviz import to_arviz
 
         return to_arviz(self, None if x is None else self.arguments(x))
+
+    def plot(self, x: Any = None, kind: str | None = None, **options: Any) -> Figure:
+        """A picture of the fit: the one that the structure of its model calls for, or one by name.
+
+        Without a name: the path over a series where a chain is hidden; the density where rows are continuous and have
+        a discrete site; else panels of whatever there is of reconstructions, latent space, filters, samples and loss.
+
+        Args:
+            x: Rows to look at, as in `lvm.fit`; without them, rows that the fit generates.
+            kind: "samples", "reconstructions", "filters", "latent", "history", "density", "responsibilities",
+                "states", "transitions", "durations" or "alignment"; `diagnostics.plots` describes each.
+            options: Of the picture: `image_shape` (height and width of rows that are images, and 3 if in colour; found
+                for square ones, () for rows that are none), `columns` (their names), `labels` (colours of the latent
+                space), `site` (the parameter that is drawn as filters), `sequence` (which of several).
+
+        Returns:
+            A figure of its own; no backend is chosen. Keep it by `figure.savefig("picture.png")`.
+
+        Raises:
+            ValueError: The picture is not one of this model, or has no such option.
+
+        Example:
+            >>> import pyro_lvm as lvm
+            >>> x = lvm.datasets.load("digits234").x
+            >>> fit = lvm.fit(lvm.models.VAE(2, hidden=[16]), x, max_epochs=2, seed=0, progress=False)
+            >>> fit.plot(x, kind="reconstructions").axes[0].get_title()
+            'Rows (upper lines) and their reconstructions (lower)'
+        """
+        from pyro_lvm.diagnostics.overview import plot
+
+        return plot(self, x, kind, **options)
 
     # Keeping it
 

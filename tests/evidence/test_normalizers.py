@@ -90,7 +90,9 @@ def test_the_error_of_a_normalizer_is_shared_by_all_rows():
 
 
 def test_independent_errors_add_up_to_the_root_of_their_squares():
-    found = lvm.evidence.Evidence(torch.arange(4.0), torch.full((4,), 0.5), "sampled", torch.tensor([1.0, 1.0, 1.0, 3.0]))
+    found = lvm.evidence.Evidence(
+        torch.arange(4.0), torch.full((4,), 0.5), "sampled", torch.tensor([1.0, 1.0, 1.0, 3.0])
+    )
     assert found.simulation_error_of_total == pytest.approx(0.5 * math.sqrt(12))
     both = lvm.evidence.Evidence(torch.arange(4.0), torch.full((4,), 0.5), "both", torch.ones(4), shared_error=0.3)
     assert both.simulation_error_of_total == pytest.approx(math.sqrt(4 * (0.25 - 0.09) + (4 * 0.3) ** 2))
