@@ -157,7 +157,7 @@ def answer(fn: Any, value: Tensor) -> Tensor:
         return fn.mean.expand(fn.batch_shape + fn.event_shape)
     except NotImplementedError as error:
         raise ValueError(
-            f"expected a distribution with a mean; got {type(fn).__name__}. "
+            f"Fit: expected a distribution with a mean; got {type(fn).__name__}. "
             "Register what it expects with pyro_lvm.diagnostics.impute.answer.register."
         ) from error
 

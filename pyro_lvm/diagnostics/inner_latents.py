@@ -1,7 +1,7 @@
 """Latent variables that the law of an observed site sums out itself: hidden units, alignments.
 
 Such a law says so by `summed_out`, and has `posterior(value)`, probabilities of states along a last axis,
-`most_probable(value)` and `posterior_sample(value)`.
+`most_probable(value)` and `posterior_sample(value, count)`.
 """
 
 from __future__ import annotations
@@ -51,14 +51,15 @@ def inner_units(fit: Fit, arguments: Arguments, draws: Draws) -> dict[str, Tenso
     return inner_posterior(fit, arguments, draws, "hidden_probs")
 
 
-def inner_draws(fit: Fit, arguments: Arguments, draws: Draws) -> dict[str, Tensor]:
-    """One draw of every latent variable under each draw, (draws, n, ...)."""
+def inner_draws(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dict[str, Tensor]:
+    """Draws of every latent variable, (count, n, ...), the i-th under draw i modulo their number."""
+    times = -(-count // len(draws))
     found: dict[str, list[Tensor]] = {}
     for given in draws:
         for name, law, value in _laws(fit, arguments, given):
             with fit.scope(), torch.no_grad():
-                found.setdefault(name, []).append(law.posterior_sample(value))
-    return {name: torch.stack(values) for name, values in found.items()}
+                found.setdefault(name, []).append(law.posterior_sample(value, times))
+    return {name: torch.stack(values, 1).flatten(0, 1)[:count] for name, values in found.items()}
 
 
 def _laws(fit: Fit, arguments: Arguments, given: dict[str, Tensor]) -> list[tuple[str, Any, Tensor]]:

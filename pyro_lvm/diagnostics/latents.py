@@ -171,7 +171,7 @@ def posterior_draws(fit: Fit, arguments: Arguments, count: int) -> dict[str, Ten
             with possible_rows(fit, arguments):
                 found.update(drawn(fit, arguments, joint if enumerated else draws, count))
         if not (enumerated or hidden):
-            found.update(inner_draws(fit, arguments, chosen))
+            found.update(inner_draws(fit, arguments, draws, count))
     if not found:
         raise ValueError(
             f"posterior: expected a model with latent sites; {fit.name} has none. Its parameters are in fit.params."
@@ -235,7 +235,7 @@ def _generate(
     observed = {name: site for name, site in sites.items() if site["infer"].get("was_observed")}
     returned = trace.nodes["_RETURN"]["value"]
     if means:
-        shown = observed or {"x": site for site in sites.values() if site["value"] is returned}
+        shown = observed or {name: site for name, site in sites.items() if site["value"] is returned}
         return {name: site["fn"].mean for name, site in shown.items()}
     return {name: site["value"] for name, site in observed.items()} or {"x": returned}
 

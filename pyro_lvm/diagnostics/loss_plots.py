@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from pyro_lvm.diagnostics.plot_parts import Array, colour_of, new_figure, readable_range, smoothed, strip_frame
 
@@ -70,6 +70,8 @@ def draw_losses(figure: Any, fits: Mapping[str, Fit], panels: Mapping[str, dict[
         if max(lengths) > 8 * min(lengths):
             ax.set_xscale("log")
             ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(
             ylim=(low, high),
             xlabel="epoch",

@@ -109,9 +109,9 @@ def _overview(
     if enumerated and points and arguments.main.dim() <= 2 and not _whole(arguments):
         return plots.density(fit, arguments, columns)
     panels = _panels(fit, arguments, look, bool(enumerated), given=x is not None)
-    wide = min(2, len(panels))
+    wide = len(panels) if len(panels) < 4 else -(-len(panels) // 2)
     high = -(-len(panels) // wide)
-    figure = new_figure(5.6 * wide, 4.6 * high)
+    figure = new_figure(5.2 * wide, 4.4 * high)
     parts = figure.subfigures(high, wide, squeeze=False)
     for part, draw in zip(parts.flat, panels, strict=False):
         draw(part)

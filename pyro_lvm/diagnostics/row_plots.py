@@ -14,19 +14,16 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_lvm.diagnostics.images import draw_mosaic, image_shape_of
 from pyro_lvm.diagnostics.latents import generate
 from pyro_lvm.diagnostics.plot_parts import (
-    PROBABILITY,
     Array,
     axis_names,
     colour_of,
-    marker_of,
     new_axes,
     new_figure,
     principal_plane,
-    strip_frame,
 )
+from pyro_lvm.diagnostics.row_plot_parts import draw_lines, draw_mosaic, draw_points, draw_table, image_shape_of
 from pyro_lvm.training.arguments import WEIGHTS, Arguments
 from pyro_lvm.training.guide_draws import draws_rows
 from pyro_lvm.training.labels import labels_of
@@ -137,7 +134,7 @@ def filters(
     """
     arguments = fit.prototype(1) if x is None else fit.arguments(x)
     look = look_of("filters", fit, arguments, image_shape, columns)
-    return _figure(lambda *given: draw_filters(*given, site=site), fit, arguments, look)
+    return _figure(draw_filters, fit, arguments, look, site)
 
 
 def latent(fit: Fit, x: Any, labels: Any = None) -> Figure:
@@ -174,11 +171,11 @@ def draw_samples(figure: Any, fit: Fit, arguments: Arguments, look: Look, given:
     if look.shape is not None:
         draw_mosaic(figure, rows.reshape(count, *look.shape), title, 8)
     elif arguments.layout is not None:
-        _draw_lines(figure, rows, f"{count} generated sequences")
+        draw_lines(figure, rows, f"{count} generated sequences")
     elif continuous:
-        _draw_points(figure, [("rows", arguments.main.cpu().numpy())] * given + [("generated", rows)], look, title)
+        draw_points(figure, [("rows", arguments.main.cpu().numpy())] * given + [("generated", rows)], look.names, title)
     else:
-        _draw_table(figure, rows, look, title)
+        draw_table(figure, rows, look.names, title)
 
 
 def draw_reconstructions(figure: Any, fit: Fit, arguments: Arguments, look: Look) -> None:
@@ -191,11 +188,12 @@ def draw_reconstructions(figure: Any, fit: Fit, arguments: Arguments, look: Look
     rows, made = (torch.as_tensor(table).double().cpu().numpy() for table in (few.main, expected))
     count = len(rows)
     if look.shape is None and len(look.names) == 2:
-        _draw_points(figure, [("rows", rows), ("reconstructed", made)], look, "Rows and their reconstructions")
+        draw_points(figure, [("rows", rows), ("reconstructed", made)], look.names, "Rows and their reconstructions")
     elif look.shape is None:
+        scale = float(min(rows.min(), made.min())), float(max(rows.max(), made.max()))
         left, right = figure.subfigures(1, 2)
-        _draw_table(left, rows, look, f"{count} rows")
-        _draw_table(right, made, look, "reconstructed")
+        draw_table(left, rows, look.names, f"{count} rows", scale)
+        draw_table(right, made, look.names, "reconstructed", scale)
     else:
         wide = min(count, 8)
         lines = [part for i in range(0, count, wide) for part in _padded(rows[i : i + wide], made[i : i + wide], wide)]
@@ -206,6 +204,7 @@ def draw_reconstructions(figure: Any, fit: Fit, arguments: Arguments, look: Look
 def draw_filters(figure: Any, fit: Fit, arguments: Arguments, look: Look, site: str | None = None) -> None:
     """One picture for every unit, those of the largest norm first."""
     name, table = filter_table(fit, arguments, site)
+    most = float(np.abs(table).max()) or 1.0
     signed = bool((table < 0).any())
     order = np.argsort(-np.linalg.norm(table, axis=1), kind="stable") if len(table) > TILES else np.arange(len(table))
     shown = table[order[:TILES]]
@@ -214,7 +213,7 @@ def draw_filters(figure: Any, fit: Fit, arguments: Arguments, look: Look, site: 
     if look.shape is not None:
         draw_mosaic(figure, shown.reshape(-1, *look.shape), title, 8 if len(shown) > 4 else len(shown), signed=signed)
     else:
-        _draw_table(figure, shown, look, title, signed=signed, rows="unit")
+        draw_table(figure, shown, look.names, title, (-most, most) if signed else None, rows="unit")
 
 
 def draw_latent(figure: Any, fit: Fit, arguments: Arguments, look: Look) -> None:
@@ -237,7 +236,7 @@ def draw_latent(figure: Any, fit: Fit, arguments: Arguments, look: Look) -> None
         return
     plane, names, note = principal_plane(points, names)
     named = [("rows", plane)] if groups is None else [(str(k), plane[groups == k]) for k in np.unique(groups)]
-    _draw_points(figure, named, Look(None, names), "\n".join(filter(None, [title, note])))
+    draw_points(figure, named, names, "\n".join(filter(None, [title, note])))
 
 
 def filter_table(fit: Fit, arguments: Arguments, site: str | None = None) -> tuple[str, Array]:
@@ -246,7 +245,7 @@ def filter_table(fit: Fit, arguments: Arguments, site: str | None = None) -> tup
     Raises:
         ValueError: There is none.
     """
-    width = int(np.prod(arguments.main.shape[1:]))
+    width = int(np.prod(arguments.main.shape[1 if arguments.layout is None else 2 :]))
     params = {}
     for name, value in fit.params.items():
         inside = "." in name  # of a network, whose layers have their outputs first
@@ -255,15 +254,15 @@ def filter_table(fit: Fit, arguments: Arguments, site: str | None = None) -> tup
     if site is not None and site not in params:
         choice = f"Choose from {', '.join(params)}." if params else "There is none."
         raise ValueError(
-            f"filters: expected a matrix with an axis of {width}, as long as a row; got '{site}'. {choice}"
+            f"filters: expected a matrix with an axis of {width}, as long as a row; got {site!r}. {choice}"
         )
     if not params:
         raise ValueError(f"filters: expected a parameter that is a matrix with an axis of {width}, as long as a row.")
     name = site or next(iter(params))
-    value = params[name].detach().double().cpu().numpy()
+    table = params[name].detach().double().cpu().numpy()
     axes = getattr(fit.model, "dims", {}).get(name, ())
-    by_row = value.shape[1] == width and (value.shape[0] != width or list(axes[-1:]) == ["dimension"])
-    return name, value if by_row else value.T
+    by_row = table.shape[1] == width and (table.shape[0] != width or list(axes[-1:]) == ["dimension"])
+    return name, table if by_row else table.T
 
 
 def generated(fit: Fit, arguments: Arguments, count: int, means: bool = False) -> Array:
@@ -283,48 +282,3 @@ def _padded(rows: Array, made: Array, wide: int) -> list[Array]:
     """Two lines of images of one length."""
     gap = np.full((wide - len(rows), *rows.shape[1:]), np.nan)
     return [np.concatenate([rows, gap]), np.concatenate([made, gap])]
-
-
-def _draw_points(figure: Any, groups: list[tuple[str, Array]], look: Look, title: str) -> None:
-    """Rows of one column as histograms, of two as points; the first of several groups of rows in grey if so named."""
-    ax = new_axes(figure)
-    for i, (name, rows) in enumerate(groups):
-        grey = len(groups) > 1 and name == "rows"
-        colour = "#999999" if grey else colour_of(i)
-        if rows.reshape(len(rows), -1).shape[1] == 1:
-            ax.hist(rows.reshape(-1), 30, density=True, alpha=0.5, color=colour, label=name)
-            continue
-        style = {"s": 16, "alpha": 0.4 if grey else 0.8, "linewidths": 0.3, "edgecolors": "white"}
-        ax.scatter(*rows.reshape(len(rows), -1).T, color=colour, marker=marker_of(i), label=name, **style)
-    single = len(look.names) == 1
-    ax.set(xlabel=look.names[0], ylabel="density" if single else look.names[1], title=title)
-    ax.title.set_fontsize(11)
-    if len(groups) > 1:
-        ax.legend(frameon=False, fontsize=9)
-
-
-def _draw_table(figure: Any, table: Array, look: Look, title: str, *, signed: bool = False, rows: str = "row") -> None:
-    """A table as shades, one line a row; columns on one scale, that of zeros and ones, or each on its own."""
-    flat = table.reshape(len(table), -1)
-    ax = figure.subplots()
-    most = float(np.abs(flat).max()) or 1.0
-    style = {"cmap": "RdBu_r", "vmin": -most, "vmax": most} if signed else {"cmap": PROBABILITY}
-    shown = ax.imshow(flat, aspect="auto", interpolation="nearest", **style)
-    ax.set(xlabel="column", ylabel=rows, title=title)
-    ax.title.set_fontsize(11)
-    ax.tick_params(length=0, labelsize=8)
-    if look.names and len(look.names) <= 20 and not look.names[0].startswith("column "):
-        ax.set_xticks(range(len(look.names)), look.names, rotation=60, ha="right")
-        ax.set_xlabel("")
-    figure.colorbar(shown, ax=ax, shrink=0.8).outline.set_visible(False)
-
-
-def _draw_lines(figure: Any, rows: Array, title: str) -> None:
-    """Sequences as lines, one panel each; of several columns a line each."""
-    axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, series in zip(axes, rows.reshape(*rows.shape[:2], -1), strict=True):
-        strip_frame(ax)
-        for i, column in enumerate(series.T[:6]):
-            ax.plot(column, color=colour_of(i), linewidth=0.9)
-    axes[0].set_title(title, fontsize=11)
-    axes[-1].set_xlabel("step")

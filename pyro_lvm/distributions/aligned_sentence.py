@@ -109,20 +109,21 @@ class AlignedSentence(TorchDistribution):
         """
         return self._paths(value, self._decode)
 
-    def posterior_sample(self, value: Tensor) -> Int[Tensor, "n targets"]:
-        """An alignment drawn from its posterior, in the form of `most_probable`.
+    def posterior_sample(self, value: Tensor, count: int) -> Int[Tensor, "count n targets"]:
+        """Alignments drawn from their posterior, each in the form of `most_probable`.
 
         Args:
             value: Target sentences, shape (n, J).
+            count: Number of draws.
         """
-        return self._paths(value, self._draw_posterior)
+        return self._paths(value, lambda group, emission: self._draw_posterior(group, emission, count), count)
 
-    def _paths(self, value: Tensor, find: Callable[[Group, Tensor], Tensor]) -> Tensor:
-        paths = torch.full(value.shape, -1, device=value.device)
+    def _paths(self, value: Tensor, find: Callable[[Group, Tensor], Tensor], *leading: int) -> Tensor:
+        paths = torch.full((*leading, *value.shape), -1, device=value.device)
         with torch.no_grad():
             for group in self.groups(value):
                 path = find(group, self._emission(group))
-                paths[group.rows, : path.shape[1]] = torch.where(group.inside, path, -1)
+                paths[..., group.rows, : path.shape[-1]] = torch.where(group.inside, path, -1)
         return paths
 
     def sample_alignments(self) -> Int[Tensor, "n targets"]:
@@ -203,8 +204,8 @@ class AlignedSentence(TorchDistribution):
         """Most probable positions, shape (g, J)."""
 
     @abstractmethod
-    def _draw_posterior(self, group: Group, emission: Tensor) -> Tensor:
-        """Positions drawn from their posterior, shape (g, J)."""
+    def _draw_posterior(self, group: Group, emission: Tensor, count: int) -> Tensor:
+        """Positions drawn from their posterior, shape (count, g, J)."""
 
     @abstractmethod
     def _draw(self, size: int, number: int) -> Tensor:

@@ -145,10 +145,11 @@ class RBM(EnergyDistribution):
         """The most probable states of the hidden units given visible ones, jointly and each by itself, batch + (m,)."""
         return (self.hidden_logits(value) > 0).long()
 
-    def posterior_sample(self, value: Tensor) -> Tensor:
-        """States of the hidden units drawn given visible ones, batch + (m,)."""
+    def posterior_sample(self, value: Tensor, count: int) -> Tensor:
+        """States of the hidden units drawn given visible ones, (count,) + batch + (m,)."""
         with torch.no_grad():
-            return _bernoulli(self.hidden_logits(value))
+            logits = self.hidden_logits(value)
+            return _bernoulli(logits.expand(count, *logits.shape))
 
     def gibbs(self, value: Tensor, num_steps: int = 1) -> Tensor:
         """Values after sampling all hidden, then all visible units, `num_steps` times."""
@@ -159,7 +160,8 @@ class RBM(EnergyDistribution):
 
     def chain_start(self, value: Tensor) -> Tensor:
         """Hidden units drawn given values: what chains keep."""
-        return self.posterior_sample(value)
+        with torch.no_grad():
+            return _bernoulli(self.hidden_logits(value))
 
     def chain_steps(self, state: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
         """Move chains; their state is the hidden units, so that the last visible ones are fit to be learned from."""

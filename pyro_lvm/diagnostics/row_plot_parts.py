@@ -1,4 +1,4 @@
-"""Rows that are images: their shape, and mosaics of many."""
+"""What the pictures in `row_plots` are made of: mosaics of images, points, tables of shades, lines."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pyro_lvm.diagnostics.plot_parts import Array
+from pyro_lvm.diagnostics.plot_parts import PROBABILITY, Array, colour_of, marker_of, new_axes, strip_frame
 
-__all__ = ["draw_mosaic", "image_shape_of", "mosaic"]
+__all__ = ["draw_lines", "draw_mosaic", "draw_points", "draw_table", "image_shape_of", "mosaic"]
 
 SMALLEST = 4  # pixels on a side: four columns of a table are no image of two by two
 
@@ -87,3 +88,52 @@ def draw_mosaic(figure: Any, images: NDArray[Any], title: str, wide: int, *, sig
         ax.imshow(table, cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
     ax.set_axis_off()
     ax.set_title(title, fontsize=11)
+
+
+def draw_points(figure: Any, groups: list[tuple[str, Array]], names: list[str], title: str) -> None:
+    """Rows of one column as histograms, of two as points; the first of several groups of rows in grey if so named."""
+    ax = new_axes(figure)
+    for i, (name, rows) in enumerate(groups):
+        grey = len(groups) > 1 and name == "rows"
+        colour = "#999999" if grey else colour_of(i)
+        if rows.reshape(len(rows), -1).shape[1] == 1:
+            ax.hist(rows.reshape(-1), 30, density=True, alpha=0.5, color=colour, label=name)
+            continue
+        style = {"s": 16, "alpha": 0.4 if grey else 0.8, "linewidths": 0.3, "edgecolors": "white"}
+        ax.scatter(*rows.reshape(len(rows), -1).T, color=colour, marker=marker_of(i), label=name, **style)
+    single = len(names) == 1
+    ax.set(xlabel=names[0], ylabel="density" if single else names[1], title=title)
+    ax.title.set_fontsize(11)
+    if len(groups) > 1:
+        ax.legend(frameon=False, fontsize=9)
+
+
+def draw_table(
+    figure: Any, table: Array, names: list[str], title: str, scale: tuple[float, float] | None = None, rows: str = "row"
+) -> None:
+    """A table as shades of one scale, one line a row; around zero, blue below and red above, if that is its middle."""
+    flat = table.reshape(len(table), -1)
+    ax = figure.subplots()
+    low, high = scale or (float(flat.min()), float(flat.max()))
+    colours = "RdBu_r" if low == -high else PROBABILITY
+    shown = ax.imshow(flat, aspect="auto", interpolation="nearest", cmap=colours, vmin=low, vmax=high)
+    ax.set(xlabel="column", ylabel=rows, title=title)
+    ax.title.set_fontsize(11)
+    ax.tick_params(length=0, labelsize=8)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    if names and len(names) <= 20 and not names[0].startswith("column "):
+        ax.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        ax.set_xlabel("")
+    figure.colorbar(shown, ax=ax, shrink=0.8).outline.set_visible(False)
+
+
+def draw_lines(figure: Any, rows: Array, title: str) -> None:
+    """Sequences as lines, one panel each; of several columns a line each."""
+    axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, series in zip(axes, rows.reshape(*rows.shape[:2], -1), strict=True):
+        strip_frame(ax)
+        for i, column in enumerate(series.T[:6]):
+            ax.plot(column, color=colour_of(i), linewidth=0.9)
+    axes[0].set_title(title, fontsize=11)
+    axes[-1].set_xlabel("step")
