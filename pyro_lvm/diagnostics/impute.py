@@ -96,6 +96,8 @@ def _means(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]], calle
             for name, t in total.items()
         }
         table = averages.popitem()[1] if len(averages) == 1 else _assembled(fit.model, {**draws[0], **averages}, x)
+    if table.numel() != x.numel():
+        raise ValueError(f"{caller}: expected rows in a plate; {fit.name} makes one observation of all of its data.")
     return table.reshape(x.shape)
 
 

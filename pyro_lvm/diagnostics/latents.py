@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.inner_latents import inner_draws, inner_posterior, inner_states
-from pyro_lvm.diagnostics.paths import decoded, discrete_kinds, drawn, smoothed
+from pyro_lvm.diagnostics.paths import decoded, discrete_kinds, drawn, how_to_hide_states, smoothed
 from pyro_lvm.diagnostics.row_latents import row_draws, row_tables
 from pyro_lvm.distributions import HMM
 from pyro_lvm.evidence.exact import log_likelihood, nesting
@@ -55,7 +55,8 @@ def draw_responsibilities(
             with possible_rows(fit, arguments):
                 marginals = expect(model, depth, arguments.args, arguments.kwargs).marginals()
             if not marginals:
-                raise ValueError("predict: the model has no discrete latent site.")
+                hint = how_to_hide_states(fit, arguments, "Its parameters are in fit.params.")
+                raise ValueError(f"predict: the model has no discrete latent site. {hint}")
             yield marginals
 
 

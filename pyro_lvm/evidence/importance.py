@@ -5,6 +5,9 @@ r"""Log-likelihood of rows by importance weighting, with the guide as proposal.
 On average it is too small, and the less so the more samples there are. Rows are independent given the parameters, so a
 table in which every row stands S times gives S samples of each at once, to any program whatever shapes it expects.
 
+Where the guide also draws what all rows share, that is drawn anew for every part of the samples, and the average over
+all of them is the predictive density of a row: :math:`\log \int p(x_n \mid \theta) q(\theta) d\theta`.
+
 References:
     Y. Burda, R. Grosse, R. Salakhutdinov (2016), Importance weighted autoencoders, ICLR, equation 8.
     A. Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25.
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["NUM_SAMPLES", "importance_weighted", "log_ratios"]
 
 NUM_SAMPLES = 1000
+SHARED_DRAWS = 50  # of what all rows share, over which samples are distributed
 ENTRIES = 2**22  # of the data in one pass: bounds the memory that networks take
 UNRELIABLE, MANY = 0.7, 0.1  # Pareto shape beyond which a row's error is not to be trusted; share of rows to warn at
 
@@ -43,7 +47,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     """Log-likelihood by row with the guide as proposal; discrete sites that the guide leaves are summed out.
 
     Args:
-        fit: A fit whose guide draws latent sites of every row, and no others.
+        fit: A fit whose guide draws latent sites of every row.
         arguments: Converted data.
         num_samples: Samples of each row.
 
@@ -51,21 +55,28 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
         Values in nats with their standard errors by the delta method.
 
     Raises:
-        ValueError: The guide draws sites that rows share, or does not take these rows.
+        ValueError: The guide does not take these rows.
     """
+    from pyro_lvm.diagnostics.latents import thinned
+
     num_samples = whole_number("evidence", "num_samples", num_samples)
     weights, arguments = arguments.weights, arguments.unweighted()
+    shared = min(SHARED_DRAWS, num_samples) if fit.guide_sites[0] and len(thinned(fit, 2)) > 1 else 1
+    each_draw = -(-num_samples // shared) if shared > 1 else 1
     values, errors, shapes = [], [], []
     each = max(1, ENTRIES // max(1, arguments.main[0].numel()))
     rows = max(1, each // min(num_samples, each))
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
         for start in range(0, arguments.num_rows, rows):
-            table = log_ratios(fit, arguments.rows(slice(start, start + rows)), num_samples)
+            table = log_ratios(
+                fit, arguments.rows(slice(start, start + rows)), num_samples, each_draw if shared > 1 else None
+            )
             value = table.logsumexp(0) - math.log(num_samples)
             relative = torch.where(value.isinf(), 1.0, (table - value).exp())
             values.append(value)
-            errors.append(relative.std(0) / math.sqrt(num_samples) if num_samples > 1 else value * math.nan)
+            means = torch.stack([part.mean(0) for part in relative.split(each_draw)])  # within a part they are alike
+            errors.append(means.std(0) / math.sqrt(len(means)) if len(means) > 1 else value * math.nan)
             shapes += [pareto_k(column) for column in table.T.cpu().numpy()]
     bad = sum(shape > UNRELIABLE for shape in shapes)
     if bad > MANY * len(shapes):
@@ -76,17 +87,26 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
             stacklevel=2,
         )
     name = f"importance weighting with {num_samples} samples of the guide"
+    if shared > 1:
+        name = f"log predictive density over {-(-num_samples // each_draw)} draws, {name}"
     return Evidence(torch.cat(values), torch.cat(errors), name, weights)
 
 
-def log_ratios(fit: Fit, arguments: Arguments, num_samples: int) -> Tensor:
-    """Log p(x, z) - log q(z | x) of samples of the guide, nats, shape (num_samples, n), float64."""
+def log_ratios(fit: Fit, arguments: Arguments, num_samples: int, at_most: int | None = None) -> Tensor:
+    """Log p(x, z) - log q(z | x) of samples of the guide, nats, shape (num_samples, n), float64.
+
+    Args:
+        fit: A fit.
+        arguments: Converted data.
+        num_samples: Samples of each row.
+        at_most: How many of them may stand under one draw of what all rows share.
+    """
     guide, n = fit.guide, arguments.num_rows
     if guide is None:
         raise ValueError(
             "evidence: expected a fit with a guide, to draw samples from; got none. Fit with inference='svi'."
         )
-    at_once = max(1, ENTRIES // max(1, arguments.main.numel()))
+    at_once = max(1, min(ENTRIES // max(1, arguments.main.numel()), at_most or num_samples))
     parts = []
     with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
@@ -102,15 +122,15 @@ def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> Te
     rows = arguments.num_rows
     trace = _pyro.plain_trace(guide, arguments.args, arguments.kwargs)
     density = torch.zeros(rows, dtype=torch.float64, device=arguments.main.device)
-    values = {}
+    values: dict[str, Tensor] = {}
+    shared: dict[str, Tensor] = {}
     for name in trace.stochastic_nodes:
         site = trace.nodes[name]
         frame = next((f for f in site["cond_indep_stack"] if f.name == fit.plate and f.vectorized), None)
         if frame is None:
-            raise ValueError(
-                f"evidence: site '{name}' of the guide is shared by all rows, beside sites of every row, which "
-                "importance weighting by row cannot score. Make it a parameter of the model."
-            )
+            if not site["infer"].get("is_auxiliary"):
+                shared[name] = site["value"]
+            continue
         if frame.size != rows:
             raise ValueError(
                 f"evidence: the guide's plate '{fit.plate}' has {frame.size} rows whatever the data; got "
@@ -124,5 +144,5 @@ def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> Te
         if not site["infer"].get("is_auxiliary"):
             values[name] = site["value"]
     model = poutine.condition(fit.program, values)
-    joint = row_log_likelihood(model, depth, arguments.args, arguments.kwargs, plate=fit.plate)
+    joint = row_log_likelihood(model, depth, arguments.args, arguments.kwargs, given=shared, plate=fit.plate)
     return joint.double() - density

@@ -155,6 +155,13 @@ def _columned(parts: list[Tensor]) -> list[Tensor]:
     return [part.unsqueeze(-1) if part.dim() == 1 else part for part in parts]
 
 
+def concatenated(x: Tensor, lengths: Tensor) -> bool:
+    """Whether these look like sequences one after the other and their lengths, as hmmlearn has them."""
+    lengths = lengths.reshape(-1) if lengths.dim() == 2 and lengths.shape[1] == 1 else lengths
+    whole = lengths.dim() == 1 and bool((lengths == lengths.round()).all()) and bool((lengths > 0).all())
+    return whole and len(lengths) < len(x) and int(lengths.sum()) == len(x)
+
+
 def pad(parts: list[Tensor], filler: float | None = None, steps: int | None = None) -> Tensor:
     """Sequences side by side, later steps a repetition of the last one, or a number.
 
@@ -167,6 +174,11 @@ def pad(parts: list[Tensor], filler: float | None = None, steps: int | None = No
             f"data: expected every sequence to have at least one step; got none in sequence {empty[0]}. Leave it out."
         )
     shapes = {tuple(part.shape[1:]) for part in parts}
+    if len(parts) == 2 and concatenated(*parts):
+        raise ValueError(
+            f"data: expected a list of sequences; got {len(parts[0])} steps one after the other, and lengths that sum "
+            "to as many. Pass numpy.split(x, numpy.cumsum(lengths)[:-1])."
+        )
     if len(shapes) > 1:
         odd = next(i for i, part in enumerate(parts) if part.shape[1:] != parts[0].shape[1:])
         raise ValueError(
