@@ -63,13 +63,14 @@ def look_of(
 ) -> Look:
     """How the rows of a fit look."""
     x = arguments.main
-    named = columns is not None or arguments.names is not None or fit.columns is not None
+    names = columns or arguments.names or fit.columns or ()
+    named = not all(str(name).startswith("column ") for name in names)  # those have no header
     shape = None if arguments.layout is not None else image_shape_of(caller, x.shape[1:], named, image_shape)
     groups = None if labels is None else np.asarray(labels).reshape(-1)
     if groups is not None and len(groups) != len(x):
         raise ValueError(f"{caller}: expected one label for each of {len(x)} rows; got {len(groups)}.")
-    names = [] if shape is not None or x.dim() > 2 else axis_names(caller, fit, arguments, columns)
-    return Look(shape, names, groups)
+    shown = [] if shape is not None or x.dim() > 2 else axis_names(caller, fit, arguments, columns)
+    return Look(shape, shown, groups)
 
 
 def samples(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
     from pyro_lvm.training.result import Fit
 
-__all__ = ["NUM_SAMPLES", "importance_weighted", "log_ratios"]
+__all__ = ["NUM_SAMPLES", "importance_weighted", "log_ratios", "weighted_samples"]
 
 NUM_SAMPLES = 1000
 SHARED_DRAWS = 50  # of what all rows share, over which samples are distributed
@@ -101,24 +101,50 @@ def log_ratios(fit: Fit, arguments: Arguments, num_samples: int, at_most: int | 
         num_samples: Samples of each row.
         at_most: How many of them may stand under one draw of what all rows share.
     """
+    return _samples(fit, arguments, num_samples, at_most)[0]
+
+
+def weighted_samples(fit: Fit, arguments: Arguments, num_samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Samples of the guide given rows, with their log-ratios as in `log_ratios`.
+
+    Args:
+        fit: A fit.
+        arguments: Converted data.
+        num_samples: Samples of each row; each has a draw of its own of what all rows share.
+
+    Returns:
+        Log p(x, z) - log q(z | x), nats, shape (num_samples, n), and the values of the guide's sites,
+        (num_samples, n, ...); of those that all rows share (num_samples, ...).
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(fit.seed)
+        return _samples(fit, arguments.unweighted(), num_samples, 1 if fit.guide_sites[0] else None)
+
+
+def _samples(fit: Fit, arguments: Arguments, num_samples: int, at_most: int | None) -> tuple[Tensor, dict[str, Tensor]]:
     guide, n = fit.guide, arguments.num_rows
     if guide is None:
         raise ValueError(
             "evidence: expected a fit with a guide, to draw samples from; got none. Fit with inference='svi'."
         )
     at_once = max(1, min(ENTRIES // max(1, arguments.main.numel()), at_most or num_samples))
-    parts = []
+    parts: list[Tensor] = []
+    kept: dict[str, list[Tensor]] = {}
     with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
         for start in range(0, num_samples, at_once):
             count = min(at_once, num_samples - start)
             copies = arguments.rows(torch.arange(n, device=arguments.main.device).repeat(count))
-            parts.append(_one_pass(fit, guide, copies, depth).reshape(count, n))
-    return torch.cat(parts)
+            ratios, values = _one_pass(fit, guide, copies, depth)
+            parts.append(ratios.reshape(count, n))
+            for name, value in values.items():
+                own = name in fit.guide_sites[1]
+                kept.setdefault(name, []).append(value.reshape(count, n, *value.shape[1:]) if own else value[None])
+    return torch.cat(parts), {name: torch.cat(values) for name, values in kept.items()}
 
 
-def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> Tensor:
-    """One sample of every row."""
+def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-ratios of one sample of every row, and the values of its sites."""
     rows = arguments.num_rows
     trace = _pyro.plain_trace(guide, arguments.args, arguments.kwargs)
     density = torch.zeros(rows, dtype=torch.float64, device=arguments.main.device)
@@ -133,8 +159,8 @@ def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> Te
             continue
         if frame.size != rows:
             raise ValueError(
-                f"evidence: the guide's plate '{fit.plate}' has {frame.size} rows whatever the data; got "
-                f"{rows}. Use a guide that computes its laws from the rows."
+                f"evidence: the guide's plate '{frame.name}' has {frame.size} rows whatever the data, but samples of a "
+                "row are drawn side by side. Use a guide that computes its laws from the rows."
             )
         term = torch.as_tensor(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])).double()
         if site["mask"] is not None:
@@ -145,4 +171,4 @@ def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> Te
             values[name] = site["value"]
     model = poutine.condition(fit.program, values)
     joint = row_log_likelihood(model, depth, arguments.args, arguments.kwargs, given=shared, plate=fit.plate)
-    return joint.double() - density
+    return joint.double() - density, {**shared, **values}

@@ -214,6 +214,9 @@ class Fit(Learned):
     def to_arviz(self, x: Any = None) -> Any:
         """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.
 
+        Where a guide draws latent sites of rows, the posterior are its draws given each row, and the log-likelihood
+        has them averaged out: rank such fits by `lvm.compare`, not by ArviZ's own comparison, which wants draws.
+
         Returns:
             `arviz.InferenceData` before ArviZ 1.0, `xarray.DataTree` after.
         """
