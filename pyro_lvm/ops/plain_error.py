@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = ["PlainError"]
 
 
@@ -13,4 +15,4 @@ class PlainError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message.partition("\nTrace Shapes:")[0])
+        super().__init__(re.split(r"\n\s*Trace Shapes:", message, maxsplit=1)[0])

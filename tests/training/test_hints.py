@@ -43,7 +43,7 @@ def test_errors_of_clamp_are_one_sentence(values, message):
 def test_states_known_to_be_wrong_are_one_sentence():
     clamped = lvm.handlers.clamp(lvm.models.PoissonHMM(2), {"z": torch.full((6, 8), 5)})
     with pytest.raises(ValueError, match=r"write -1 where it is unknown\.$"):
-        lvm.fit(clamped, SERIES.abs().round(), max_epochs=1, progress=False)
+        lvm.fit(clamped, SERIES.abs().round().unsqueeze(-1), max_epochs=1, progress=False)
 
 
 def marginal(x):
