@@ -20,15 +20,18 @@ from pyro_lvm.diagnostics.labels import align, component_axes
 from pyro_lvm.diagnostics.paths import discrete_kinds
 from pyro_lvm.diagnostics.psis import pareto_k
 from pyro_lvm.evidence.exact import pointwise
+from pyro_lvm.evidence.importance import weighted_samples
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.guide_draws import draws_rows
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
 __all__ = ["Groups", "name_axes", "to_arviz"]
 
+ROW_DRAWS = 100  # of the guide for every row
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -95,6 +98,8 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
         groups = Groups({name: _numpy(v) for name, v in draws.items()}, attrs=attrs)
         name_axes(groups, fit)
         return groups
+    if draws_rows(fit):
+        return _given_rows(fit, arguments, attrs)
     likelihood = pointwise(fit, arguments)
     sequential = bool(discrete_kinds(fit, arguments)[1])
     observed = {name: _with_gaps(value, arguments) for name, value in fit.observed(arguments).items()}
@@ -111,6 +116,28 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
     if fit.sampled:
         groups.attrs.update(getattr(fit.inference, "diagnostics", {}))
     name_axes(groups, fit, arguments if sequential else None)
+    return groups
+
+
+def _given_rows(fit: Fit, arguments: Arguments, attrs: dict[str, Any]) -> Groups:
+    """Of a guide that draws sites of rows: its draws given the rows, their log-ratios, and the rows' evidence."""
+    evidence = fit.evidence(arguments)
+    ratios, draws = weighted_samples(fit, arguments, ROW_DRAWS)
+    observed = {name: value for name, value in fit.observed(arguments).items() if name not in draws}
+    groups = Groups(
+        {name: _numpy(values)[None] for name, values in draws.items()},
+        log_likelihood={next(iter(observed), "x"): _numpy(evidence.values)[None, None]},
+        observed_data={name: _numpy(value) for name, value in observed.items()},
+        sample_stats={"log_importance_ratio": _numpy(ratios)[None]},
+        attrs={**attrs, "kind": "independent draws of a guide, given each row", "log_likelihood": evidence.estimator},
+    )
+    name_axes(groups, fit)
+    row = [f"{name}_row" for name in observed][:1]
+    groups.dims["log_importance_ratio"] = row
+    for name in draws:
+        if name in fit.guide_sites[1]:
+            rest = groups.posterior[name].ndim - 3
+            groups.dims[name] = [*row, *(f"{name}_dim_{i}" for i in range(1, 1 + rest))]
     return groups
 
 

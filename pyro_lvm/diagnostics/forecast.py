@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_lvm.diagnostics.impute import answer
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, common_states, possible_rows, thinned
-from pyro_lvm.diagnostics.paths import Draws, chains_of, discrete_kinds, ordered
+from pyro_lvm.diagnostics.paths import Draws, chains_of, discrete_kinds, how_to_hide_states, ordered
 from pyro_lvm.training.arguments import Arguments
 from pyro_lvm.training.labels import labels_of
 from pyro_lvm.training.sequences import LENGTHS, along_steps
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Forecast", "forecast"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Forecast:
     """The law of the steps that follow n sequences; of one series, without the axis n.
 
@@ -44,6 +44,10 @@ class Forecast:
     mean: Float[Tensor, "*n steps ..."]
     samples: Float[Tensor, "s *n steps ..."]
     paths: Int[Tensor, "s *n steps"]
+
+    def __repr__(self) -> str:
+        shapes = (f"{name}={tuple(getattr(self, name).shape)}" for name in ("states", "mean", "samples", "paths"))
+        return f"Forecast({', '.join(shapes)})"
 
     def quantile(self, probability: float) -> Tensor:
         """A quantile of the draws, (n, steps, ...).
@@ -61,7 +65,7 @@ def forecast(fit: Fit, arguments: Arguments, steps: int, count: int, covariates:
     if len(hidden) != 1:
         raise ValueError(
             f"forecast: expected a model with one hidden Markov site; got {', '.join(hidden) or 'none'}. "
-            "Observe sequences by lvm.distributions.HMM."
+            f"{how_to_hide_states(fit, arguments)}"
         )
     if arguments.main.dim() < 2:
         shape = tuple(arguments.main.shape)

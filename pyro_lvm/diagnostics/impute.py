@@ -1,8 +1,9 @@
-r"""Missing entries of given rows: their posterior means.
+r"""Given rows as their latent sites see them, and their missing entries: posterior means.
 
 .. math:: \mathrm{E}[x_m \mid x_o] = \sum_k p(z = k \mid x_o)\, \mathrm{E}[x_m \mid x_o, z = k]
 
-The posterior weights come from the E-step, the means from the observed site's distribution, whatever the model.
+The posterior weights come from the E-step, or the latent sites from a guide, the means from the observed site's
+distribution, whatever the model. Means of entries that are known, from the same posterior, reconstruct the rows.
 
 References:
     Z. Ghahramani, M. Jordan (1994), Supervised learning from incomplete data via an EM approach, NIPS 6.
@@ -22,18 +23,22 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, thinned
 from pyro_lvm.diagnostics.paths import discrete_kinds
-from pyro_lvm.distributions import HMM, PartialMultivariateNormal
+from pyro_lvm.diagnostics.row_latents import row_draws, row_guide
+from pyro_lvm.distributions import HMM, RBM, PartialMultivariateNormal
 from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.infer.enumeration import expect, weigh
 from pyro_lvm.infer.factors import Factor, trace_factors
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.guide_draws import draws_rows
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["answer", "impute"]
+__all__ = ["answer", "impute", "reconstruct"]
+
+RECONSTRUCTIONS = 20  # draws of a guide: their error is less than a fourth of what one draw shows
 
 
 def impute(fit: Fit, arguments: Arguments) -> Any:
@@ -55,33 +60,55 @@ def impute(fit: Fit, arguments: Arguments) -> Any:
     missing = x.isnan()
     if not bool(missing.any()):
         return arguments.returned(x.clone(), columns=True)
+    table = _means(fit, arguments, thinned(fit, AVERAGED_DRAWS), "impute")
+    return arguments.returned(torch.where(missing, table.to(x.dtype), x), columns=True)
+
+
+def reconstruct(fit: Fit, arguments: Arguments) -> Any:
+    """Rows as expected given their own latent sites; see `Fit.reconstruct`."""
     draws = thinned(fit, AVERAGED_DRAWS)
+    with torch.random.fork_rng():
+        torch.manual_seed(fit.seed)
+        if draws_rows(fit):
+            guide = row_guide(fit, arguments)
+            draws = [{**draws[i % len(draws)], **row_draws(fit, guide, arguments)} for i in range(RECONSTRUCTIONS)]
+        table = _means(fit, arguments, draws, "reconstruct")
+    return arguments.returned(table, columns=True)
+
+
+def _means(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]], caller: str) -> Tensor:
+    """The rows' posterior means given all but their discrete sites, averaged over draws of those, shape (n, ...)."""
+    x = arguments.main
+    arguments = arguments.unweighted()
     total: dict[str, Tensor] = {}
     hidden = bool(discrete_kinds(fit, arguments)[1])
     with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(x.numel()):
         depth = nesting(fit, arguments)
         for given in draws:
             model = poutine.condition(fit.program, given)
-            factors = _weighed(model, depth, arguments, hidden)
-            for factor in _observed(factors, x, several=isinstance(fit.model, LatentVariableModel)):
+            factors = {name: f for name, f in _weighed(model, depth, arguments, hidden).items() if name not in given}
+            for factor in _observed(factors, x, caller, several=isinstance(fit.model, LatentVariableModel)):
                 found = _average(factor, depth)
                 total[factor.name] = total[factor.name] + found if factor.name in total else found
         if not total:
-            raise ValueError("impute: expected a fit with draws; got none.")
+            raise ValueError(f"{caller}: expected a fit with draws; got none.")
         averages = {
             name: t.argmax(-1).to(x.dtype) if t.dim() > factors[name].value.dim() else t.detach() / len(draws)
             for name, t in total.items()
         }
         table = averages.popitem()[1] if len(averages) == 1 else _assembled(fit.model, {**draws[0], **averages}, x)
-    return arguments.returned(torch.where(missing, table.to(x.dtype).reshape(x.shape), x), columns=True)
+    if table.numel() != x.numel():
+        raise ValueError(f"{caller}: expected rows in a plate; {fit.name} makes one observation of all of its data.")
+    return table.reshape(x.shape)
 
 
 def _weighed(model: Callable, depth: int, arguments: Arguments, hidden: bool) -> dict[str, Factor]:
     """The factors of a program with the posterior weights of their cells; hidden Markov sites are taken as a whole."""
-    if not hidden:
-        return expect(model, depth, arguments.args, arguments.kwargs).factors
     trace, factors = trace_factors(model, depth, arguments.args, arguments.kwargs)
-    if any(factor.enumerated for factor in factors.values()):
+    enumerated = any(factor.enumerated for factor in factors.values())
+    if enumerated and not hidden:
+        return expect(model, depth, arguments.args, arguments.kwargs).factors
+    if enumerated:
         weigh(trace, factors)
     else:
         for factor in factors.values():
@@ -89,14 +116,14 @@ def _weighed(model: Callable, depth: int, arguments: Arguments, hidden: bool) ->
     return factors
 
 
-def _observed(factors: dict[str, Factor], x: Tensor, several: bool) -> list[Factor]:
+def _observed(factors: dict[str, Factor], x: Tensor, caller: str, several: bool) -> list[Factor]:
     """The site that observes the rows, or the sites that do so between them."""
     observed = [factor for factor in factors.values() if factor.site["is_observed"]]
     whole = [factor for factor in observed if x.shape in (factor.value.shape, (*factor.value.shape, 1))][:1]
     if whole or (several and len(observed) > 1):
         return whole or observed
     raise ValueError(
-        f"impute: expected a site that observes rows of shape {tuple(x.shape)}; the model has "
+        f"{caller}: expected a site that observes rows of shape {tuple(x.shape)}; the model has "
         f"{', '.join(f'{f.name} {tuple(f.value.shape)}' for f in observed) or 'none'}. "
         "Observe the rows in one site."
     )
@@ -133,7 +160,7 @@ def answer(fn: Any, value: Tensor) -> Tensor:
         return fn.mean.expand(fn.batch_shape + fn.event_shape)
     except NotImplementedError as error:
         raise ValueError(
-            f"impute: expected a distribution with a mean; got {type(fn).__name__}. "
+            f"Fit: expected a distribution with a mean; got {type(fn).__name__}. "
             "Register what it expects with pyro_lvm.diagnostics.impute.answer.register."
         ) from error
 
@@ -151,6 +178,11 @@ def _(fn: dist.MaskedDistribution, value: Tensor) -> Tensor:
 @answer.register
 def _(fn: torch.distributions.Independent, value: Tensor) -> Tensor:
     return answer(fn.base_dist, value)
+
+
+@answer.register
+def _(fn: RBM, value: Tensor) -> Tensor:
+    return fn.visible_mean(fn.hidden_probs(value))  # the mean field of one step down: hidden units at their means
 
 
 @answer.register

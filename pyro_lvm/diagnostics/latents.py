@@ -13,8 +13,9 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm import _pyro
-from pyro_lvm.diagnostics.paths import decoded, discrete_kinds, drawn, smoothed
-from pyro_lvm.diagnostics.row_latents import row_draws, row_guide
+from pyro_lvm.diagnostics.inner_latents import inner_draws, inner_posterior, inner_states
+from pyro_lvm.diagnostics.paths import decoded, discrete_kinds, drawn, how_to_hide_states, smoothed
+from pyro_lvm.diagnostics.row_latents import row_draws, row_guide, row_tables
 from pyro_lvm.distributions import HMM
 from pyro_lvm.evidence.exact import log_likelihood, nesting
 from pyro_lvm.infer.enumeration import expect
@@ -54,7 +55,8 @@ def draw_responsibilities(
             with possible_rows(fit, arguments):
                 marginals = expect(model, depth, arguments.args, arguments.kwargs).marginals()
             if not marginals:
-                raise ValueError("predict: the model has no discrete latent site.")
+                hint = how_to_hide_states(fit, arguments, "Its parameters are in fit.params.")
+                raise ValueError(f"predict: the model has no discrete latent site. {hint}")
             yield marginals
 
 
@@ -81,8 +83,10 @@ def possible_rows(fit: Fit, arguments: Arguments) -> Iterator[None]:
 def responsibilities(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     """Posterior of every discrete site and hidden path, averaged over draws with their labels aligned."""
     draws = thinned(fit, AVERAGED_DRAWS)
+    if draws_rows(fit):
+        return row_tables(fit, arguments, draws)
     enumerated, hidden = discrete_kinds(fit, arguments)
-    if not (enumerated or hidden) and (inside := _summed_out(fit, arguments, "posterior")):
+    if not (enumerated or hidden) and (inside := inner_posterior(fit, arguments, draws)):
         return inside
     found = _averaged(fit, arguments, draws) if enumerated or not hidden else {}
     if hidden:
@@ -90,18 +94,6 @@ def responsibilities(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
             paths = smoothed(fit, arguments, draws, common_states(fit, arguments, draws))
         found.update({name: arguments.returned(table) for name, table in paths.items()})
     return found
-
-
-def _summed_out(fit: Fit, arguments: Arguments, method: str) -> dict[str, Tensor]:
-    """What the laws of observed sites tell of latent variables that they sum out themselves, at a point."""
-    arguments = arguments.unweighted()
-    with fit.scope(), torch.no_grad(), _pyro.validation(False):
-        trace = _pyro.plain_trace(fit.program, arguments.args, arguments.kwargs)
-        return {
-            name: getattr(site["fn"], method)(site["value"])
-            for name, site in trace.nodes.items()
-            if getattr(site.get("fn"), "summed_out", "")
-        }
 
 
 def _averaged(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -128,11 +120,13 @@ def common_states(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]]
 def most_probable(fit: Fit, arguments: Arguments) -> dict[str, Tensor]:
     """The jointly most probable states at a point; the most probable state of each site under a posterior.
 
-    Hidden paths are decoded as a whole either way.
+    Hidden paths are decoded as a whole either way. Of sites that a guide draws: the most probable state of each.
     """
+    if draws_rows(fit):
+        return {name: table.argmax(-1) for name, table in responsibilities(fit, arguments).items()}
     enumerated, hidden = discrete_kinds(fit, arguments)
     found: dict[str, Tensor] = {}
-    if not (enumerated or hidden) and (inside := _summed_out(fit, arguments, "most_probable")):
+    if not (enumerated or hidden) and (inside := inner_states(fit, arguments, thinned(fit, AVERAGED_DRAWS))):
         return inside
     if len(enumerated) > 1 and not fit.latent:
         found = _discrete(fit, arguments, {}, temperature=0)
@@ -170,15 +164,19 @@ def posterior_draws(fit: Fit, arguments: Arguments, count: int) -> dict[str, Ten
     enumerated, hidden = discrete_kinds(fit, arguments)
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
-        found: dict[str, Tensor] = {}
-        if enumerated or not hidden:
-            draws = [{**given, **_discrete(fit, arguments, given, temperature=1)} for given in chosen]
-        if fit.latent or enumerated or not hidden:
-            joint = [draws[i % len(draws)] for i in range(count)]
-            found = {name: torch.stack([j[name] for j in joint]) for name in joint[0]}
+        joint = chosen
+        if enumerated:
+            joint = [{**given, **_discrete(fit, arguments, given, temperature=1)} for given in chosen]
+        found = {name: torch.stack([j[name] for j in joint]) for name in joint[0]}
         if hidden:
             with possible_rows(fit, arguments):
-                found.update(drawn(fit, arguments, draws, count))
+                found.update(drawn(fit, arguments, joint if enumerated else draws, count))
+        if not (enumerated or hidden):
+            found.update(inner_draws(fit, arguments, draws, count))
+    if not found:
+        raise ValueError(
+            f"posterior: expected a model with latent sites; {fit.name} has none. Its parameters are in fit.params."
+        )
     return found
 
 
@@ -204,8 +202,10 @@ def _unknown_discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor]) 
     return any(trace.nodes[name]["fn"].has_enumerate_support for name in trace.stochastic_nodes)
 
 
-def generate(fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None = None) -> dict[str, Tensor]:
-    """New rows of every observed site, each from a draw of its own."""
+def generate(
+    fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None = None, means: bool = False
+) -> dict[str, Tensor]:
+    """New rows of every observed site, each from a draw of its own; or the means of rows given their latent sites."""
     draws = thinned(fit, n)
     counts = torch.bincount(torch.arange(n) % len(draws), minlength=len(draws)).tolist()
     parts: list[dict[str, Tensor]] = []
@@ -213,7 +213,7 @@ def generate(fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None
         start = 0
         for given, size in zip(draws, counts, strict=True):
             part = {k: v[start : start + size] for k, v in covariates.items()}
-            parts.append(_generate(fit, size, given, part, num_steps))
+            parts.append(_generate(fit, size, given, part, num_steps, means))
             start += size
     rows = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     shuffled = torch.randperm(n) if len(draws) > 1 and not covariates else torch.arange(n)
@@ -221,7 +221,7 @@ def generate(fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None
 
 
 def _generate(
-    fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[str, Any], num_steps: int | None
+    fit: Fit, size: int, given: dict[str, Tensor], covariates: dict[str, Any], num_steps: int | None, means: bool
 ) -> dict[str, Tensor]:
     prototype = fit.prototype(size)
     if num_steps is not None:
@@ -233,12 +233,13 @@ def _generate(
         model = poutine.uncondition(_Lasting()(fit.model))
         args, kwargs = prototype.args, {**prototype.kwargs, **covariates}
     trace = poutine.trace(poutine.condition(model, given)).get_trace(*args, **kwargs)
-    observed = {
-        name: site["value"]
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and site["infer"].get("was_observed")
-    }
-    return observed or {"x": trace.nodes["_RETURN"]["value"]}
+    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    observed = {name: site for name, site in sites.items() if site["infer"].get("was_observed")}
+    returned = trace.nodes["_RETURN"]["value"]
+    if means:
+        shown = observed or {name: site for name, site in sites.items() if site["value"] is returned}
+        return {name: site["fn"].mean for name, site in shown.items()}
+    return {name: site["value"] for name, site in observed.items()} or {"x": returned}
 
 
 class _Lasting(Messenger):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -19,6 +20,7 @@ from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.handlers.hidden_states import states_of
 from pyro_lvm.infer.enumeration import weigh
 from pyro_lvm.infer.factors import Factor, trace_factors
+from pyro_lvm.infer.m_step import innermost
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops import chains
@@ -30,7 +32,17 @@ if TYPE_CHECKING:
     from pyro_lvm.distributions import HMM
     from pyro_lvm.training.result import Fit
 
-__all__ = ["Chains", "chains_of", "decoded", "discrete_kinds", "drawn", "log_likelihoods", "ordered", "smoothed"]
+__all__ = [
+    "Chains",
+    "chains_of",
+    "decoded",
+    "discrete_kinds",
+    "drawn",
+    "how_to_hide_states",
+    "log_likelihoods",
+    "ordered",
+    "smoothed",
+]
 
 CELLS = 2**22
 """Numbers that the tables of the draws worked on together may hold, 32 MB; three times as much in their posteriors."""
@@ -122,6 +134,18 @@ def discrete_kinds(fit: Fit, arguments: Arguments) -> tuple[list[str], list[str]
         trace = structure(fit.program, arguments.args, arguments.kwargs, fresh=False)
     hidden = [name for site in trace.nodes.values() if (name := states_of(site)) is not None]
     return discrete_sites(trace), hidden
+
+
+def how_to_hide_states(
+    fit: Fit, arguments: Arguments, otherwise: str = "Observe sequences by lvm.distributions.HMM."
+) -> str:
+    """What to do for a program's sequences to have hidden paths, if they have a law that keeps its own from us."""
+    with fit.scope(), _pyro.validation(False):
+        trace = structure(fit.program, arguments.args, arguments.kwargs, fresh=False)
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and isinstance(innermost(site["fn"]), dist.DiscreteHMM):
+            return f"Site '{name}' keeps its states to itself; give it lvm.distributions.HMM.from_discrete_hmm(law)."
+    return otherwise
 
 
 def chains_of(fit: Fit, arguments: Arguments, draws: Draws) -> Iterator[tuple[slice, dict[str, Chains]]]:

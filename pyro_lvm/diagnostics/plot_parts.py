@@ -19,6 +19,7 @@ from pyro_lvm.diagnostics.latents import thinned
 from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.infer.by_row import row_log_likelihood
 from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.guide_draws import draws_rows
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
@@ -79,6 +80,11 @@ def first_draw(fit: Fit) -> dict[str, torch.Tensor]:
 
 def read_rows(caller: str, fit: Fit, arguments: Arguments, columns: Sequence[str] | None) -> tuple[Array, list[str]]:
     """The rows as a matrix, and a name for each column."""
+    if draws_rows(fit):
+        raise ValueError(
+            f"{caller}: expected a fit that sums out the latent sites of rows; the guide of {fit.name} draws them. "
+            "Use kind='latent' or kind='samples'."
+        )
     x = arguments.main
     if len(arguments.values) > 1 or x.dim() > 2 or not x.is_floating_point():
         raise ValueError(

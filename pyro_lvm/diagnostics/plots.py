@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pyro_lvm.diagnostics.labels import align, component_axes
+from pyro_lvm.diagnostics.loss_plots import losses
 from pyro_lvm.diagnostics.plot_parts import (
     CERTAIN,
     MASSES,
@@ -35,12 +36,11 @@ from pyro_lvm.diagnostics.plot_parts import (
     panel_entries,
     principal_plane,
     read_rows,
-    readable_range,
     share_label,
-    smoothed,
     state_table,
     strip_frame,
 )
+from pyro_lvm.diagnostics.row_plots import filters, latent, reconstructions, samples
 from pyro_lvm.diagnostics.sequence_plots import durations, states, transitions
 
 if TYPE_CHECKING:
@@ -52,9 +52,13 @@ __all__ = [
     "comparison",
     "density",
     "durations",
+    "filters",
+    "latent",
     "losses",
     "posteriors",
+    "reconstructions",
     "responsibilities",
+    "samples",
     "states",
     "transitions",
 ]
@@ -233,53 +237,6 @@ def posteriors(fits: Mapping[str, Fit], x: Any, site: str = "loc", columns: Sequ
     figure.suptitle(f"Posterior density of {site}{part}", fontsize=11)
     handles, keys = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, keys, loc="outside lower center", ncols=min(len(keys), 4), frameon=False, fontsize=9)
-    return figure
-
-
-def losses(fits: Mapping[str, Fit]) -> Figure:
-    """Loss by epoch, one panel per kind of inference, since a negative ELBO is no negative log-likelihood.
-
-    The vertical axis leaves out the steep start, so that the end can be read; the legend gives the final loss. A
-    curve that goes up and down is drawn pale, with its moving average over a twentieth of the epochs.
-
-    Args:
-        fits: Fits by name; those without a history of losses (samplers) are left out.
-
-    Raises:
-        ValueError: No fit has a history.
-    """
-    panels: dict[str, dict[str, Array]] = {}
-    for name, fit in fits.items():
-        for key, values in fit.history.items():
-            curve = np.array(values, float)
-            if np.isfinite(curve).any():
-                kind = f"{type(fit.inference).__name__}: {key.replace('_', ' ')}"
-                panels.setdefault(kind, {})[name] = curve
-    if not panels:
-        raise ValueError("losses: expected at least one fit with a history of losses; got none. Samplers have none.")
-    colours = {name: colour_of(i) for i, name in enumerate(fits)}
-    figure = new_figure(5.2 * len(panels), 3.8)
-    for ax, (kind, curves) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
-        strip_frame(ax)
-        for name, curve in curves.items():
-            epochs = np.arange(1, len(curve) + 1)
-            smooth = smoothed(curve)
-            if smooth is not curve:
-                ax.plot(epochs, curve, color=colours[name], alpha=0.25, linewidth=0.7)
-            label = f"{name}: {smooth[np.isfinite(smooth)][-1]:.1f}"
-            ax.plot(epochs, smooth, color=colours[name], linewidth=1.8, label=label, marker="o", markevery=[-1])
-        low, high, cut = readable_range(list(curves.values()))
-        lengths = [len(curve) for curve in curves.values()]
-        if max(lengths) > 8 * min(lengths):
-            ax.set_xscale("log")
-            ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.set(
-            ylim=(low, high),
-            xlabel="epoch",
-            ylabel="loss (nats)",
-            title=kind + (" (start cut off)" if cut else ""),
-        )
-        ax.legend(title="final loss", frameon=False, fontsize=9, title_fontsize=9)
     return figure
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, common_states, thinned
-from pyro_lvm.diagnostics.paths import chains_of, decoded, discrete_kinds, ordered, smoothed
+from pyro_lvm.diagnostics.paths import chains_of, decoded, discrete_kinds, how_to_hide_states, ordered, smoothed
 from pyro_lvm.diagnostics.plot_parts import PROBABILITY, Array, axis_names, colour_of, new_figure, strip_frame
 from pyro_lvm.training.data import Arguments
 
@@ -189,7 +189,7 @@ def _the_path(caller: str, fit: Fit, arguments: Arguments) -> tuple[str, Any]:
     if len(hidden) != 1:
         raise ValueError(
             f"{caller}: expected a model with one hidden Markov site; got {', '.join(hidden) or 'none'}. "
-            "Observe sequences by lvm.distributions.HMM."
+            f"{how_to_hide_states(fit, arguments)}"
         )
     return hidden[0], common_states(fit, arguments, thinned(fit, AVERAGED_DRAWS))
 

@@ -8,7 +8,7 @@ Every target word translates one source word, or (:math:`z_j = 0`) the empty wor
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -54,9 +54,10 @@ class AlignedSentence(TorchDistribution):
 
     Attributes:
         summed_out: What latent variables the law sums out, in a word; plans and predictions go by it.
+        latent: What they are called among draws from their posterior.
     """
 
-    summed_out = "alignments"
+    summed_out, latent = "alignments", "z"
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - models check words and lengths once
 
     def __init__(
@@ -106,11 +107,23 @@ class AlignedSentence(TorchDistribution):
         Args:
             value: Target sentences, shape (n, J).
         """
-        paths = torch.full(value.shape, -1, device=value.device)
+        return self._paths(value, self._decode)
+
+    def posterior_sample(self, value: Tensor, count: int) -> Int[Tensor, "count n targets"]:
+        """Alignments drawn from their posterior, each in the form of `most_probable`.
+
+        Args:
+            value: Target sentences, shape (n, J).
+            count: Number of draws.
+        """
+        return self._paths(value, lambda group, emission: self._draw_posterior(group, emission, count), count)
+
+    def _paths(self, value: Tensor, find: Callable[[Group, Tensor], Tensor], *leading: int) -> Tensor:
+        paths = torch.full((*leading, *value.shape), -1, device=value.device)
         with torch.no_grad():
             for group in self.groups(value):
-                path = self._decode(group, self._emission(group))
-                paths[group.rows, : path.shape[1]] = torch.where(group.inside, path, -1)
+                path = find(group, self._emission(group))
+                paths[..., group.rows, : path.shape[-1]] = torch.where(group.inside, path, -1)
         return paths
 
     def sample_alignments(self) -> Int[Tensor, "n targets"]:
@@ -189,6 +202,10 @@ class AlignedSentence(TorchDistribution):
     @abstractmethod
     def _decode(self, group: Group, emission: Tensor) -> Tensor:
         """Most probable positions, shape (g, J)."""
+
+    @abstractmethod
+    def _draw_posterior(self, group: Group, emission: Tensor, count: int) -> Tensor:
+        """Positions drawn from their posterior, shape (count, g, J)."""
 
     @abstractmethod
     def _draw(self, size: int, number: int) -> Tensor:

@@ -72,6 +72,10 @@ class GaussianRBM(RBM):
         self.noise_scale = noise_scale
         super().__init__(weight, visible_bias, hidden_bias, **options)
 
+    def visible_mean(self, hidden: Tensor) -> Tensor:
+        """Means of the visible units given hidden ones, batch + (d,)."""
+        return self.visible_field(hidden)
+
     def annealed(self, inverse_temperature: float) -> GaussianRBM:
         """The machine with weights and hidden biases scaled down, and the mean on its way from the base."""
         beta = inverse_temperature

@@ -86,6 +86,10 @@ class IndependentAlignment(AlignedSentence):
     def _decode(self, group: Group, emission: Tensor) -> Tensor:
         return self._joint(group, emission).argmax(-1)
 
+    def _draw_posterior(self, group: Group, emission: Tensor, count: int) -> Tensor:
+        law = torch.distributions.Categorical(logits=self._joint(group, emission), validate_args=False)
+        return law.sample(torch.Size([count]))
+
     def _draw(self, size: int, number: int) -> Tensor:
         law = torch.distributions.Categorical(logits=self.log_positions(size, self.event_shape[0]))
         return law.sample(torch.Size([number]))

@@ -114,6 +114,10 @@ class MarkovAlignment(AlignedSentence):
         path, _ = chains.viterbi(*self._inputs(group, emission))
         return torch.where(path < group.num_source_words, path + 1, 0)
 
+    def _draw_posterior(self, group: Group, emission: Tensor, count: int) -> Tensor:
+        path = chains.sample(*self._inputs(group, emission), num_samples=count)
+        return torch.where(path < group.num_source_words, path + 1, 0)
+
     def _draw(self, size: int, number: int) -> Tensor:
         initial, transition = self.chain(size)
         states = [torch.distributions.Categorical(logits=initial).sample(torch.Size([number]))]

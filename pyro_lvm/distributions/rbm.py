@@ -59,6 +59,10 @@ class RBM(EnergyDistribution):
     Raises:
         ValueError: Shapes do not fit.
 
+    Attributes:
+        summed_out: What latent variables the law sums out, in a word; predictions go by it.
+        latent: What they are called among draws from their posterior.
+
     References:
         P. Smolensky (1986), Information processing in dynamical systems: foundations of harmony theory.
         G. Montavon, K.-R. Mueller (2012), Deep Boltzmann machines and the centering trick, equation 5.
@@ -78,6 +82,7 @@ class RBM(EnergyDistribution):
         "hidden_bias": constraints.real_vector,
     }
     support = constraints.independent(constraints.boolean, 1)
+    summed_out, latent = "hidden units", "h"
 
     def __init__(
         self,
@@ -129,6 +134,25 @@ class RBM(EnergyDistribution):
     def visible_field(self, hidden: Tensor) -> Tensor:
         """What the visible units' law depends on given hidden ones, batch + (d,): here their log-odds."""
         return _affine(self.visible_bias, hidden - self.hidden_offset, self.weight.mT)
+
+    def visible_mean(self, hidden: Tensor) -> Tensor:
+        """Means of the visible units given hidden ones, batch + (d,)."""
+        return self.visible_field(hidden).sigmoid()
+
+    def posterior(self, value: Tensor) -> Tensor:
+        """Probabilities that each hidden unit is 0 and 1 given visible ones, batch + (m, 2)."""
+        probs = self.hidden_probs(value)
+        return torch.stack([1 - probs, probs], -1)
+
+    def most_probable(self, value: Tensor) -> Tensor:
+        """The most probable states of the hidden units given visible ones, jointly and each by itself, batch + (m,)."""
+        return (self.hidden_logits(value) > 0).long()
+
+    def posterior_sample(self, value: Tensor, count: int) -> Tensor:
+        """States of the hidden units drawn given visible ones, (count,) + batch + (m,)."""
+        with torch.no_grad():
+            logits = self.hidden_logits(value)
+            return _bernoulli(logits.expand(count, *logits.shape))
 
     def gibbs(self, value: Tensor, num_steps: int = 1) -> Tensor:
         """Values after sampling all hidden, then all visible units, `num_steps` times."""

@@ -38,12 +38,15 @@ class Evidence:
         standard_error: Monte Carlo standard error of each value, nats, shape (n,); zero where exact.
         estimator: What was computed.
         weights: How many rows each row counts for, shape (n,).
+        shared_error: The part of the standard error that is one error, the same in all rows, nats: that of an estimated
+            normalizer. Over n rows it adds up to n times as much, other errors only to the root of n times as much.
     """
 
     values: Tensor
     standard_error: Tensor
     estimator: str
     weights: Tensor
+    shared_error: float = 0.0
 
     @property
     def num_rows(self) -> float:
@@ -58,19 +61,36 @@ class Evidence:
 
     @property
     def error_of_total(self) -> float:
-        """Standard error of the total over rows, nats: how it would vary with other rows of the same source.
+        """Standard error of the total, nats: how it would vary with other rows of the same source, and other chains.
 
-        Of a single row it is not known: NaN.
+        What differs from row to row, Monte Carlo errors too, is seen in the spread of the values; an error that all
+        rows share is not, and is added. Of a single row it is not known: NaN.
         """
         values, weights = self._counted()
         if len(values) == 1:
             return math.nan
         mean = (values * weights).sum() / weights.sum()
-        return float((weights * (values - mean) ** 2).sum().sqrt())
+        spread = (weights * (values - mean) ** 2).sum()
+        return math.sqrt(float(spread) + (float(weights.sum()) * self.shared_error) ** 2)
+
+    @property
+    def simulation_error_of_total(self) -> float:
+        """Monte Carlo standard error of the total of just these rows, nats; zero where exact."""
+        weights = self.weights.double()
+        own = self.standard_error.double().square() - self.shared_error**2
+        shared = (float(weights.sum()) * self.shared_error) ** 2
+        return math.sqrt(float((weights.square() * own.clamp_min(0)).sum()) + shared)
 
     def minus(self, other: Evidence) -> Evidence:
-        """The difference from another model's evidence on the same rows."""
-        return replace(self, values=self.values.double() - other.values.double().to(self.values.device))
+        """The difference from another model's evidence on the same rows; its own errors cancel out."""
+        same = other is self
+        errors = self.standard_error.double().square() + other.standard_error.double().square().to(self.values.device)
+        return replace(
+            self,
+            values=self.values.double() - other.values.double().to(self.values.device),
+            standard_error=torch.zeros_like(errors) if same else errors.sqrt(),
+            shared_error=0.0 if same else math.hypot(self.shared_error, other.shared_error),
+        )
 
     def _counted(self) -> tuple[Tensor, Tensor]:
         """Values and weights of the rows that count: one that does not may be impossible."""
@@ -85,6 +105,7 @@ def concatenate(parts: Sequence[Evidence]) -> Evidence:
         torch.cat([part.standard_error for part in parts]),
         parts[0].estimator,
         torch.cat([part.weights for part in parts]),
+        max(part.shared_error for part in parts),
     )
 
 
@@ -139,7 +160,7 @@ def log_likelihood(fit: Fit, arguments: Arguments, num_samples: int | None = Non
     """Log-likelihood by row: averaged over the fit's draws, or importance weighted if the guide draws sites of rows.
 
     The normalizer of an undirected site too large to be summed up is estimated once by annealed importance sampling.
-    Its error is the same for all rows.
+    Its error is the same for all rows, as `Evidence.shared_error` says.
 
     Args:
         fit: A fit.
@@ -158,6 +179,7 @@ def log_likelihood(fit: Fit, arguments: Arguments, num_samples: int | None = Non
         found = replace(
             found,
             standard_error=error.sqrt().to(found.standard_error),
+            shared_error=math.hypot(found.shared_error, normalizer.standard_error),
             estimator=f"{found.estimator.removeprefix('exact ')}, normalizer of '{name}' by {normalizer.estimator}",
         )
     return found

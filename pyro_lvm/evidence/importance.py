@@ -5,6 +5,9 @@ r"""Log-likelihood of rows by importance weighting, with the guide as proposal.
 On average it is too small, and the less so the more samples there are. Rows are independent given the parameters, so a
 table in which every row stands S times gives S samples of each at once, to any program whatever shapes it expects.
 
+Where the guide also draws what all rows share, that is drawn anew for every part of the samples, and the average over
+all of them is the predictive density of a row: :math:`\log \int p(x_n \mid \theta) q(\theta) d\theta`.
+
 References:
     Y. Burda, R. Grosse, R. Salakhutdinov (2016), Importance weighted autoencoders, ICLR, equation 8.
     A. Vehtari et al. (2024), Pareto smoothed importance sampling, JMLR 25.
@@ -34,9 +37,10 @@ if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
     from pyro_lvm.training.result import Fit
 
-__all__ = ["NUM_SAMPLES", "importance_weighted", "log_ratios"]
+__all__ = ["NUM_SAMPLES", "importance_weighted", "weighted_samples"]
 
 NUM_SAMPLES = 1000
+SHARED_DRAWS = 50  # of what all rows share, over which samples are distributed
 ENTRIES = 2**22  # of the data in one pass: bounds the memory that networks take
 UNRELIABLE, MANY = 0.7, 0.1  # Pareto shape beyond which a row's error is not to be trusted; share of rows to warn at
 
@@ -45,7 +49,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     """Log-likelihood by row with the guide as proposal; discrete sites that the guide leaves are summed out.
 
     Args:
-        fit: A fit whose guide draws latent sites of every row, and no others.
+        fit: A fit whose guide draws latent sites of every row.
         arguments: Converted data.
         num_samples: Samples of each row.
 
@@ -53,22 +57,27 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
         Values in nats with their standard errors by the delta method.
 
     Raises:
-        ValueError: The guide draws sites that rows share, or does not take these rows.
+        ValueError: The guide does not take these rows.
     """
+    from pyro_lvm.diagnostics.latents import thinned
+
     num_samples = whole_number("evidence", "num_samples", num_samples)
     weights, arguments = arguments.weights, arguments.unweighted()
+    shared = min(SHARED_DRAWS, num_samples) if fit.guide_sites[0] and len(thinned(fit, 2)) > 1 else 1
+    each_draw = -(-num_samples // shared) if shared > 1 else 1
     # written in place: small tensors kept between passes would leave the memory of the large ones in pieces
     values, errors = torch.full((2, arguments.num_rows), math.nan, dtype=torch.float64, device=arguments.main.device)
     shapes, start = [], 0
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
-        for table in log_ratios(fit, arguments, num_samples):
+        for table in _log_ratios(fit, arguments, num_samples, each_draw if shared > 1 else None):
             value = table.logsumexp(0) - math.log(num_samples)
             relative = torch.where(value.isinf(), 1.0, (table - value).exp())
             part = slice(start, start + len(value))
             values[part] = value
-            if num_samples > 1:
-                errors[part] = relative.std(0) / math.sqrt(num_samples)
+            means = torch.stack([part.mean(0) for part in relative.split(each_draw)])  # within a part they are alike
+            if len(means) > 1:
+                errors[part] = means.std(0) / math.sqrt(len(means))
             start = part.stop
             shapes += [pareto_k(column) for column in table.T.cpu().numpy()]
     bad = sum(shape > UNRELIABLE for shape in shapes)
@@ -80,30 +89,80 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
             stacklevel=2,
         )
     name = f"importance weighting with {num_samples} samples of the guide"
+    if shared > 1:
+        name = f"log predictive density over {-(-num_samples // each_draw)} draws, {name}"
     return Evidence(values, errors, name, weights)
 
 
-def log_ratios(fit: Fit, arguments: Arguments, num_samples: int) -> Iterator[Tensor]:
+def weighted_samples(fit: Fit, arguments: Arguments, num_samples: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Samples of the guide given rows, with their weights.
+
+    Args:
+        fit: A fit.
+        arguments: Converted data.
+        num_samples: Samples of each row; each has a draw of its own of what all rows share.
+
+    Returns:
+        Log p(x, z) - log q(z | x), nats, shape (num_samples, n), and the values of the guide's sites,
+        (num_samples, n, ...); of those that all rows share (num_samples, ...).
+    """
+    arguments = arguments.unweighted()
+    with torch.random.fork_rng():
+        torch.manual_seed(fit.seed)
+        index = torch.arange(arguments.num_rows, device=arguments.main.device)
+        guide = _settled_guide(fit, arguments)
+        return _samples(fit, guide, arguments, index, num_samples, 1 if fit.guide_sites[0] else None)
+
+
+def _log_ratios(fit: Fit, arguments: Arguments, num_samples: int, at_most: int | None) -> Iterator[Tensor]:
     """Log p(x, z) - log q(z | x) of samples of the guide, nats, (num_samples, m) for m rows after m others, float64."""
+    at_once = max(1, ENTRIES // max(1, arguments.main[0].numel()))
+    for first in range(0, arguments.num_rows, at_once):
+        block = arguments.rows(slice(first, first + at_once))
+        guide = _settled_guide(fit, block)
+        for index in torch.arange(block.num_rows, device=block.main.device).split(max(1, at_once // num_samples)):
+            yield _samples(fit, guide, block, index, num_samples, at_most)[0]
+
+
+def _settled_guide(fit: Fit, arguments: Arguments) -> Callable:
+    """The guide, having searched for the laws of these rows if it is one that does."""
     if fit.guide is None:
         raise ValueError(
             "evidence: expected a fit with a guide, to draw samples from; got none. Fit with inference='svi'."
         )
-    at_once = max(1, ENTRIES // max(1, arguments.main[0].numel()))
-    each = max(1, at_once // num_samples)
-    for first in range(0, arguments.num_rows, at_once):
-        block = arguments.rows(slice(first, first + at_once))
-        with _at_work(fit, block):
-            depth = nesting(fit, block)
-            guide = settled(fit.guide, block.args, block.kwargs)
-        for index in torch.arange(block.num_rows, device=block.main.device).split(each):
-            parts = []
-            with _at_work(fit, block):
-                for start in range(0, num_samples, at_once):
-                    copies = index.repeat(min(at_once, num_samples - start))
-                    with rows(copies, block.num_rows):
-                        parts.append(_one_pass(fit, guide, block.rows(copies), depth).reshape(-1, len(index)))
-            yield torch.cat(parts)
+    with _at_work(fit, arguments):
+        return settled(fit.guide, arguments.args, arguments.kwargs)
+
+
+def _samples(
+    fit: Fit, guide: Callable, arguments: Arguments, index: Tensor, num_samples: int, at_most: int | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-ratios and values of samples of some rows.
+
+    Args:
+        fit: A fit.
+        guide: Its guide, settled on the arguments.
+        arguments: Converted data.
+        index: Which of their rows, shape (m,).
+        num_samples: Samples of each row.
+        at_most: How many of them may stand under one draw of what all rows share.
+    """
+    m = len(index)
+    at_once = max(1, min(ENTRIES // max(1, m * arguments.main[0].numel()), at_most or num_samples))
+    parts: list[Tensor] = []
+    kept: dict[str, list[Tensor]] = {}
+    with _at_work(fit, arguments):
+        depth = nesting(fit, arguments)
+        for start in range(0, num_samples, at_once):
+            count = min(at_once, num_samples - start)
+            copies = index.repeat(count)
+            with rows(copies, arguments.num_rows):
+                ratios, values = _one_pass(fit, guide, arguments.rows(copies), depth)
+            parts.append(ratios.reshape(count, m))
+            for name, value in values.items():
+                own = name in fit.guide_sites[1]
+                kept.setdefault(name, []).append(value.reshape(count, m, *value.shape[1:]) if own else value[None])
+    return torch.cat(parts), {name: torch.cat(values) for name, values in kept.items()}
 
 
 @contextmanager
@@ -112,24 +171,24 @@ def _at_work(fit: Fit, arguments: Arguments) -> Iterator[None]:
         yield
 
 
-def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> Tensor:
-    """One sample of every row."""
+def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-ratios of one sample of every row, and the values of its sites."""
     count = arguments.num_rows
     trace = _pyro.plain_trace(guide, arguments.args, arguments.kwargs)
     density = torch.zeros(count, dtype=torch.float64, device=arguments.main.device)
-    values = {}
+    values: dict[str, Tensor] = {}
+    shared: dict[str, Tensor] = {}
     for name in trace.stochastic_nodes:
         site = trace.nodes[name]
         frame = next((f for f in site["cond_indep_stack"] if f.name == fit.plate and f.vectorized), None)
         if frame is None:
-            raise ValueError(
-                f"evidence: site '{name}' of the guide is shared by all rows, beside sites of every row, which "
-                "importance weighting by row cannot score. Make it a parameter of the model."
-            )
+            if not site["infer"].get("is_auxiliary"):
+                shared[name] = site["value"]
+            continue
         if frame.size != count:
             raise ValueError(
-                f"evidence: the guide's plate '{fit.plate}' has {frame.size} rows whatever the data; got "
-                f"{count}. Use a guide that computes its laws from the rows."
+                f"evidence: the guide's plate '{frame.name}' has {frame.size} rows whatever the data, but samples of a "
+                "row are drawn side by side. Use a guide that computes its laws from the rows."
             )
         term = torch.as_tensor(site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])).double()
         if site["mask"] is not None:
@@ -139,5 +198,5 @@ def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> Te
         if not site["infer"].get("is_auxiliary"):
             values[name] = site["value"]
     model = poutine.condition(fit.program, values)
-    joint = row_log_likelihood(model, depth, arguments.args, arguments.kwargs, plate=fit.plate)
-    return joint.double() - density
+    joint = row_log_likelihood(model, depth, arguments.args, arguments.kwargs, given=shared, plate=fit.plate)
+    return joint.double() - density, {**shared, **values}

@@ -18,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm.handlers.hidden_states import clamped_states, states_of
+from pyro_lvm.ops.plain_error import PlainError
 
 __all__ = ["clamp"]
 
@@ -130,7 +131,7 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
             return
         self._met.add(name)
         if msg["is_observed"]:
-            raise ValueError(f"clamp: expected latent sites; '{name}' is observed by the program. Leave it out.")
+            raise PlainError(f"clamp: expected latent sites; '{name}' is observed by the program. Leave it out.")
         given, known = self.values[name], self.known(name, fn)
         _check_shapes(msg, given, known)
         if getattr(fn, "_validate_args", True):
@@ -192,12 +193,12 @@ def _check_shapes(msg: Any, given: Tensor, known: Tensor | None) -> None:
     name, plates, event = msg["name"], _plates(msg), msg["fn"].event_shape
     batch = given.shape[: max(0, given.dim() - len(event))]
     if given.shape[len(batch) :] != event or not _fits(batch, plates):
-        raise ValueError(
+        raise PlainError(
             f"clamp: expected values of '{name}' of shape {tuple(plates + event)}, its plates and event; "
             f"got {tuple(given.shape)}. Give one value per row, whatever stands where the mask is False."
         )
     if known is not None and not _fits(known.shape, plates):
-        raise ValueError(
+        raise PlainError(
             f"clamp: expected the mask of '{name}' of shape {tuple(plates)}, its plates; got {tuple(known.shape)}. "
             "Give one True or False per row."
         )
@@ -220,7 +221,7 @@ def _check_values(msg: Any, given: Tensor, known: Tensor | None) -> None:
             place = tuple(bad.nonzero()[0].tolist())
             entry = given.expand(*bad.shape, *fn.event_shape)[place]
             what = what or (f"{entry.item():g}" if not entry.dim() else str(entry.tolist()))
-            raise ValueError(
+            raise PlainError(
                 f"clamp: expected known values of '{name}' in its support ({fn.support}); got {what} at {place}. "
                 "Correct it, or mark it as unknown."
             )

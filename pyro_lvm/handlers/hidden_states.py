@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.distributions import HMM
+from pyro_lvm.ops.plain_error import PlainError
 
 __all__ = ["clamped_states", "states_of"]
 
@@ -59,7 +60,7 @@ def clamped_states(site: Any, name: str, given: Tensor, known: Tensor | None) ->
         steps = given.shape[-1] if given.dim() else 1
     shape = (*plates, steps)
     if not _fits(given, shape) or given.shape[-1] != steps:
-        raise ValueError(
+        raise PlainError(
             f"clamp: expected states '{name}' of shape {shape}, one a step; got {tuple(given.shape)}. Write -1 where "
             "a state is unknown, and in padding."
         )
@@ -68,7 +69,7 @@ def clamped_states(site: Any, name: str, given: Tensor, known: Tensor | None) ->
     elif not _fits(known, shape) and _fits(known, plates):
         known = known.unsqueeze(-1)
     elif not _fits(known, shape):
-        raise ValueError(
+        raise PlainError(
             f"clamp: expected the mask of '{name}' of shape {shape} or {tuple(plates)}; got {tuple(known.shape)}. "
             "Give one True or False per step, or per sequence."
         )
@@ -78,7 +79,7 @@ def clamped_states(site: Any, name: str, given: Tensor, known: Tensor | None) ->
         wrong = wrong & (torch.arange(steps, device=given.device) < fn.lengths.unsqueeze(-1))
     if bool(wrong.any()):
         place = tuple(wrong.nonzero()[0].tolist())
-        raise ValueError(
+        raise PlainError(
             f"clamp: expected known states of '{name}' to be whole numbers from 0 to {fn.num_states - 1}; got "
             f"{given.expand(wrong.shape)[place].item():g} at {place}. Correct it, or write -1 where it is unknown."
         )

@@ -7,6 +7,8 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 
+from pyro_lvm.ops.plain_error import PlainError
+
 __all__ = ["minibatch"]
 
 
@@ -46,7 +48,7 @@ class minibatch(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         for frame in msg["cond_indep_stack"]:
             if frame.name == self.plate:
                 if frame.size > self.total:
-                    raise ValueError(
+                    raise PlainError(
                         f"minibatch: expected plate '{self.plate}' of at most total={self.total} rows; "
                         f"got {frame.size}. Pass the size of the whole data set as total."
                     )

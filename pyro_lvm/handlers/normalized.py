@@ -23,6 +23,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.ops.plain_error import PlainError
 
 __all__ = ["normalized"]
 
@@ -114,7 +115,7 @@ class normalized:  # noqa: N801 - handlers are verbs, as in Pyro
             summed, factors = trace_factors(free(self.model), nesting, args, kwargs, differentiable=True)
             outside = [f.name for f in frames if f.name not in summed.plate_to_symbol]
             if outside:
-                raise ValueError(
+                raise PlainError(
                     f"normalized: expected plates that the program opens itself; got '{outside[0]}' around it. "
                     "Run particles one by one (vectorize_particles=False), or wrap the whole program."
                 )
@@ -122,7 +123,7 @@ class normalized:  # noqa: N801 - handlers are verbs, as in Pyro
             total = torch.zeros(())
             for plates, term in contract(summed, [f for n, f in factors.items() if n not in free.given], scaled=False):
                 if not symbols.keys() <= plates:
-                    raise ValueError(
+                    raise PlainError(
                         f"normalized: expected the whole score inside the plates of site '{self.sites[0]}' "
                         f"({', '.join(f.name for f in frames) or 'none'}); part of it stands outside. Move it inside."
                     )
@@ -187,7 +188,7 @@ class _Free(Messenger):
         name, node = msg["name"], self.trace.nodes[msg["name"]]
         enumerable = getattr(msg["fn"], "has_enumerate_support", False)
         if name in self.sites and not enumerable:
-            raise ValueError(
+            raise PlainError(
                 f"normalized: expected sites whose support can be enumerated; '{name}' ({type(msg['fn']).__name__}) is "
                 "not. Leave it out of sites."
             )

@@ -67,6 +67,12 @@ def _row_symbol(trace: Trace, factors: Iterable[Factor], plate: str | None) -> s
     if plate is None:
         shared = set.intersection(*({f.name for f in stack} for stack in stacks)) if stacks else set()
         plate = "data" if "data" in names else (sorted(shared)[0] if len(shared) == 1 else None)
+    if not names:
+        raise ValueError(
+            "log-likelihood by row: expected a plate of rows; the program has none, so that all of its data are one "
+            'observation. Put its sites in pyro.plate("data", 1), or a series each; the loss of EM in fit.history is '
+            "minus the log-likelihood of all."
+        )
     if plate not in names:
         raise ValueError(
             f"log-likelihood by row: expected one plate shared by all sites, found plates {sorted(names)}. "

@@ -100,7 +100,7 @@ def greedy_pretrain(
     for level in range(first, count):
         with torch.random.fork_rng():
             torch.manual_seed((seed + level) % SEEDS)
-            drawn = row_draws(net, rows)[f"h{level}"] if level else rows.main
+            drawn = row_draws(net, net.guide, rows)[f"h{level}"] if level else rows.main
         machine = cast(Any, net.model).machine(level)
         units = as_arguments(drawn, machine)
         part = start(machine, None, machine_inference, units, (seed + level) % SEEDS, where, 0, 1)

@@ -21,6 +21,7 @@ from pyro_lvm.handlers.hidden_states import states_of
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.structure import structure
+from pyro_lvm.ops.plain_error import PlainError
 from pyro_lvm.training.data import Arguments, as_arguments, as_labels
 
 __all__ = [
@@ -85,7 +86,7 @@ class _Labels(clamp):
             entries = given != -1 if given.dtype.is_signed else torch.ones_like(given, dtype=torch.bool)
         known = entries.flatten(-fn.event_dim).all(-1) if fn.event_dim else entries
         if fn.event_dim and bool((entries.flatten(-fn.event_dim).any(-1) != known).any()):
-            raise ValueError(
+            raise PlainError(
                 f"labels: expected each row's value of '{name}' to be known or unknown as a whole; got one in part. "
                 "Replace it by NaN throughout."
             )

@@ -16,6 +16,8 @@ from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.stream import as_stream
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pyro_lvm.diagnostics.forecast import Forecast
 
 __all__ = ["Fit"]
@@ -53,7 +55,7 @@ class Fit(Learned):
 
         Of sequences: that of every step given the whole sequence, (n, T, states), 0 in padding; a list for a list, and
         without the first axis for one series. Of sentence pairs: that of the source position of every target word,
-        the empty word first, (n, J, 1 + I).
+        the empty word first, (n, J, 1 + I). Of units that are 0 or 1: (n, units, 2), by the guide if that draws them.
         """
         from pyro_lvm.diagnostics.latents import responsibilities
 
@@ -64,24 +66,31 @@ class Fit(Learned):
 
         Of sequences: the most probable path (Viterbi's), (n, T), -1 in padding; a list for a list, and without the
         first axis for one series. Of sentence pairs: the source position of every target word in the most probable
-        alignment, (n, J), from 1, 0 for the empty word and -1 in padding; `model.align` gives links.
+        alignment, (n, J), from 1, 0 for the empty word and -1 in padding; `model.align` gives links. Of units that are
+        0 or 1: (n, units).
         """
         from pyro_lvm.diagnostics.latents import most_probable
 
         return _only(most_probable(self, self.arguments(x)))
 
     def transform(self, x: Any) -> Any:
-        """Posterior mean of the latent sites of each row that the guide draws, shape (n, k); a dict if several.
+        """Posterior mean of the latent sites of each row, shape (n, k); a dict if several.
 
-        Of units that are 0 or 1 these are the probabilities. By the guide, not the exact posterior.
+        Of sites that the guide draws the means are the guide's, not those of the exact posterior. Of units that are 0
+        or 1 they are probabilities; so are those of hidden units that an undirected law sums out, which are exact.
 
         Raises:
-            ValueError: The guide draws no site of each row.
+            ValueError: Rows have no latent sites but discrete ones that are summed out.
         """
-        if draws_rows(self):
-            from pyro_lvm.diagnostics.row_latents import row_means
+        from pyro_lvm.diagnostics.inner_latents import inner_units
+        from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, thinned
+        from pyro_lvm.diagnostics.row_latents import row_means
 
-            return _only(row_means(self, self.arguments(x)))
+        arguments = self.arguments(x)
+        if draws_rows(self):
+            return _only(row_means(self, arguments))
+        if units := inner_units(self, arguments, thinned(self, AVERAGED_DRAWS)):
+            return _only(units)
         raise ValueError(
             f"transform: {self.name} has no continuous latent site of each row. "
             "Use predict_proba for the posterior of its discrete ones."
@@ -92,6 +101,16 @@ class Fit(Learned):
         from pyro_lvm.diagnostics.impute import impute
 
         return impute(self, self.arguments(x))
+
+    def reconstruct(self, x: Any) -> Any:
+        """Rows as expected given their own latent sites, in the form of the rows.
+
+        Latent sites are averaged over their posterior, those that a guide draws over draws of it. Of undirected laws:
+        the means of the visible units given the hidden ones at their means.
+        """
+        from pyro_lvm.diagnostics.impute import reconstruct
+
+        return reconstruct(self, self.arguments(x))
 
     def forecast(self, x: Any, steps: int, num_samples: int = 100, **covariates: Any) -> Forecast:
         """The law of the steps that follow given sequences: states, means, and draws.
@@ -111,7 +130,13 @@ class Fit(Learned):
         return forecast(self, self.arguments(x), steps, count, covariates)
 
     def posterior(self, x: Any, num_samples: int = 100) -> dict[str, Tensor]:
-        """Joint draws of all latent sites given rows, shape (num_samples, ...) each; paths are -1 in padding."""
+        """Joint draws of all latent sites given rows, shape (num_samples, ...) each; paths are -1 in padding.
+
+        Latent variables that laws of observed sites sum out are drawn too: alignments as "z", hidden units as "h".
+
+        Raises:
+            ValueError: Nothing is latent.
+        """
         from pyro_lvm.diagnostics.latents import posterior_draws
 
         count = whole_number("posterior", "num_samples", num_samples)
@@ -189,12 +214,46 @@ class Fit(Learned):
     def to_arviz(self, x: Any = None) -> Any:
         """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.
 
+        Where a guide draws latent sites of rows, the posterior are its draws given each row, and the log-likelihood
+        has them averaged out: rank such fits by `lvm.compare`, not by ArviZ's own comparison, which wants draws.
+
         Returns:
             `arviz.InferenceData` before ArviZ 1.0, `xarray.DataTree` after.
         """
         from pyro_lvm.diagnostics.arviz import to_arviz
 
         return to_arviz(self, None if x is None else self.arguments(x))
+
+    def plot(self, x: Any = None, kind: str | None = None, **options: Any) -> Figure:
+        """A picture of the fit: the one that the structure of its model calls for, or one by name.
+
+        Without a name: the path over a series where a chain is hidden; the density where rows are continuous and have
+        a discrete site; else panels of whatever there is of reconstructions, latent space, filters, samples and loss.
+
+        Args:
+            x: Rows to look at, as in `lvm.fit`; without them, rows that the fit generates.
+            kind: "samples", "reconstructions", "filters", "latent", "history", "density", "responsibilities",
+                "states", "transitions", "durations" or "alignment"; `diagnostics.plots` describes each.
+            options: Of the picture: `image_shape` (height and width of rows that are images, and 3 if in colour; found
+                for square ones, () for rows that are none), `columns` (their names), `labels` (colours of the latent
+                space), `site` (the parameter that is drawn as filters), `sequence` (which of several).
+
+        Returns:
+            A figure of its own; no backend is chosen. Keep it by `figure.savefig("picture.png")`.
+
+        Raises:
+            ValueError: The picture is not one of this model, or has no such option.
+
+        Example:
+            >>> import pyro_lvm as lvm
+            >>> x = lvm.datasets.load("digits234").x
+            >>> fit = lvm.fit(lvm.models.VAE(2, hidden=[16]), x, max_epochs=2, seed=0, progress=False)
+            >>> fit.plot(x, kind="reconstructions").axes[0].get_title()
+            'Rows (upper lines) and their reconstructions (lower)'
+        """
+        from pyro_lvm.diagnostics.overview import plot
+
+        return plot(self, x, kind, **options)
 
     # Keeping it
 

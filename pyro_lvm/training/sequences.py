@@ -155,6 +155,19 @@ def _columned(parts: list[Tensor]) -> list[Tensor]:
     return [part.unsqueeze(-1) if part.dim() == 1 else part for part in parts]
 
 
+CONCATENATED = (
+    "data: expected a list of sequences; got all of their steps one after the other, and their lengths. "
+    "Pass numpy.split(x, numpy.cumsum(lengths)[:-1])."
+)
+
+
+def concatenated(x: Tensor, lengths: Tensor) -> bool:
+    """Whether these look like sequences one after the other and their lengths, as hmmlearn has them."""
+    lengths = lengths.reshape(-1) if lengths.dim() == 2 and lengths.shape[1] == 1 else lengths
+    whole = lengths.dim() == 1 and bool((lengths == lengths.round()).all()) and bool((lengths > 0).all())
+    return whole and len(lengths) < len(x) and int(lengths.sum()) == len(x)
+
+
 def pad(parts: list[Tensor], filler: float | None = None, steps: int | None = None) -> Tensor:
     """Sequences side by side, later steps a repetition of the last one, or a number.
 
@@ -168,6 +181,8 @@ def pad(parts: list[Tensor], filler: float | None = None, steps: int | None = No
         )
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
+        if len(parts) == 2 and concatenated(*parts):
+            raise ValueError(CONCATENATED)
         odd = next(i for i, part in enumerate(parts) if part.shape[1:] != parts[0].shape[1:])
         raise ValueError(
             f"data: expected sequences whose steps have one shape; got {sorted(shapes)}, the first other one in "
@@ -213,6 +228,8 @@ def check_lengths(lengths: Any, x: Tensor) -> Tensor:
     """
     n, steps = x.shape[:2]
     if not isinstance(lengths, Tensor) or lengths.shape != (n,):
+        if isinstance(lengths, Tensor) and n == 1 and concatenated(x[0], lengths):
+            raise ValueError(CONCATENATED)
         got = f"shape {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else repr(lengths)
         raise ValueError(f"data: expected {LENGTHS} of shape ({n},), one for each sequence; got {got}.")
     for wrong, expected, hint in (

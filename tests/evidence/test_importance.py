@@ -107,7 +107,9 @@ def test_criteria_count_the_parameters_of_the_model_alone():
     assert fit.bic(ROWS) == pytest.approx(math.log(40) - 2 * total)
 
 
-def test_a_guide_that_also_draws_what_rows_share_is_refused():
+def both_kinds():
+    """What all rows share, and what each has of its own."""
+
     def shared(x):
         mean = pyro.sample("mean", dist.Normal(x.new_zeros(()), 1))
         with pyro.plate("data", len(x)):
@@ -115,11 +117,29 @@ def test_a_guide_that_also_draws_what_rows_share_is_refused():
             pyro.sample("x", dist.Normal(mean + z @ LOADING.to(x), NOISE).to_event(1), obs=x)
 
     def both(x):
-        pyro.sample("mean", dist.Normal(pyro.param("m", lambda: x.new_zeros(())), 0.1))
+        pyro.sample("mean", dist.Normal(pyro.param("m", lambda: x.new_tensor(0.4)), 0.3))
         guide(x)
 
-    fit = lvm.fit(shared, ROWS, both, lvm.infer.SVI(), max_epochs=1, seed=0, progress=False)
-    with pytest.raises(ValueError, match=r"'mean' of the guide is shared by all rows"):
-        fit.evidence(ROWS)
+    return lvm.fit(shared, ROWS, both, lvm.infer.SVI(learning_rate=1e-9), max_epochs=1, seed=0, progress=False)
+
+
+def test_what_rows_share_is_averaged_over_its_posterior():
+    fit = both_kinds()
+    found = fit.evidence(ROWS, num_samples=5000)
+    assert found.estimator == (
+        "log predictive density over 50 draws, importance weighting with 5000 samples of the guide"
+    )
+    covariance = LOADING.T @ LOADING + NOISE**2 * torch.eye(3).double() + 0.3**2
+    expected = dist.MultivariateNormal(torch.full((3,), 0.4).double(), covariance).log_prob(ROWS)
+    gap = (found.values - expected).abs() / found.standard_error
+    assert float(gap.max()) < 4.5
+    # rows share their 50 draws, so gaps are not independent; were draws taken for samples, some would be far larger
+    assert 0.01 < float(found.standard_error.median()) < 0.2
     with pytest.raises(ValueError, match=r"got a posterior"):
         fit.aic(ROWS)
+
+
+def test_a_guide_with_parameters_for_every_row_is_refused():
+    fit = lvm.fit(linear, ROWS, lvm.guides.AutoNormal, lvm.infer.SVI(), max_epochs=1, seed=0, progress=False)
+    with pytest.raises(ValueError, match=r"^evidence: the guide's plate 'data' has 40 rows whatever the data"):
+        fit.evidence(ROWS)

@@ -70,3 +70,29 @@ def test_a_small_normalizer_is_summed_up():
     assert float(found.standard_error.max()) == 0
     assert fit.score(ROWS) == pytest.approx(float(RBM(WEIGHT[:, :3], BIAS, torch.zeros(3)).log_prob(ROWS).mean()), 1e-5)
     assert math.isfinite(fit.aic(ROWS))
+
+
+def test_the_error_of_a_normalizer_is_shared_by_all_rows():
+    found = fitted().evidence(ROWS)
+    shared = found.shared_error
+    assert shared > 0
+    assert found.simulation_error_of_total == pytest.approx(len(ROWS) * shared)
+    over_rows = math.sqrt(len(ROWS)) * float(found.values.double().std(correction=0))
+    assert found.error_of_total == pytest.approx(math.hypot(over_rows, len(ROWS) * shared))
+    assert found.minus(found).error_of_total == 0
+    known = lvm.evidence.Evidence(exact(), torch.zeros(25), "exact", torch.ones(25))
+    assert known.simulation_error_of_total == 0
+    assert found.minus(known).simulation_error_of_total == pytest.approx(found.simulation_error_of_total)
+    # the estimate is off by one number, so the total is off by as many times that as there are rows
+    assert abs(found.total - known.total) < 4 * found.simulation_error_of_total
+    parts = [fitted().evidence(ROWS[:10]), fitted().evidence(ROWS[10:])]
+    assert lvm.evidence.concatenate(parts).simulation_error_of_total == pytest.approx(len(ROWS) * shared)
+
+
+def test_independent_errors_add_up_to_the_root_of_their_squares():
+    found = lvm.evidence.Evidence(
+        torch.arange(4.0), torch.full((4,), 0.5), "sampled", torch.tensor([1.0, 1.0, 1.0, 3.0])
+    )
+    assert found.simulation_error_of_total == pytest.approx(0.5 * math.sqrt(12))
+    both = lvm.evidence.Evidence(torch.arange(4.0), torch.full((4,), 0.5), "both", torch.ones(4), shared_error=0.3)
+    assert both.simulation_error_of_total == pytest.approx(math.sqrt(4 * (0.25 - 0.09) + (4 * 0.3) ** 2))

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pyro
 import pyro.distributions as dist
@@ -119,6 +119,9 @@ def test_laws_equal_sums_over_all_alignments(kind):
             for i in range(posterior.shape[2]):
                 expected = sum(p for z, p in table.items() if j < len(words) and z[j] == i) / total
                 assert posterior[n, j, i].item() == pytest.approx(expected, abs=1e-12)
+        drawn = Counter(tuple(path) for path in law.posterior_sample(target, 2000)[:, n, : len(words)].tolist())
+        for path, p in table.items():
+            assert abs(drawn[path] - 2000 * p / total) <= 4.5 * math.sqrt(2000 * p / total) + 1
         path = best[n].tolist()
         assert path[len(words) :] == [-1] * (len(path) - len(words))
         if kind != "jumps":  # there the most probable path of states need not be the most probable alignment

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyro_lvm.datasets.tables import read_table
 
-__all__ = ["Table", "write"]
+__all__ = ["Table", "write", "write_arrays"]
 
 
 @dataclass
@@ -118,3 +118,25 @@ def write(table: pd.DataFrame, out: Path | None) -> None:
     else:
         table.to_csv(out, index=False)
         typer.echo(f"{len(table)} rows written to {out}", err=True)
+
+
+def write_arrays(arrays: dict[str, NDArray[Any]], out: Path | None, rows: Table) -> None:
+    """Print matrices with a row for every row of a table, or write them to a file of arrays or of columns.
+
+    Raises:
+        ValueError: A .npy file cannot hold them all.
+    """
+    if out is not None and out.suffix in (".npy", ".npz"):
+        if out.suffix == ".npz":
+            np.savez(out, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for options
+        elif len(arrays) == 1:
+            np.save(out, next(iter(arrays.values())))
+        else:
+            raise ValueError(f"--out: expected a .npz or .csv file for {', '.join(arrays)}; got '{out}'.")
+        typer.echo(f"{len(rows.x)} rows written to {out}", err=True)
+        return
+    columns = {}
+    for name, values in arrays.items():
+        matrix = values.reshape(len(values), -1)
+        columns.update({f"{name}_{j}": matrix[:, j] for j in range(matrix.shape[1])})
+    write(rows.with_key(pd.DataFrame(columns)), out)

@@ -1,0 +1,163 @@
+"""Commands that train: `demo`, `list`, `fit`, `resume`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyro_lvm.cli.app import (
+    DataOption,
+    DropOption,
+    Folder,
+    SequenceOption,
+    WeightsOption,
+    app,
+    counted,
+    load,
+    one_line,
+    read,
+)
+from pyro_lvm.cli.tables import Table
+
+__all__ = ["demo", "fit", "list_models", "resume"]
+
+EpochsOption = Annotated[int | None, typer.Option(help="Most passes over the data.")]
+BatchOption = Annotated[int | None, typer.Option(help="Rows of a step; all by default.")]
+ProgressOption = Annotated[bool, typer.Option(help="Show a progress bar if someone is watching.")]
+
+
+@app.command()
+@one_line
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where to write fits, pictures and report.html.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Few steps: shows that it runs, not what it finds.")] = False,
+) -> None:
+    """Fit Old Faithful by EM, SVI and NUTS, compare the posteriors, and write a report."""
+    from pyro_lvm.demo import run
+
+    run(out, quick=quick)
+
+
+@app.command("list")
+@one_line
+def list_models() -> None:
+    """List the models, with their inferences, guides and example data."""
+    from pyro_lvm.catalog import CATALOG
+
+    for entry in CATALOG.values():
+        signature = inspect.signature(entry.model)
+        typer.echo(f"{entry.name}: {entry.summary}")
+        typer.echo(f"  --inference  {', '.join(entry.inferences)}")
+        typer.echo(f"  --guide      {', '.join(entry.guides)}")
+        typer.echo(f"  --set        {', '.join(signature.parameters)}")
+        typer.echo(f"  --data       {entry.data} (example)")
+        typer.echo(f"  reference    {entry.reference}")
+
+
+@app.command()
+@one_line
+def fit(
+    model: Annotated[str, typer.Argument(help="A name that `pyro-lvm list` prints.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the fit.")],
+    weights: WeightsOption = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="The column of known components, from 0; -1 or empty where unknown."),
+    ] = None,
+    drop: DropOption = None,
+    sequence: SequenceOption = None,
+    inference: Annotated[
+        str | None, typer.Option(help="One that `pyro-lvm list` names for the model; by default its own.")
+    ] = None,
+    guide: Annotated[str | None, typer.Option(help="One that `pyro-lvm list` names for the model.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the model, e.g. num_components=3; repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Makes the run reproducible.")] = 0,
+    restarts: Annotated[int, typer.Option(help="Independent starts, of which the best is kept.")] = 1,
+    max_epochs: EpochsOption = None,
+    batch_size: BatchOption = None,
+    progress: ProgressOption = True,
+) -> None:
+    """Fit a model to a table and save the fit."""
+    import pyro_lvm as lvm
+
+    entry = _entry(model)
+    known = Table.read(data, drop, sequence, sample_weights=weights, z=labels).arguments
+    rows = {name: values for name, values in known.items() if name != "z"}
+    options = (
+        {"priors": True}
+        if inference in ("coordinate-ascent", "svi", "mcmc") and "priors" in inspect.signature(entry.model).parameters
+        else {}
+    )
+    options.update(_settings(entry.model, settings or []))
+    result = lvm.fit(
+        entry.model(**options),
+        known,
+        guide=guide,
+        inference=inference,
+        seed=seed,
+        restarts=restarts,
+        max_epochs=max_epochs,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    _keep(result, rows, out)
+
+
+@app.command()
+@one_line
+def resume(
+    folder: Folder,
+    data: DataOption,
+    out: Annotated[Path | None, typer.Option("--out", help="Another folder for the result.")] = None,
+    weights: WeightsOption = None,
+    drop: DropOption = None,
+    sequence: SequenceOption = None,
+    max_epochs: EpochsOption = None,
+    batch_size: BatchOption = None,
+    progress: ProgressOption = True,
+) -> None:
+    """Train a saved fit on from where it stopped, and save it."""
+    result = load(folder)
+    rows = read(result, data, drop, sequence, sample_weights=weights).arguments
+    result.resume(rows, max_epochs=max_epochs, batch_size=batch_size, progress=progress)
+    _keep(result, rows, out or folder)
+
+
+def _keep(result: Any, rows: Any, out: Path) -> None:
+    result.save(out)
+    evidence = result.evidence(rows)
+    typer.echo(f"{result}")
+    typer.echo(f"log-likelihood {evidence.total:.4f} nats over {counted(result, evidence)}; saved to {out}")
+
+
+def _entry(name: str) -> Any:
+    from pyro_lvm.catalog import CATALOG
+
+    if name not in CATALOG:
+        raise ValueError(f"expected a model out of {', '.join(CATALOG)}; got '{name}'.")
+    return CATALOG[name]
+
+
+def _settings(model: type, pairs: list[str]) -> dict[str, Any]:
+    known = inspect.signature(model).parameters
+    settings = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in known:
+            raise ValueError(f"--set: expected NAME=VALUE with NAME out of {', '.join(known)}; got '{pair}'.")
+        try:
+            settings[name] = json.loads(text)
+        except ValueError:
+            settings[name] = {"True": True, "False": False, "None": None}.get(text, text)
+    missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in settings]
+    if missing:
+        raise ValueError(f"{model.__name__} needs --set {missing[0]}=...")
+    return settings

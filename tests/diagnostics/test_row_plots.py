@@ -1,0 +1,223 @@
+"""Pictures of rows: what is drawn is what the verbs say, and which picture fits is told by the model's structure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_lvm as lvm
+from pyro_lvm.diagnostics import plots
+from pyro_lvm.diagnostics.row_plot_parts import image_shape_of, mosaic
+
+DIGITS = lvm.datasets.load("digits234").x[:80].float()
+FAITHFUL = lvm.datasets.load("faithful")
+TABLE = (FAITHFUL.x - FAITHFUL.x.mean(0)) / FAITHFUL.x.std(0)
+OPTIONS = {"max_epochs": 1, "seed": 0, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return lvm.fit(lvm.models.VAE(2, hidden=[8]), DIGITS, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def machine():
+    return lvm.fit(lvm.models.RBM(5), DIGITS, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return lvm.fit(lvm.models.BernoulliMixture(3), DIGITS, **OPTIONS)
+
+
+def titles(figure):
+    figure.draw_without_rendering()
+    return [ax.get_title().split("\n")[0] for ax in figure.axes if ax.get_title()]
+
+
+def tiles(figure, shape, wide):
+    """The images of the first mosaic in a figure."""
+    table = np.asarray(figure.axes[0].images[0].get_array().filled(np.nan))
+    high = (table.shape[0] + 1) // (shape[0] + 1)
+    return [
+        table[i * (shape[0] + 1) :, j * (shape[1] + 1) :][: shape[0], : shape[1]]
+        for i in range(high)
+        for j in range(wide)
+    ]
+
+
+class TestShape:
+    @pytest.mark.parametrize(
+        ("row", "named", "given", "expected"),
+        [
+            ((64,), False, None, (8, 8)),
+            ((64,), True, None, None),
+            ((4,), False, None, None),
+            ((180,), False, None, None),
+            ((180,), True, [12, 15], (12, 15)),
+            ((64,), False, (), None),
+            ((5, 7), False, None, (5, 7)),
+            ((5, 7, 3), False, None, (5, 7, 3)),
+            ((48,), False, (4, 4, 3), (4, 4, 3)),
+        ],
+    )
+    def test_square_rows_without_names_are_images(self, row, named, given, expected):
+        assert image_shape_of("plot", row, named, given) == expected
+
+    @pytest.mark.parametrize("given", [(8, 9), (64,), (8, 4, 2)])
+    def test_another_length_is_refused(self, given, vae):
+        with pytest.raises(ValueError, match=r"^samples: expected image_shape=\(height, width\).* product of 64"):
+            plots.samples(vae, image_shape=given)
+
+    def test_mosaics_keep_images_apart(self):
+        images = np.arange(3 * 2 * 2).reshape(3, 2, 2)
+        table = mosaic(images, 2)
+        assert table.shape == (5, 5)
+        assert np.isnan(table[2]).all()
+        assert np.isnan(table[:, 2]).all()
+        assert table[3:, :2].tolist() == images[2].tolist()
+
+
+class TestPictures:
+    def test_reconstructions_are_those_of_the_fit(self, vae):
+        shown = tiles(vae.plot(DIGITS, "reconstructions"), (8, 8), 8)
+        expected = vae.reconstruct(DIGITS[:16]).reshape(-1, 8, 8).numpy()
+        rows = DIGITS[:16].reshape(-1, 8, 8).numpy()
+        for i in range(16):
+            above = (i // 8) * 16 + i % 8
+            np.testing.assert_allclose(shown[above], rows[i])
+            np.testing.assert_allclose(shown[above + 8], expected[i], rtol=1e-6)
+
+    def test_samples_are_means_where_a_guide_draws_latent_sites(self, vae, machine):
+        figure = vae.plot(kind="samples")
+        values = np.stack(tiles(figure, (8, 8), 8))
+        assert titles(figure) == ["Means of 64 generated rows"]
+        assert len(values) == 64
+        assert ((values > 0) & (values < 1)).all()
+        assert set(np.unique(tiles(machine.plot(kind="samples"), (8, 8), 8))) == {0.0, 1.0}
+
+    def test_filters_are_the_matrix_with_an_axis_as_long_as_a_row(self, vae, machine, mixture):
+        np.testing.assert_allclose(
+            np.stack(tiles(machine.plot(kind="filters"), (8, 8), 5))[:5].reshape(5, 64), machine.params["weight"].T
+        )
+        np.testing.assert_allclose(
+            np.stack(tiles(mixture.plot(kind="filters"), (8, 8), 3)).reshape(3, 64), mixture.params["probs"]
+        )
+        assert titles(vae.plot(kind="filters")) == ["Filters: decoder.2.weight"]
+        with pytest.raises(
+            ValueError, match=r"axis of 64, as long as a row; got 'nothing'. Choose from decoder.2.weight"
+        ):
+            vae.plot(kind="filters", site="nothing")
+
+    def test_a_square_matrix_goes_by_the_names_of_its_axes(self):
+        x = DIGITS[:, :16]
+        fit = lvm.fit(lvm.models.RBM(16), x, **OPTIONS)
+        shown = np.stack(tiles(fit.plot(kind="filters"), (4, 4), 8)).reshape(16, 16)
+        np.testing.assert_allclose(shown, fit.params["weight"].T)
+        many = lvm.fit(lvm.models.BernoulliMixture(16), x, **OPTIONS)
+        shown = np.stack(tiles(many.plot(kind="filters"), (4, 4), 8)).reshape(16, 16)
+        np.testing.assert_allclose(shown, many.params["probs"])
+
+    def test_the_latent_space_is_transform(self, vae):
+        labels = np.arange(80) % 3
+        (ax,) = vae.plot(DIGITS, "latent", labels=labels).axes
+        points = [np.asarray(group.get_offsets()) for group in ax.collections]
+        means = vae.transform(DIGITS).numpy()
+        for k, group in enumerate(points):
+            np.testing.assert_allclose(group, means[labels == k], rtol=1e-6)
+        with pytest.raises(ValueError, match="expected one label for each of 80 rows; got 3"):
+            vae.plot(DIGITS, "latent", labels=[0, 1, 2])
+
+    def test_rows_of_two_columns_are_points(self):
+        fit = lvm.fit(lvm.models.GaussianRBM(2), TABLE, **OPTIONS)
+        (ax,) = fit.plot(TABLE, "samples", columns=FAITHFUL.columns).axes
+        assert [len(group.get_offsets()) for group in ax.collections] == [272, 500]
+        assert (ax.get_xlabel(), ax.get_ylabel()) == FAITHFUL.columns
+        (ax,) = fit.plot(TABLE, "reconstructions").axes
+        np.testing.assert_allclose(ax.collections[1].get_offsets(), fit.reconstruct(TABLE), rtol=1e-6)
+
+    def test_covariates_of_new_rows_are_those_of_the_given(self):
+        x, c = DIGITS[:, :16], torch.randn(80, 2, generator=torch.Generator().manual_seed(0))
+        fit = lvm.fit(lvm.models.VAE(2, hidden=[4]), {"x": x, "covariates": c}, **OPTIONS)
+        assert "Means of 64 generated rows" in titles(fit.plot({"x": x, "covariates": c}))
+        with pytest.raises(
+            ValueError, match=r"plot: expected rows x of VAE, which generates none by itself. Pass x=rows"
+        ):
+            fit.plot()
+
+
+class TestOverview:
+    def test_panels_follow_the_structure(self, vae, machine, mixture):
+        rows, loss = "Rows (upper lines) and their reconstructions (lower)", "SVI: loss"
+        latent, samples = "Posterior means of the latent sites", "64 generated rows"
+        found = [
+            [title.removesuffix(" (start cut off)") for title in titles(f.plot(DIGITS))]
+            for f in (vae, machine, mixture)
+        ]
+        assert found[0] == [rows, latent, "Filters: decoder.2.weight", f"Means of {samples}", loss]
+        assert found[1] == [rows, latent, "Filters: weight", samples, loss]
+        assert found[2] == [rows, "Filters: probs", samples, "EM: loss"]
+
+    def test_a_hidden_chain_gives_its_path_and_continuous_rows_their_density(self):
+        series = lvm.datasets.load("earthquakes").x
+        chain = lvm.fit(lvm.models.PoissonHMM(2), series, **OPTIONS)
+        assert titles(chain.plot(series))[0].startswith("Most probable path")
+        assert "states" not in titles(chain.plot())  # a series of its own
+        density = lvm.fit(lvm.models.GaussianMixture(2), FAITHFUL.x, **OPTIONS)
+        assert titles(density.plot())[0].startswith("Fitted density")
+
+    def test_alignments(self):
+        pairs = [(["das", "haus"], ["the", "house"]), (["das", "buch"], ["the", "book"])]
+        corpus = lvm.datasets.parallel_corpus(pairs)
+        fit = lvm.fit(lvm.models.IBMModel1(), corpus, **OPTIONS)
+        figure = fit.plot(corpus)
+        np.testing.assert_allclose(figure.axes[0].images[0].get_array(), fit.predict_proba(corpus)[0], rtol=1e-6)
+        with pytest.raises(ValueError, match="alignment: expected sequence from 0 to 1; got 2"):
+            fit.plot(corpus, "alignment", sequence=2)
+
+    def test_a_program_of_ones_own(self):
+        def program(x):
+            weight = pyro.param("weight", lambda: 0.1 * torch.randn(3, 16))
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=z @ weight).to_event(1), obs=x)
+
+        def guide(x):
+            encoder = pyro.param("encoder", lambda: 0.1 * torch.randn(16, 3))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x @ encoder, 1.0).to_event(1))
+
+        fit = lvm.fit(program, DIGITS[:, :16], guide=guide, **OPTIONS)
+        assert titles(fit.plot(DIGITS[:, :16]))[2:4] == ["Filters: weight", "Means of 64 generated rows"]
+        shown = np.stack(tiles(fit.plot(kind="filters"), (4, 4), 3)).reshape(3, 16)
+        np.testing.assert_allclose(shown, fit.params["weight"])
+
+    def test_leaves_the_random_state_and_pyplot_alone(self, vae):
+        import matplotlib
+
+        before, state = dict(matplotlib.rcParams), torch.get_rng_state()
+        vae.plot()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert dict(matplotlib.rcParams) == before
+
+    @pytest.mark.parametrize(
+        ("kind", "options", "message"),
+        [
+            ("picture", {}, "plot: expected kind out of alignment, density, .*; got 'picture'"),
+            (
+                None,
+                {"colour": "red"},
+                "plot: expected options out of image_shape, columns, labels, sequence; got 'colour'",
+            ),
+            ("history", {"labels": [1]}, "plot, kind='history': expected options out of none; got 'labels'"),
+            ("density", {}, "density: expected a fit that sums out the latent sites of rows; the guide of VAE draws"),
+            ("states", {}, "states: expected a model with one hidden Markov site"),
+            ("alignment", {}, "alignment: expected a model whose law sums out alignments; got VAE"),
+        ],
+    )
+    def test_one_sentence_for_what_does_not_fit(self, vae, kind, options, message):
+        with pytest.raises(ValueError, match=message):
+            vae.plot(DIGITS, kind, **options)

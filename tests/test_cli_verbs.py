@@ -1,0 +1,129 @@
+"""Commands for fits whose rows have units or latent vectors, against the verbs of the same fit."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import pyro_lvm as lvm
+from pyro_lvm.cli import app
+
+DIGITS = lvm.datasets.load("digits234").x
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fits")
+    np.savetxt(folder / "x.csv", DIGITS[:60, :16].numpy(), fmt="%d", delimiter=",")
+    common = ("--data", folder / "x.csv", "--max-epochs", 2, "--batch-size", 20, "--no-progress")
+    for name, options in (("RBM", "num_hidden=3"), ("SigmoidBeliefNet", "hidden=[3, 2]"), ("VAE", "latent_dim=2")):
+        hidden = ("--set", "hidden=[4]") if name == "VAE" else ()
+        done = run("fit", name, *common, "--set", options, *hidden, "--out", folder / name)
+        assert done.exit_code == 0, done.output
+    done = run("fit", "GaussianMixture", "--data", "faithful", "--set", "num_components=2", "--out", folder / "mixture")
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def test_transform_writes_what_the_verb_returns(folder):
+    data = ("--data", folder / "x.csv")
+    fit = lvm.load(folder / "RBM")
+    x = np.loadtxt(folder / "x.csv", delimiter=",")
+    assert run("transform", folder / "RBM", *data, "--out", folder / "z.npy").exit_code == 0
+    np.testing.assert_allclose(np.load(folder / "z.npy"), fit.transform(x))
+    printed = run("transform", folder / "VAE", *data, "--out", folder / "z.csv")
+    assert "60 rows written" in printed.output
+    table = pd.read_csv(folder / "z.csv")
+    assert list(table) == ["z_0", "z_1"]
+    np.testing.assert_allclose(table, lvm.load(folder / "VAE").transform(x), rtol=1e-6)
+    assert run("transform", folder / "SigmoidBeliefNet", *data, "--out", folder / "z.npz").exit_code == 0
+    assert np.load(folder / "z.npz")["h2"].shape == (60, 2)
+    refused = run("transform", folder / "SigmoidBeliefNet", *data, "--out", folder / "z2.npy")
+    assert refused.exit_code == 2
+    assert "--out: expected a .npz or .csv file for h1, h2" in refused.output
+
+
+def test_predictions_and_reconstructions_of_units(folder):
+    data = ("--data", folder / "x.csv")
+    assert run("predict", folder / "RBM", *data, "--out", folder / "p.csv").exit_code == 0
+    table = pd.read_csv(folder / "p.csv")
+    assert list(table)[:3] == ["unit_0", "probability_unit_0_0", "probability_unit_0_1"]
+    x = np.loadtxt(folder / "x.csv", delimiter=",")
+    fit = lvm.load(folder / "RBM")
+    np.testing.assert_array_equal(table[["unit_0", "unit_1", "unit_2"]], fit.predict(x))
+    refused = run("predict", folder / "VAE", *data)
+    assert refused.exit_code == 2
+    assert refused.output.startswith("pyro-lvm: predict: expected a model with discrete latent sites")
+    assert run("reconstruct", folder / "RBM", *data, "--out", folder / "r.csv").exit_code == 0
+    np.testing.assert_allclose(pd.read_csv(folder / "r.csv"), fit.reconstruct(x), rtol=1e-6)
+
+
+def test_criteria_summary_and_plan(folder):
+    fit = lvm.load(folder / "mixture")
+    x = lvm.datasets.load("faithful").x
+    assert run("criteria", folder / "mixture", "--data", "faithful").output.splitlines() == [
+        f"AIC {fit.aic(x):.4f}",
+        f"BIC {fit.bic(x):.4f}",
+    ]
+    assert "it is z.probs" in run("plan", folder / "mixture", "--data", "faithful").output
+    assert run("plan", folder / "RBM", "--data", folder / "x.csv").exit_code == 2
+    assert run("summary", folder / "mixture", "--out", folder / "s.csv").exit_code == 0
+    table = pd.read_csv(folder / "s.csv", index_col="parameter")
+    np.testing.assert_allclose(table["estimate"], fit.summary()["estimate"])
+
+
+def test_score_takes_a_number_of_samples(folder):
+    output = run("score", folder / "VAE", "--data", folder / "x.csv", "--samples", 30).output
+    assert "importance weighting with 30 samples of the guide" in output
+
+
+@pytest.mark.parametrize("options", [(), ("--kind", "filters", "--image-shape", "4x4"), ("--kind", "history")])
+def test_pictures(folder, options):
+    out = folder / "picture.png"
+    done = run("plot", folder / "RBM", "--out", out, *options)
+    assert done.exit_code == 0, done.output
+    assert out.read_bytes().startswith(b"\x89PNG")
+    out.unlink()
+
+
+def test_labels_colour_the_latent_space(folder):
+    frame = pd.read_csv(folder / "x.csv", header=None).add_prefix("pixel")
+    frame["digit"] = np.arange(60) % 3
+    frame.to_csv(folder / "labelled.csv", index=False)
+    options = ("--data", folder / "labelled.csv", "--kind", "latent", "--out", folder / "l.svg")
+    assert run("plot", folder / "VAE", *options, "--labels", "digit").exit_code == 0
+    assert "written" in run("plot", folder / "VAE", *options, "--drop", "digit").output
+    refused = run("plot", folder / "VAE", "--out", folder / "l.svg", "--labels", "digit")
+    assert refused.output == "pyro-lvm: --labels: expected --data, the rows that have the column; got none.\n"
+    assert (
+        "expected HxW, e.g. 28x28, HxWx3 or none; got '4by4'"
+        in run("plot", folder / "VAE", *options, "--labels", "digit", "--image-shape", "4by4").output
+    )
+
+
+def test_a_column_too_many_is_told_with_the_option_that_drops_it(folder):
+    frame = lvm.datasets.load("faithful")
+    table = pd.DataFrame(frame.x.numpy(), columns=frame.columns)
+    table["kind"] = 1
+    table.to_csv(folder / "more.csv", index=False)
+    for command in ("score", "predict"):
+        refused = run(command, folder / "mixture", "--data", folder / "more.csv")
+        assert refused.exit_code == 2
+        assert refused.output == (
+            "pyro-lvm: data: expected columns eruptions, waiting; got kind besides. Pass --drop kind.\n"
+        )
+        assert run(command, folder / "mixture", "--data", folder / "more.csv", "--drop", "kind").exit_code == 0
+
+
+def test_resume_goes_on_from_where_the_fit_stopped(folder, tmp_path):
+    data = ("--data", folder / "x.csv", "--no-progress")
+    done = run("resume", folder / "VAE", *data, "--max-epochs", 1, "--out", tmp_path / "more")
+    assert done.exit_code == 0, done.output
+    before, after = lvm.load(folder / "VAE"), lvm.load(tmp_path / "more")
+    assert len(after.history["loss"]) == len(before.history["loss"]) + 1
