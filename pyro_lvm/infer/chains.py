@@ -12,8 +12,8 @@ Axes, from the right: steps, then the site's plates, then states (then previous 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -25,9 +25,16 @@ from pyro_lvm.distributions.state_laws import StateLaw, built_from, exact_log_pr
 from pyro_lvm.handlers.hidden_states import states_of
 from pyro_lvm.infer.by_state import by_state, components
 from pyro_lvm.infer.factors import Factor
+from pyro_lvm.infer.log_density import product_form
+from pyro_lvm.infer.m_step import Statistics
+from pyro_lvm.infer.natural import Kernel
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.ops import chains
 from pyro_lvm.ops.cells import compact
+from pyro_lvm.ops.scratch import Scratch
+
+if TYPE_CHECKING:
+    from pyro_lvm.infer.row_pass import Memory
 
 __all__ = ["Chain", "open_chain", "open_chains"]
 
@@ -64,7 +71,9 @@ class Chain:
         scale: How often sequences count: a number, or plates.
         sites: Names of the states one by one, if the program has a site for each.
         inner: Number of plates to the right of theirs.
-        marginals: Posterior of the states, plates + (T, K), once `run`.
+        marginals: Posterior of the states, plates + (T, K), once `run` to keep it.
+        totals: Expected number of steps in every state, (K,), once `run`.
+        gathered: Statistics of emissions that are in natural form, once `run`.
     """
 
     name: str
@@ -80,6 +89,8 @@ class Chain:
     sites: list[str] | None = None
     inner: int = 0
     marginals: Tensor | None = None
+    totals: Tensor | None = None
+    gathered: dict[str, Statistics] = field(default_factory=dict)
 
     @property
     def factors(self) -> list[Factor]:
@@ -104,11 +115,14 @@ class Chain:
         steps = self.marginals.reshape(*self.batch, *([1] * self.inner), self.num_steps, self.num_states)
         return dict(zip(self.sites, steps.unbind(-2), strict=True))
 
-    def steps(self) -> tuple[Tensor, list[Tensor]]:
+    def steps(self, kernels: list[Kernel | None], scratch: Scratch) -> tuple[Tensor, list[Tensor]]:
         """Log-densities of steps, plates + (T, K), and those by site, states (and components) first."""
         joints, densities = [], []
-        for parts in self.emissions:
-            joint = sum((factor.log_density for factor in parts[1:]), parts[0].log_density)
+        for parts, kernel in zip(self.emissions, kernels, strict=True):
+            if kernel is None:
+                joint = sum((factor.log_density for factor in parts[1:]), parts[0].log_density)
+            else:
+                joint = kernel.scores(scratch)
             joints.append(joint)
             density = joint.logsumexp(0) if len(parts) > 1 else joint
             mask = parts[0].site["mask"]
@@ -117,13 +131,21 @@ class Chain:
         steps = total.movedim(0, -1).expand(*self.batch, self.num_steps, self.num_states)
         return restrict(steps, self.law.known_states), joints
 
-    def run(self, temperature: float) -> float:
+    def run(self, temperature: float, memory: Memory, keep: bool, variance_floor: float) -> float:
         """Find the posterior weights of all parts; returns the log-likelihood, nats.
+
+        Args:
+            temperature: Inverse temperature: the posterior's logarithm is multiplied by it.
+            memory: What an earlier E-step left behind.
+            keep: Whether weights of single steps are wanted; statistics of emissions in natural form come without.
+            variance_floor: Smallest variance allowed in statistics, relative to that of the value.
 
         Raises:
             NonFiniteLoss: A sequence has probability zero.
         """
-        steps, joints = self.steps()
+        scratch = Scratch() if keep else memory.scratch
+        kernels = [self._kernel(parts, memory) for parts in self.emissions]
+        steps, joints = self.steps(kernels, scratch)
         emission = self.law.spread(steps)
         with torch.enable_grad():
             leaves = {name: self._leaf(name) for name in self.parts}
@@ -134,7 +156,7 @@ class Chain:
             tables = (initial * temperature, transition * temperature, emission * temperature)
         scale, homogeneous = self.scale, transition.shape[:-2].numel() == 1
         shared = homogeneous and self.counted is None and not (isinstance(scale, Tensor) and scale.numel() > 1)
-        found = chains.smooth(*tables, self.lengths, sum_batch=shared)
+        found = chains.smooth(*tables, self.lengths, sum_batch=shared, scratch=scratch)
         rows = found.log_likelihood
         if temperature != 1.0:
             rows = chains.log_likelihood(initial, transition, emission, self.lengths)
@@ -143,7 +165,8 @@ class Chain:
             rows, counts = torch.where(self.counted, rows, 0.0), counts * self.counted
         self._check(rows)
         gamma = found.marginals
-        self.marginals = self.law.collect(gamma)
+        marginals = self.law.collect(gamma)
+        self.totals = marginals.flatten(0, -2).sum(0)
         weighted = bool(counts.dim()) or float(counts) != 1.0
         counts = counts.to(gamma.dtype)
         first, moves = gamma[..., 0, :], found.transitions
@@ -157,9 +180,28 @@ class Chain:
         found_weights = torch.autograd.grad(assembled, list(leaves.values()), cotangents, materialize_grads=True)
         for name, weights in zip(leaves, found_weights, strict=True):
             self._weigh(name, weights)
-        gamma = self.marginals * counts.reshape(*counts.shape, 1, 1) if weighted else self.marginals
-        self._hand_out(gamma.movedim(-1, 0), joints)
+        if keep:
+            self.marginals = marginals
+        marginals = marginals * counts.reshape(*counts.shape, 1, 1) if weighted else marginals
+        weights = marginals.movedim(-1, 0)
+        if keep:
+            self._hand_out(weights, joints)
+        for (factor, *_), kernel in zip(self.emissions, kernels, strict=True):
+            if kernel is not None:
+                self.gathered[factor.name] = kernel.gather(_masked(weights, factor), variance_floor, scratch)
         return float((rows.double() * counts).sum() if weighted else rows.double().sum())
+
+    def _kernel(self, parts: list[Factor], memory: Memory) -> Kernel | None:
+        """The natural form of an emission, one row a step; None if it has none."""
+        (factor, *more), site = parts, parts[0].site
+        if more or site["args"] or site["kwargs"] or factor.differentiable:
+            return None
+        known = memory.reference(factor.name, factor.value)
+        kernel = product_form(factor.fn, factor.value, known, factor.correction)
+        if kernel is None or kernel.cells.shape != (self.num_states, *self.batch, self.num_steps):
+            return None
+        memory.remember(factor.name, factor.value, kernel.reference)
+        return kernel
 
     def _leaf(self, name: str) -> Tensor:
         """The log-table of a law as the assembly takes it: plates + (steps,) + given states + states."""
@@ -178,8 +220,7 @@ class Chain:
     def _hand_out(self, gamma: Tensor, joints: list[Tensor]) -> None:
         """Give every emission its weights, states first."""
         for parts, joint in zip(self.emissions, joints, strict=True):
-            mask = parts[0].site["mask"]
-            weights = gamma if mask is None else gamma * mask
+            weights = _masked(gamma, parts[0])
             if len(parts) > 1:
                 weights = weights * torch.where(joint.amax(0) == -torch.inf, 0.0, joint.softmax(0))
             for factor in parts:
@@ -194,6 +235,11 @@ class Chain:
             f"Forward-backward: {which}site '{self.name}' has probability zero under every path of '{self.states}'. "
             "Check the support of the emission and transitions of probability zero, or start from other parameters."
         )
+
+
+def _masked(weights: Tensor, factor: Factor) -> Tensor:
+    mask = factor.site["mask"]
+    return weights if mask is None else weights * mask
 
 
 def open_chains(factors: dict[str, Factor]) -> tuple[dict[str, Factor], list[Chain]]:

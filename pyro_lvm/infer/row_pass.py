@@ -19,6 +19,7 @@ from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, clos
 from pyro_lvm.infer.markov import Markov
 from pyro_lvm.infer.natural import Kernel, dtype_of, rows_of_a_block
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.ops.scratch import Scratch
 
 __all__ = ["Memory", "RowPass"]
 
@@ -33,6 +34,7 @@ class Memory:
     Attributes:
         fixed: Keep the first reference of a site, as averages of statistics over batches need.
         markov: What the program was recognised as, if it is a chain of equal steps; False if it is none.
+        scratch: Where intermediate results go.
     """
 
     fixed: bool = False
@@ -40,6 +42,7 @@ class Memory:
     bases: dict[str, tuple[Tensor, int, Tensor | None]] = field(default_factory=dict)
     seen: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     markov: Markov | bool | None = None
+    scratch: Scratch = field(default_factory=Scratch)
 
     def is_new(self, site: str, value: Tensor) -> bool:
         """Whether these values were not seen at this site before; they are now."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_lvm.ops.scratch import Scratch
+
 __all__ = ["Blocks", "Matrices", "cut", "multiply"]
 
 
@@ -47,14 +49,19 @@ class Blocks:
         """Whether no chain has a second block."""
         return self.per_chain <= 1
 
-    def gather(self, values: Tensor) -> Tensor:
+    def gather(self, values: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Values of shape (N, T, m) where the blocks have their steps, shape (m, S, M)."""
         rows = values.movedim(-1, 0).flatten(1).contiguous()
-        return rows.gather(1, self.rows.flatten().expand(len(rows), -1)).view(len(rows), *self.rows.shape)
+        index = self.rows.flatten().expand(len(rows), -1)
+        out = (scratch or Scratch()).take("gathered", index.shape, rows)
+        found = torch.gather(rows, 1, index, out=out)
+        return found.view(len(rows), *self.rows.shape)
 
-    def in_order(self, first: Tensor, later: Tensor) -> Tensor:
+    def in_order(self, first: Tensor, later: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Values of first steps, shape (..., N), and at the places, shape (..., S, M), as (..., N, T), else zero."""
-        result = (first.new_zeros if self.padded else first.new_empty)(*first.shape, self.num_steps)
+        shape = (*first.shape, self.num_steps)
+        result = (scratch or Scratch()).take("in order", shape, first)
+        result = result.zero_() if self.padded else result
         later = later.flatten(-2)
         result.flatten(-2).scatter_(-1, self.rows.flatten().expand_as(later), later)
         result[..., 0] = first  # after what blocks have at places that they do not reach, which is sent here

@@ -26,10 +26,12 @@ class FastFilter:
         self.transition, self._transition_shift = _exponentials(chains.transition, (-2, -1))
         blocks = cut(chains.num_chains, chains.num_steps, chains.lengths, block, chains.emission.device)
         first, self._first_shift = _exponentials((chains.initial + chains.emission[:, 0]).mT, (0,))
-        emission, self._emission_shift = _exponentials(blocks.gather(chains.emission), (0,), in_place=True)
+        emission, self._emission_shift = _exponentials(
+            blocks.gather(chains.emission, chains.scratch), (0,), in_place=True
+        )
         if not blocks.whole:
             self._emission_shift.masked_fill_(blocks.steps == 0, 0.0)
-        self.forward = Forward(blocks, first, self.transition, emission)
+        self.forward = Forward(blocks, first, self.transition, emission, chains.scratch)
         first_scale, scale = self._log_scales()
         total = first_scale + self._over_transitions().sum(-1)
         self.log_likelihood = total.index_add_(0, blocks.chain, scale.sum(0))
@@ -122,7 +124,8 @@ class FastPosterior(FastFilter):
         forward, backward = self.forward, self._backward
         # in place, once: fresh memory costs more than the product
         later = backward.after.mul_(forward.after)
-        return forward.blocks.in_order(forward.first * backward.first, later).movedim(0, -1)
+        ordered = forward.blocks.in_order(forward.first * backward.first, later, self.chains.scratch)
+        return ordered.movedim(0, -1)
 
     def log_forward(self) -> Tensor:
         """Log p(state at t | x up to t), shape (N, T, K), float64."""

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from pyro_lvm.ops.chains.blocks import Blocks, Matrices, multiply
 from pyro_lvm.ops.chains.tree import Tree
+from pyro_lvm.ops.scratch import Scratch
 
 __all__ = ["Backward", "Forward", "negligible"]
 
@@ -56,6 +57,7 @@ class Forward:
         first: Probabilities of the first state and its data, shape (K, N).
         transition: Probabilities, shape (N or 1, T - 1 or 1, K, K).
         emission: e after each transition, shape (K, S, M).
+        scratch: Where the results go.
 
     Attributes:
         first: a_0, shape (K, N).
@@ -67,8 +69,10 @@ class Forward:
         losses: The sum of 1 / kept over the steps, shape (N,); not a number where nothing is left of a chain.
     """
 
-    def __init__(self, blocks: Blocks, first: Tensor, transition: Tensor, emission: Tensor) -> None:
-        self.blocks, self.emission = blocks, emission
+    def __init__(
+        self, blocks: Blocks, first: Tensor, transition: Tensor, emission: Tensor, scratch: Scratch | None = None
+    ) -> None:
+        self.blocks, self.emission, self.scratch = blocks, emission, scratch or Scratch()
         self.matrices = Matrices(transition, blocks)
         self.first_scale = first.sum(0)
         self.first = first / self.first_scale
@@ -118,7 +122,7 @@ class Forward:
 
     def _recur(self, starts: Tensor) -> None:
         states, places, size = self.emission.shape
-        messages = self.emission.new_empty(states, places + 1, size)
+        messages = self.scratch.take("forward", (states, places + 1, size), self.emission)
         messages[:, 0] = starts
         self.before, self.after = messages[:, :-1], messages[:, 1:]
         self.scale = self.emission.new_ones(places, size)
@@ -170,7 +174,8 @@ class Backward:
 
     def _recur(self, current: Tensor) -> None:
         forward, blocks = self._forward, self.blocks
-        self.weighed, self.after = forward.emission, torch.empty_like(forward.emission)
+        self.weighed = forward.emission
+        self.after = forward.scratch.take("backward", self.weighed.shape, self.weighed)
         for place in reversed(range(len(blocks.reach))):
             count = blocks.reach[place]
             here, weighed = current[:, :count], self.weighed[:, place, :count]
