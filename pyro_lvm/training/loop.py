@@ -53,6 +53,7 @@ class Run:
     def train(self, max_epochs: int, callbacks: Sequence[Callback]) -> None:
         """Run epochs until a callback stops them, the limit is reached, or the user interrupts."""
         best = _Best(self) if self.validation is not None else None
+        release = getattr(self.inference, "release", lambda: None)
         try:
             for _ in range(max_epochs):
                 self._epoch()
@@ -75,6 +76,8 @@ class Run:
                 RuntimeWarning,
                 stacklevel=4,
             )
+        finally:
+            release()
         if best is not None:
             best.restore()
 
