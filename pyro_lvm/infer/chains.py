@@ -21,7 +21,7 @@ from pyro_lvm.distributions.hidden_markov import HMM
 from pyro_lvm.distributions.state_laws import restrict
 from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.log_density import product_form
-from pyro_lvm.infer.m_step import Statistics
+from pyro_lvm.infer.m_step import ExponentialFamily, Statistics, closed_form
 from pyro_lvm.infer.natural import Kernel
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.ops import chains
@@ -52,7 +52,7 @@ class Chain:
         inner: Number of plates to the right of theirs.
         marginals: Posterior of the states, plates + (T, K), once `run` to keep it.
         totals: Expected number of steps in every state, (K,), once `run`.
-        gathered: Statistics of emissions that are in natural form, once `run`.
+        gathered: Statistics of parts, where they come without passing over single steps again, once `run`.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Chain:
             if kernel is None:
                 joint = sum((factor.log_density for factor in parts[1:]), parts[0].log_density)
             else:
-                joint = kernel.scores(scratch)
+                joint = kernel.scores(scratch if kernel is kernels[0] else None)  # it has room for one table
             joints.append(joint)
             density = joint.logsumexp(0) if len(parts) > 1 else joint
             mask = parts[0].site["mask"]
@@ -191,10 +191,15 @@ class Chain:
 
     def _weigh(self, name: str, weights: Tensor) -> None:
         """The posterior weights of a law, shaped like that table, in the layout of its factor."""
-        law = self.law.laws[name]
+        law, factor = self.law.laws[name], self.parts[name]
         axes = law.given + 1
         weights = weights if law.timed else weights.unsqueeze(-axes - 1)
-        self.parts[name].weights = weights.movedim(tuple(range(-axes, 0)), tuple(range(axes)))
+        factor.weights = weights.movedim(tuple(range(-axes, 0)), tuple(range(axes)))
+        family = closed_form(factor.fn)
+        if isinstance(family, ExponentialFamily) and weights.shape[:-axes].numel() == 1:
+            # weights of the whole support are the expected counts
+            counts = factor.weights.double().unsqueeze(-1).transpose(law.given, -1)
+            self.gathered[factor.name] = family.collect(factor.fn, None, counts.sum(-1), (counts,), 0.0)
 
     def _hand_out(self, gamma: Tensor, joints: list[Tensor]) -> None:
         """Give every emission its weights, states first."""
