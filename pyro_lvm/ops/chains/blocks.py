@@ -49,6 +49,12 @@ class Blocks:
         """Whether no chain has a second block."""
         return self.per_chain <= 1
 
+    def by_place(self, values: Tensor) -> list[Tensor]:
+        """Values of shape (..., S, M) at each place, shape (..., count): those of the blocks that reach it."""
+        # taken apart at once: in loops over places, indexing takes as long as computing
+        whole = zip(values.unbind(-2), self.reach, strict=True)
+        return [value if count == values.shape[-1] else value[..., :count] for value, count in whole]
+
     def gather(self, values: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Values of shape (N, T, m) where the blocks have their steps, shape (m, S, M)."""
         rows = values.movedim(-1, 0).flatten(1).contiguous()
@@ -124,7 +130,8 @@ class Matrices:
 def multiply(matrix: Tensor, values: Tensor, out: Tensor) -> None:
     """Products of one matrix, shape (K, K), or one for each block, shape (M, K, K), and values, shape (K, [R,] M)."""
     if matrix.dim() == 2:
-        torch.mm(matrix, values.flatten(1), out=out.flatten(1))
+        values, out = (values, out) if values.dim() == 2 else (values.flatten(1), out.flatten(1))
+        torch.mm(matrix, values, out=out)
     else:
         # contiguous: the product of views is twenty times slower than that of a copy
         columns = (values if values.dim() == 3 else values.unsqueeze(1)).permute(2, 0, 1).contiguous()

@@ -111,10 +111,10 @@ class Forward:
         other = torch.empty_like(product)
         logarithm = torch.zeros(states, size, dtype=torch.float64, device=product.device)
         every = RESCALED[product.dtype]
-        for place, count in enumerate(self.blocks.reach):
+        for place, emission in enumerate(self.emission.unsqueeze(1).unbind(-2)):
             multiply(self.matrices.at(place, size).mT, product, out=other)
-            other.mul_(self.emission[:, place].unsqueeze(1))
-            if count < size:
+            other.mul_(emission)
+            if (count := self.blocks.reach[place]) < size:
                 other[..., count:] = product[..., count:]
             product, other = other, product
             if (place + 1) % every == 0 or place + 1 == len(self.blocks.reach):
@@ -126,16 +126,16 @@ class Forward:
         return product.double().mul_(logarithm.exp_())
 
     def _recur(self, starts: Tensor) -> None:
-        states, places, size = self.emission.shape
+        (states, places, size), blocks = self.emission.shape, self.blocks
         messages = self.scratch.take("forward", (states, places + 1, size), self.emission)
         messages[:, 0] = starts
         self.before, self.after = messages[:, :-1], messages[:, 1:]
         self.scale = self.emission.new_ones(places, size)
-        for place, count in enumerate(self.blocks.reach):
-            old, new = self.before[:, place, :count], self.after[:, place, :count]
-            scale = self.scale[place, :count]
+        by_place = (blocks.by_place(values) for values in (self.before, self.after, self.emission, self.scale))
+        for place, (old, new, emission, scale) in enumerate(zip(*by_place, strict=True)):
+            count = blocks.reach[place]
             multiply(self.matrices.at(place, count).mT, old, out=new)
-            new.mul_(self.emission[:, place, :count])
+            new.mul_(emission)
             torch.sum(new, 0, out=scale)
             new.div_(scale)
             if count < size:
@@ -181,17 +181,21 @@ class Backward:
         self.losses += lost * _unit(growth)
 
     def _recur(self, current: Tensor) -> None:
-        forward, blocks = self._forward, self.blocks
+        forward, blocks, size = self._forward, self.blocks, current.shape[-1]
         self.weighed = forward.emission
         self.joint = forward.scratch.take("backward", self.weighed.shape, self.weighed)
         self._largest = torch.zeros_like(forward.scale)
-        for place in reversed(range(len(blocks.reach))):
+        results = (blocks.by_place(values) for values in (self.weighed, self.joint, self._largest))
+        given = (blocks.by_place(values) for values in (forward.after, forward.scale))
+        steps = list(zip(*results, *given, strict=True))
+        for place in reversed(range(len(steps))):
+            weighed, joint, largest, message, scale = steps[place]
             count = blocks.reach[place]
-            here, weighed = current[:, :count], self.weighed[:, place, :count]
-            torch.amax(here, 0, out=self._largest[place, :count])
-            torch.mul(here, forward.after[:, place, :count], out=self.joint[:, place, :count])
-            weighed.mul_(here).div_(forward.scale[place, :count])
-            if count < self.weighed.shape[-1]:
+            here = current if count == size else current[:, :count]
+            torch.amax(here, 0, out=largest)
+            torch.mul(here, message, out=joint)
+            weighed.mul_(here).div_(scale)
+            if count < size:
                 self.joint[:, place, count:] = 0.0
                 self.weighed[:, place, count:] = 0.0
             multiply(forward.matrices.at(place, count), weighed, out=here)
