@@ -97,7 +97,7 @@ def expect(
             return _add_chains(found, chains, terms, scored)
         rows = RowPass.of(scored, memory)
         if rows is not None:
-            result = rows.run(temperature, keep_weights, variance_floor)
+            result = rows.run(temperature, keep_weights, variance_floor, memory.scratch)
             if not math.isfinite(result.log_likelihood):
                 raise NonFiniteLoss(_blame(result.log_likelihood, scored))
             for factor in rows.outside:
