@@ -304,7 +304,9 @@ def sources(folder: Path, quick: bool) -> list[bool]:
         fit = lvm.fit(lvm.models.GaussianRBM(4), train, inference=pcd, seed=seed, **options)
         outcomes.append((fit.score(train), fit.score(test)))
     best = max(outcomes)[1]
-    print(f"\ntwo Laplace sources, 4 hidden units, the best of {len(outcomes)} starts, exact normalizer, nats a test row")
+    print(
+        f"\ntwo Laplace sources, 4 hidden units, the best of {len(outcomes)} starts, exact normalizer, nats a test row"
+    )
     print(f"{best:.3f} (goal: at least {SOURCES:.3f}), {time.perf_counter() - begin:.0f} s  {word(best >= SOURCES)}")
     print("all starts: " + " ".join(f"{score:.3f}" for _, score in outcomes))
     return [best >= SOURCES]

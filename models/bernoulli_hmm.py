@@ -8,17 +8,13 @@ r"""Hidden Markov model with Bernoulli emissions.
 
 from __future__ import annotations
 
-from typing import Any
-
 from pyro_lvm.distributions.columns import Bernoulli
-from pyro_lvm.distributions.rows import IndependentColumns
-from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors, checked_width
-from pyro_lvm.ops.topology import Topology
+from pyro_lvm.models.independent_columns_hmm import IndependentColumnsHMM
 
 __all__ = ["BernoulliHMM"]
 
 
-class BernoulliHMM(HiddenMarkov):
+class BernoulliHMM(IndependentColumnsHMM):
     r"""Hidden Markov model whose steps are vectors of zeros and ones, independent given the state.
 
     ====================  ===========================================  ============  ====================
@@ -52,18 +48,5 @@ class BernoulliHMM(HiddenMarkov):
         -126.71
     """
 
-    def __init__(
-        self,
-        num_states: int,
-        data_dim: int | None = None,
-        topology: Topology = None,
-        priors: bool | Priors | None = None,
-    ) -> None:
-        hint = "Threshold the column, e.g. (x > 0)."
-        rows = IndependentColumns(Bernoulli(), checked_width(type(self).__name__, data_dim), hint)
-        super().__init__(num_states, rows, topology, priors)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {**self._config_of_chain, "data_dim": self.data_dim}
+    column = Bernoulli
+    other_support = "Threshold the column, e.g. (x > 0)."

@@ -10,23 +10,22 @@ r"""HMM word alignment: the translated source word moves on in jumps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_lvm.distributions.aligned_sentence import Counts
-from pyro_lvm.distributions.markov_alignment import MarkovAlignment, bins_of_first, bins_of_jumps
+from pyro_lvm.distributions.markov_alignment import bins_of_first, bins_of_jumps
+from pyro_lvm.models.jumping_alignment import JumpingAlignment
 from pyro_lvm.models.translation_table import TranslationTable
 from pyro_lvm.ops.choices import fit_choice_scores
-from pyro_lvm.ops.whole_number import whole_number
 
-__all__ = ["HMMAlignment", "checked_null_probability"]
+__all__ = ["HMMAlignment"]
 
 
-class HMMAlignment(TranslationTable):
+class HMMAlignment(JumpingAlignment, TranslationTable):
     r"""Word alignment by translation probabilities and jumps from one translated word to the next.
 
     ==================  ==========================================  ===============  =======================
@@ -88,23 +87,12 @@ class HMMAlignment(TranslationTable):
         num_warm_up: int = 5,
     ) -> None:
         super().__init__(num_source_words, num_target_words, smoothing, num_warm_up)
-        self.max_jump = whole_number("HMMAlignment", "max_jump", max_jump)
-        self.null_probability = checked_null_probability("HMMAlignment", null_probability)
+        self._take_jumps(max_jump, null_probability)
         self.jump_smoothing = self._pseudo_count("jump_smoothing", jump_smoothing)
         self._declare_jumps(torch.ones(1))
 
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
-        """The law of target sentences, alignments summed out."""
-        sentences = source, source_lengths, lengths, num_steps
-        scores = self.initial_probs, self.jump_probs, self.null_probability
-        return MarkovAlignment(self._lexicon(source), *sentences, *scores, self._memory)
-
     def _arrange(self, source_lengths: Tensor, lengths: Tensor) -> None:
         self._declare_jumps(self.translation_probs.detach())
-
-    def _declare_jumps(self, like: Tensor) -> None:
-        for name, size in (("initial_probs", self.max_jump + 1), ("jump_probs", 2 * self.max_jump + 1)):
-            self.declare(name, torch.full((size,), 1 / size).to(like), constraints.simplex)
 
     def _solve(self, counts: Counts) -> dict[str, Tensor]:
         return {
@@ -134,18 +122,3 @@ class HMMAlignment(TranslationTable):
             return super()._log_prior()
         scores = [self.initial_probs.double(), self.jump_probs.double()]
         return super()._log_prior() + self.jump_smoothing * sum((s / s.sum()).log().sum() for s in scores)
-
-
-def checked_null_probability(caller: str, value: Any) -> float:
-    """A probability of the empty word, in [0, 1).
-
-    Args:
-        caller: Who asks, for the message.
-        value: What was passed.
-
-    Raises:
-        ValueError: It is out of range.
-    """
-    if isinstance(value, (bool, str)) or not 0 <= value < 1:
-        raise ValueError(f"{caller}: expected null_probability in [0, 1); got {value!r}.")
-    return float(value)

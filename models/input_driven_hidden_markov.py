@@ -14,17 +14,17 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Num
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.distributions.hidden_markov import HMM
 from pyro_lvm.distributions.rows import Kind
-from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors
+from pyro_lvm.models.conditional_hidden_markov import ConditionalHiddenMarkov
+from pyro_lvm.models.hidden_markov import Priors
 from pyro_lvm.ops.missing import column_moments
-from pyro_lvm.ops.steps import Steps, checked_covariates
+from pyro_lvm.ops.steps import Steps
 from pyro_lvm.ops.topology import Topology
-from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["InputDrivenHMM"]
 
@@ -32,7 +32,7 @@ __all__ = ["InputDrivenHMM"]
 WIDE = 3.0
 
 
-class InputDrivenHMM(HiddenMarkov):
+class InputDrivenHMM(ConditionalHiddenMarkov):
     r"""Hidden Markov model whose transitions depend on covariates; maximises the likelihood of x given u.
 
     ====================  ===========================================  ============  =========================
@@ -78,17 +78,9 @@ class InputDrivenHMM(HiddenMarkov):
         topology: Topology = None,
         priors: bool | Priors | None = None,
     ) -> None:
-        if covariate_dim is not None:
-            covariate_dim = whole_number(self._name, "covariate_dim", covariate_dim)
-        self.covariate_dim = covariate_dim
-        super().__init__(num_states, emission, topology, priors, data_dim)
-        self.register_buffer("centre", torch.zeros(covariate_dim or 1))
-        self.register_buffer("spread", torch.ones(covariate_dim or 1))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {**super().config, "covariate_dim": self.covariate_dim}
+        super().__init__(num_states, emission, covariate_dim, topology, priors, data_dim)
+        self.register_buffer("centre", torch.zeros(self.covariate_dim or 1))
+        self.register_buffer("spread", torch.ones(self.covariate_dim or 1))
 
     @property
     def _complete(self) -> bool:
@@ -112,36 +104,6 @@ class InputDrivenHMM(HiddenMarkov):
             name, super().fixed_entries(name)
         )
 
-    def forward(
-        self,
-        x: Float[Tensor, "n t d"] | None = None,
-        lengths: Int[Tensor, " n"] | None = None,
-        covariates: Num[Tensor, "..."] | None = None,
-        *,
-        size: int | None = None,
-        num_steps: int | None = None,
-        sample_weights: Num[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "n t d"]:
-        """Run the program.
-
-        Args:
-            x: Observed sequences, shape (n, T, d), NaN where missing; None to generate one for each of the covariates'.
-            lengths: Number of steps of every sequence, shape (n,); T by default.
-            covariates: What drives the transitions, shape (n, T, q).
-            size: n; need not be given.
-            num_steps: T; need not be given.
-            sample_weights: How often each sequence counts, shape (n,), >= 0; once by default.
-
-        Returns:
-            Sequences, shape (n, T, d).
-
-        Raises:
-            ValueError: The covariates are missing, or of another shape than (n, T, q).
-        """
-        covariates = self._checked(covariates, (size, num_steps) if x is None else x.shape[:2]).to(self.centre)
-        rows, steps, _ = covariates.shape
-        return self._run(x, lengths, rows, steps, sample_weights, covariates)
-
     def transition_probs(self, covariates: Num[Tensor, "*batch q"]) -> Float[Tensor, "*batch k k"]:
         """Probabilities of the next state, row by previous one, given the next step's covariates, shape (..., q)."""
         return self._logits(covariates).softmax(-1)
@@ -161,39 +123,14 @@ class InputDrivenHMM(HiddenMarkov):
     def _emission(self, parameters: dict[str, Tensor], known: Tensor | None, covariates: Tensor | None = None) -> Any:
         return super()._emission(parameters, known)
 
-    def initialize(
-        self,
-        x: Tensor,
-        lengths: Tensor | None = None,
-        sample_weights: Tensor | None = None,
-        covariates: Tensor | None = None,
+    def _initialize(
+        self, x: Tensor, lengths: Tensor | None, sample_weights: Tensor | None, covariates: Tensor | None = None
     ) -> None:
-        """Start from k-means clusters of the steps and transitions that do not depend on covariates.
-
-        Args:
-            x: Sequences, shape (n, T, d), NaN where missing.
-            lengths: Number of steps of every sequence, shape (n,).
-            sample_weights: How often each sequence counts, shape (n,).
-            covariates: Shape (n, T, q).
-
-        Raises:
-            ValueError: Too few steps, or covariates, lengths or weights that do not fit them.
-        """
-        covariates = self._checked(covariates, x.shape[:2]).to(x)
-        self.covariate_dim = covariates.shape[-1]
         used = Steps.of(self._name, x, lengths, sample_weights).used
-        centre, variance = column_moments(covariates[used])
+        centre, variance = column_moments(covariates[used])  # type: ignore[index]  # `initialize` has checked them
         self.register_buffer("centre", centre)
         self.register_buffer("spread", torch.where(variance > 0, variance, 1.0).sqrt())
-        self._initialize(x, lengths, sample_weights)
-
-    def check_covariates(self, rows: int, lengths: Any = None, covariates: Any = None, **others: Any) -> None:
-        """Raise a ValueError unless there is a row of covariates for each step."""
-        super().check_covariates(rows, lengths, **others)
-        self._checked(covariates, (rows, None))
-
-    def _checked(self, covariates: Any, rows: Any) -> Tensor:
-        return checked_covariates(self._name, covariates, rows, self.covariate_dim)
+        super()._initialize(x, lengths, sample_weights)
 
     @property
     def _chain_priors(self) -> dict[str, Any]:

@@ -13,18 +13,15 @@ from typing import Any, ClassVar
 import torch
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_lvm.distributions.lexicon import DenseLexicon
-from pyro_lvm.distributions.markov_alignment import MarkovAlignment
-from pyro_lvm.models.hidden_markov_alignment import checked_null_probability
-from pyro_lvm.models.word_alignment import WordAlignment
+from pyro_lvm.models.jumping_alignment import JumpingAlignment
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["NeuralHMMAlignment"]
 
 
-class NeuralHMMAlignment(WordAlignment):
+class NeuralHMMAlignment(JumpingAlignment):
     r"""Word alignment by jumps, and translation probabilities that a network shares among words.
 
     ===================  =====================================  ====================  ==================
@@ -82,36 +79,12 @@ class NeuralHMMAlignment(WordAlignment):
         super().__init__(num_source_words, num_target_words)
         self.embedding_dim = whole_number("NeuralHMMAlignment", "embedding_dim", embedding_dim)
         self.hidden_dim = whole_number("NeuralHMMAlignment", "hidden_dim", hidden_dim)
-        self.max_jump = whole_number("NeuralHMMAlignment", "max_jump", max_jump)
-        self.null_probability = checked_null_probability("NeuralHMMAlignment", null_probability)
+        self._take_jumps(max_jump, null_probability)
         if self.num_source_words is not None and self.num_target_words is not None:
             self._declare(torch.ones(self.num_target_words))
 
-    def law(self, source: Tensor, source_lengths: Tensor, lengths: Tensor, num_steps: int) -> Any:
-        """The law of target sentences, alignments summed out."""
-        sentences = source, source_lengths, lengths, num_steps
-        scores = self.initial_probs, self.jump_probs, self.null_probability
-        return MarkovAlignment(self._lexicon(source), *sentences, *scores, self._memory)
-
-    def initialize(
-        self,
-        x: Tensor,
-        source: Tensor | None = None,
-        lengths: Tensor | None = None,
-        source_lengths: Tensor | None = None,
-    ) -> None:
-        """Start with random weights, every source word translated by how frequent target words are.
-
-        Args:
-            x: Target words, shape (n, J).
-            source: Source words, shape (n, I).
-            lengths: Number of target words, shape (n,).
-            source_lengths: Number of source words, shape (n,).
-
-        Raises:
-            ValueError: The sentences do not fit each other, or the vocabularies.
-        """
-        source, _, lengths = self._start(x, source, lengths, source_lengths)
+    def _start(self, x: Tensor, source: Tensor, source_lengths: Tensor, lengths: Tensor) -> None:
+        """Random weights; every source word is translated by how frequent target words are."""
         inside = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
         counts = torch.bincount(x[inside].long(), minlength=self.num_target_words or 0)
         self._declare(counts.to(torch.get_default_dtype()) + 1)
@@ -129,8 +102,7 @@ class NeuralHMMAlignment(WordAlignment):
         )
         to_pyro_module_(network)  # its weights then are parameters of the program
         self.network = network.to(frequencies)
-        for name, size in (("initial_probs", self.max_jump + 1), ("jump_probs", 2 * self.max_jump + 1)):
-            self.declare(name, torch.full((size,), 1 / size).to(frequencies), constraints.simplex)
+        self._declare_jumps(frequencies)
 
     def _lexicon(self, source: Tensor) -> Any:
         empty = self.num_source_words or 0

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from pyro_lvm.distributions.regressed_rows import RegressedRows
-from pyro_lvm.models.hidden_markov import HiddenMarkov, Priors, checked_width
-from pyro_lvm.ops.steps import checked_covariates
+from pyro_lvm.models.conditional_hidden_markov import ConditionalHiddenMarkov
+from pyro_lvm.models.hidden_markov import Priors, checked_width
 from pyro_lvm.ops.topology import Topology
-from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["RegressionHMM"]
 
 
-class RegressionHMM(HiddenMarkov):
+class RegressionHMM(ConditionalHiddenMarkov):
     r"""Hidden Markov model whose steps are linear regressions on covariates; maximises the likelihood of x given u.
 
     ====================  ===========================================  ============  ====================
@@ -68,76 +66,17 @@ class RegressionHMM(HiddenMarkov):
         topology: Topology = None,
         priors: bool | Priors | None = None,
     ) -> None:
-        name = type(self).__name__
-        if covariate_dim is not None:
-            covariate_dim = whole_number(name, "covariate_dim", covariate_dim)
-        rows = RegressedRows(checked_width(name, data_dim), covariate_dim)
-        super().__init__(num_states, rows, topology, priors)
+        rows = RegressedRows(checked_width(self._name, data_dim), covariate_dim)
+        super().__init__(num_states, rows, covariate_dim, topology, priors)
         self._regressed = rows
 
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**self._config_of_chain, "data_dim": self.data_dim, "covariate_dim": self._regressed.covariate_dim}
+        return {**self._config_of_chain, "data_dim": self.data_dim}
 
-    def forward(
-        self,
-        x: Float[Tensor, "n t d"] | None = None,
-        lengths: Int[Tensor, " n"] | None = None,
-        covariates: Num[Tensor, "..."] | None = None,
-        *,
-        size: int | None = None,
-        num_steps: int | None = None,
-        sample_weights: Num[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "n t d"]:
-        """Run the program.
-
-        Args:
-            x: Observed sequences, shape (n, T, d), NaN where missing; None to generate one for each of the covariates'.
-            lengths: Number of steps of every sequence, shape (n,); T by default.
-            covariates: What the steps are explained by, shape (n, T, q).
-            size: n; need not be given.
-            num_steps: T; need not be given.
-            sample_weights: How often each sequence counts, shape (n,), >= 0; once by default.
-
-        Returns:
-            Sequences, shape (n, T, d).
-
-        Raises:
-            ValueError: The covariates are missing, or of another shape than (n, T, q).
-        """
-        covariates = self._checked(covariates, (size, num_steps) if x is None else x.shape[:2]).to(self.intercept)
-        rows, steps, _ = covariates.shape
-        return self._run(x, lengths, rows, steps, sample_weights, covariates)
-
-    def initialize(
-        self,
-        x: Tensor,
-        lengths: Tensor | None = None,
-        sample_weights: Tensor | None = None,
-        covariates: Tensor | None = None,
+    def _initialize(
+        self, x: Tensor, lengths: Tensor | None, sample_weights: Tensor | None, covariates: Tensor | None = None
     ) -> None:
-        """Start from a regression in each k-means cluster of steps; other seeds give other starts.
-
-        Args:
-            x: Sequences, shape (n, T, d), NaN where missing.
-            lengths: Number of steps of every sequence, shape (n,).
-            sample_weights: How often each sequence counts, shape (n,).
-            covariates: Shape (n, T, q).
-
-        Raises:
-            ValueError: Too few steps, or covariates, lengths or weights that do not fit them.
-        """
-        self.check(x)
-        covariates = self._checked(covariates, x.shape[:2]).to(x)
-        self._regressed.covariate_dim = covariates.shape[-1]
-        self._initialize(x, lengths, sample_weights, covariates)
-
-    def check_covariates(self, rows: int, lengths: Any = None, covariates: Any = None, **others: Any) -> None:
-        """Raise a ValueError unless there is a row of covariates for each step."""
-        super().check_covariates(rows, lengths, **others)
-        self._checked(covariates, (rows, None))
-
-    def _checked(self, covariates: Any, rows: Any) -> Tensor:
-        """Covariates of the right shape."""
-        return checked_covariates("RegressionHMM", covariates, rows, self._regressed.covariate_dim)
+        self._regressed.covariate_dim = self.covariate_dim
+        super()._initialize(x, lengths, sample_weights, covariates)

@@ -51,41 +51,26 @@ class TranslationTable(WordAlignment):
         if num_source_words is not None and num_target_words is not None:
             self._declare_table(torch.zeros(0, dtype=torch.long))
 
-    def initialize(
-        self,
-        x: Tensor,
-        source: Tensor | None = None,
-        lengths: Tensor | None = None,
-        source_lengths: Tensor | None = None,
-    ) -> None:
-        """Start at the uniform table, or at what Model 1 makes of it in `num_warm_up` steps.
-
-        Args:
-            x: Target words, shape (n, J).
-            source: Source words, shape (n, I).
-            lengths: Number of target words, shape (n,).
-            source_lengths: Number of source words, shape (n,).
-
-        Raises:
-            ValueError: The sentences do not fit each other, or the vocabularies.
-        """
-        source, sizes, steps = self._start(x, source, lengths, source_lengths)
+    def _start(self, x: Tensor, source: Tensor, source_lengths: Tensor, lengths: Tensor) -> None:
+        """The uniform table, or what Model 1 makes of it in `num_warm_up` steps."""
         vocabulary = self.num_target_words or 0
-        tensors = x, source, sizes, steps
+        tensors = x, source, source_lengths, lengths
 
         def meetings() -> tuple[Tensor, list[Group]]:
             empty = self.num_source_words or 0
-            return number_pairs(lay_out(source, sizes, x.long(), steps, empty, lambda f, e: f * vocabulary + e))
+            return number_pairs(
+                lay_out(source, source_lengths, x.long(), lengths, empty, lambda f, e: f * vocabulary + e)
+            )
 
         keys, groups = self._meetings.get(tensors, meetings)
         self._memory.put(tensors, groups)
         self._declare_table(keys)
         table = self.translation_probs.detach()
         for _ in range(self.num_warm_up):
-            law = IndependentAlignment(self._as_lexicon(table), source, sizes, steps, x.shape[1], memory=self._memory)
+            law = IndependentAlignment(self._as_lexicon(table), *tensors[1:], x.shape[1], memory=self._memory)
             table = self._table(law.expected_counts(x, torch.ones_like(table[:1])))
         self.declare("translation_probs", table, constraints.nonnegative)
-        self._arrange(sizes, steps)
+        self._arrange(source_lengths, lengths)
 
     def _arrange(self, source_lengths: Tensor, lengths: Tensor) -> None:
         """Declare what else the model has for sentences of these lengths."""

@@ -57,6 +57,10 @@ class WordAlignment(LatentVariableModel):
     def _lexicon(self, source: Tensor) -> Any:
         """The law of target words given source words, those of `source` at least."""
 
+    @abstractmethod
+    def _start(self, x: Tensor, source: Tensor, source_lengths: Tensor, lengths: Tensor) -> None:
+        """Declare the parameters at a start; the sizes of the vocabularies are known."""
+
     def _maximisers(self) -> dict[str, Any]:
         """What the site tells EM about closed forms."""
         return {}
@@ -170,15 +174,25 @@ class WordAlignment(LatentVariableModel):
         self._check_lengths("lengths", lengths, rows, None)
         self._check_lengths("source_lengths", source_lengths, rows, source.shape[1])
 
-    def _start(
-        self, x: Tensor, source: Tensor | None, lengths: Tensor | None, source_lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Source words and both lengths of sentences to learn from, after checks; learns the vocabularies' sizes."""
+    def initialize(
+        self, x: Words, source: Words | None = None, lengths: Words | None = None, source_lengths: Words | None = None
+    ) -> None:
+        """Learn the vocabularies' sizes from sentences, and start the parameters.
+
+        Args:
+            x: Target words, shape (n, J).
+            source: Source words, shape (n, I).
+            lengths: Number of target words, shape (n,).
+            source_lengths: Number of source words, shape (n,).
+
+        Raises:
+            ValueError: The sentences do not fit each other, or the vocabularies.
+        """
         self.check_training(x)
-        found = self._checked(x, source, lengths, source_lengths)
-        self.num_source_words = self.num_source_words or int(found[0].max()) + 1
+        words, sizes, steps = self._checked(x, source, lengths, source_lengths)
+        self.num_source_words = self.num_source_words or int(words.max()) + 1
         self.num_target_words = self.num_target_words or int(x.max()) + 1
-        return found
+        self._start(x, words, sizes, steps)
 
     def _checked(
         self, x: Tensor, source: Tensor | None, lengths: Tensor | None, source_lengths: Tensor | None

@@ -85,7 +85,7 @@ def _about_the_same(old: Statistics, new: Statistics) -> Statistics:
 
 
 def keep_averages(plan: Plan, expectation: Expectation) -> None:
-    """Leave to gradients what averages over batches cannot hold: statistics of single rows."""
+    """Leave to gradients what averages over batches cannot hold, as statistics of single rows."""
     for entry in plan.closed:
         by_row = [use.site for use in entry.uses if _differs_by_row(expectation.factors[use.site])]
         if entry.regression is not None:
@@ -93,6 +93,8 @@ def keep_averages(plan: Plan, expectation: Expectation) -> None:
         elif by_row:
             reason = f"the parameters of {by_row[0]} differ from row to row, which needs all rows (decay=None)"
             plan.demote(entry.name, reason)
+        elif not all(use.form.additive for use in entry.uses):
+            plan.demote(entry.name, "its statistics cannot be averaged over batches")
 
 
 def _differs_by_row(factor: Factor) -> bool:

@@ -181,7 +181,7 @@ class EM:
         self._last = None
 
     def loss(self, *args: Any, **kwargs: Any) -> float:
-        """Negative log-likelihood of the data at the current parameters, in nats; nothing is updated."""
+        """Negative log-likelihood of the data at the current parameters, nats; nothing is updated."""
         return -self._expect(args, kwargs, keep_weights=False).log_likelihood
 
     def held_out_loss(self, *args: Any, **kwargs: Any) -> float:
@@ -196,8 +196,7 @@ class EM:
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """How each parameter will be updated, and why; print it. Parameters that the program creates do not stay."""
-        store = pyro.get_param_store()
-        with store.scope(store.get_state()):
+        with (store := pyro.get_param_store()).scope(store.get_state()):
             return self._current_plan(self._expect(args, kwargs), args, kwargs)
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,6 +217,10 @@ class EM:
             self._averages.load_state_dict(state["averages"])
             self._memory.load_state_dict(state["references"])
         self._gradient.pending = state["optimizer"]
+
+    def release(self) -> None:
+        """Give back the memory that steps work in; another step takes it again."""
+        self._memory.scratch.release()
 
     def _map(self, args: tuple, kwargs: dict[str, Any]) -> Expectation:
         """One EM step, taken back and repeated with gradients if the step before made the log-likelihood fall."""
@@ -336,9 +339,6 @@ class EM:
                 keep_averages(self._plan, expectation)
             for name, reason in self._demoted.items():
                 self._plan.demote(name, reason)
-            for entry in self._plan.closed if self._averages is not None else []:
-                if not all(use.form.additive for use in entry.uses):
-                    self._plan.demote(entry.name, "its statistics cannot be averaged over batches")
         return self._plan
 
     def _excused(self, last: Step, plan: Plan, args: tuple, kwargs: dict[str, Any], fallen: Expectation) -> bool:

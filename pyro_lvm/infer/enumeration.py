@@ -92,12 +92,12 @@ def expect(
         for name, correction in (corrections(factors) if corrections else {}).items():
             factors[name].correction = correction
         if chains:
-            return _expect_chains(
-                chains, scored, temperature, Expectation(0.0, factors, parameters.found, markov=memory.markov)
-            )
+            found = Expectation(0.0, factors, parameters.found, has_weights=keep_weights, markov=memory.markov)
+            terms = [chain.run(temperature, memory, keep_weights, variance_floor) for chain in chains]
+            return _add_chains(found, chains, terms, scored)
         rows = RowPass.of(scored, memory)
         if rows is not None:
-            result = rows.run(temperature, keep_weights, variance_floor)
+            result = rows.run(temperature, keep_weights, variance_floor, memory.scratch)
             if not math.isfinite(result.log_likelihood):
                 raise NonFiniteLoss(_blame(result.log_likelihood, scored))
             for factor in rows.outside:
@@ -117,19 +117,19 @@ def expect(
     return Expectation(value, factors, parameters.found, markov=memory.markov)
 
 
-def _expect_chains(
-    chains: list[Chain], scored: dict[str, Factor], temperature: float, found: Expectation
-) -> Expectation:
-    """The E-step of a program whose latent sites are the states of chains."""
+def _add_chains(found: Expectation, chains: list[Chain], terms: list[float], scored: dict[str, Factor]) -> Expectation:
+    """The E-step of a program whose latent sites are the states of chains, from their log-likelihoods."""
     parts = {part.name for chain in chains for part in chain.factors}
-    terms = [chain.run(temperature) for chain in chains]
     for name, factor in scored.items():
         if name not in parts:
             factor.weights = _outside_weights(factor)
             density = factor.log_density.masked_fill(factor.weights == 0, 0.0)  # masked, it may be infinite
             terms.append(float((factor.weights * density).sum(dtype=torch.float64)))
     found.log_likelihood, found.chains = math.fsum(terms), chains
-    found.totals = {c.name: c.marginals.flatten(0, -2).sum(0) for c in chains if c.marginals is not None}
+    for chain in chains:
+        found.gathered.update(chain.gathered)
+        if chain.totals is not None:
+            found.totals[chain.name] = chain.totals
     if not math.isfinite(found.log_likelihood):
         raise NonFiniteLoss(_blame(found.log_likelihood, scored))
     return found

@@ -26,7 +26,7 @@ class Expectation:
     Attributes:
         log_likelihood: Log-likelihood of all rows, in nats, summed in float64.
         gathered: Statistics of sites for which the E-step had them already.
-        has_weights: Whether factors hold their weights.
+        has_weights: Whether factors hold their weights; those of the laws of chains' states always do.
         totals: Expected number of rows in every state of a site, as far as the E-step found it on the way.
         rows: How the rows were passed over, if they were.
         chains: Hidden Markov chains.

@@ -37,8 +37,7 @@ def gather(
     if kernel is not None and torch.broadcast_shapes(weights.shape, kernel.cells.shape) == kernel.cells.shape:
         if remember is not None:
             remember(kernel.reference)
-        table = kernel.cells.flatten(weights).double()
-        return kernel.collect(table.sum(-1), kernel.sums(table), variance_floor)
+        return kernel.gather(weights, variance_floor)
     return _gather_dense(*unwrap(fn, weights), value, variance_floor, known, remember)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form
 from pyro_lvm.ops.cells import Cells
+from pyro_lvm.ops.scratch import Scratch
 
 __all__ = ["Kernel", "broadcast_mask", "dtype_of", "has_family_density", "peel", "rows_of_a_block"]
 
@@ -228,17 +229,18 @@ class Kernel:
             masks.copy_(weights @ self.mask.flatten(1).double())
         return out
 
-    def table(self) -> Tensor:
-        """The log-density of every cell and row, (c, n), nats."""
+    def table(self, scratch: Scratch | None = None) -> Tensor:
+        """The log-density of every cell and row, (c, n), nats; in the memory given, if any."""
         n = self.cells.num_rows
         columns = self._symbols()
         if columns is not None:
             return self._look_up(columns)
-        out = torch.empty(len(self.constant), n, dtype=self.dtype, device=self.coefficients.device)
         coefficients, constant = self.coefficients.to(self.dtype), self.constant.to(self.dtype).unsqueeze(-1)
+        scratch = scratch or Scratch()
+        out = scratch.take("table", (len(constant), n), constant)
         for start in range(0, n, block := rows_of_a_block(self.num_features)):
             stop = min(n, start + block)
-            features = torch.empty(self.num_features, stop - start, dtype=self.dtype, device=out.device)
+            features = scratch.take("features", (self.num_features, stop - start), out)
             self.write(start, stop, features)
             torch.addmm(constant, coefficients, features, out=out[:, start:stop])
             base = self.log_base(start, stop)
@@ -246,8 +248,13 @@ class Kernel:
                 out[:, start:stop] += base
         return out
 
-    def sums(self, weights: Tensor) -> Tensor:
+    def scores(self, scratch: Scratch | None = None) -> Tensor:
+        """The log-density in the site's batch shape and in the type that `log_prob` would give, nats."""
+        return self.cells.unflatten(self.table(scratch).to(dtype_of(self.base, self.cells.rows)))
+
+    def sums(self, weights: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Weighted sums of all features, (c, m), from weights (c, n)."""
+        scratch = scratch or Scratch()
         n = self.cells.num_rows
         out = torch.zeros(len(weights), self.num_features, dtype=torch.float64, device=weights.device)
         columns = self._symbols()
@@ -255,10 +262,15 @@ class Kernel:
             return self._count(columns, weights.double(), out)
         for start in range(0, n, block := rows_of_a_block(self.num_features)):
             stop = min(n, start + block)
-            features = torch.empty(self.num_features, stop - start, dtype=torch.float64, device=out.device)
+            features = scratch.take("features", (self.num_features, stop - start), out)
             self.write(start, stop, features)
             out.addmm_(weights[:, start:stop].double(), features.T)
         return out
+
+    def gather(self, weights: Tensor, variance_floor: float, scratch: Scratch | None = None) -> Statistics:
+        """Statistics by name under weights broadcastable to the site's batch shape."""
+        table = self.cells.flatten(weights).double()
+        return self.collect(table.sum(-1), self.sums(table, scratch), variance_floor)
 
     def collect(self, total: Tensor, sums: Tensor, variance_floor: float) -> Statistics:
         """Statistics by name from total weights (c,) and weighted sums of features (c, m)."""

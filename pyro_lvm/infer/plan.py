@@ -139,9 +139,10 @@ class Plan:
 
     def wants_weights(self, expectation: Expectation) -> bool:
         """Whether the M-step needs posterior weights themselves, not only the statistics that the E-step gathered."""
-        gathered = expectation.gathered.keys()
+        known = {*expectation.gathered, *self.outside}
+        known.update(part.name for chain in expectation.chains for part in chain.parts.values())
         return bool(self.gradient or self.own or self.regressions) or any(
-            use.site not in gathered for entry in self.closed for use in entry.uses if use.site not in self.outside
+            use.site not in known for entry in self.closed for use in entry.uses
         )
 
     def demote(self, name: str, reason: str) -> None:

@@ -19,6 +19,7 @@ from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, clos
 from pyro_lvm.infer.markov import Markov
 from pyro_lvm.infer.natural import Kernel, dtype_of, rows_of_a_block
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.ops.scratch import Scratch
 
 __all__ = ["Memory", "RowPass"]
 
@@ -33,6 +34,7 @@ class Memory:
     Attributes:
         fixed: Keep the first reference of a site, as averages of statistics over batches need.
         markov: What the program was recognised as, if it is a chain of equal steps; False if it is none.
+        scratch: Where intermediate results go.
     """
 
     fixed: bool = False
@@ -40,6 +42,7 @@ class Memory:
     bases: dict[str, tuple[Tensor, int, Tensor | None]] = field(default_factory=dict)
     seen: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     markov: Markov | bool | None = None
+    scratch: Scratch = field(default_factory=Scratch)
 
     def is_new(self, site: str, value: Tensor) -> bool:
         """Whether these values were not seen at this site before; they are now."""
@@ -207,35 +210,35 @@ class RowPass:
         table = density.movedim((self.state_dim, self.row_dim), (0, 1)) if depth > 1 else density.unsqueeze(0)
         return table.reshape(table.shape[0], table.shape[1]).detach()
 
-    def run(self, temperature: float, keep: bool, variance_floor: float) -> RowResult:
-        """The pass itself."""
+    def run(self, temperature: float, keep: bool, variance_floor: float, scratch: Scratch) -> RowResult:
+        """The pass itself, in the memory given."""
         kernels = list(self.kernels.values())
         device = self.latent.value.device
         single = kernels and all(k.dtype == torch.float32 for k in kernels)
         dtype = torch.float32 if single else torch.float64
-        width = sum(k.num_features for k in kernels)
-        coefficients = torch.cat(
-            [k.coefficients.expand(self.states, -1) for k in kernels] or [torch.zeros(self.states, 0)], 1
-        ).to(device, dtype)
         constant = sum((k.constant.unsqueeze(-1) for k in kernels), self.constant.to(device, torch.float64))
-        constant = constant.expand(self.states, 1).to(dtype)
+        # the last feature is one: its coefficient is what rows share, its sum their number
+        coefficients = torch.cat(
+            [k.coefficients.expand(self.states, -1) for k in kernels] + [constant.expand(self.states, 1)], 1
+        ).to(device, dtype)
+        width = coefficients.shape[1]
         dense = [table.to(dtype) for table in self.dense]
         scale = self.scale.to(dtype) if isinstance(self.scale, Tensor) else self.scale
         block = min(self.rows, rows_of_a_block(width))
-        buffer = torch.empty(width * block, dtype=dtype, device=device)
         sums = torch.zeros(self.states, width, dtype=torch.float64, device=device)
-        total = torch.zeros(self.states, dtype=torch.float64, device=device)
         log_likelihood = torch.zeros((), dtype=torch.float64, device=device)
         lowest = torch.full((), torch.inf, dtype=dtype, device=device)
         weights = torch.empty(self.states, self.rows, dtype=self._given_dtype(), device=device) if keep else None
         for start in range(0, self.rows, block):
             stop = min(self.rows, start + block)
-            features = buffer[: width * (stop - start)].view(width, stop - start)
+            features = scratch.take("features", (width, stop - start), coefficients)
+            features[-1] = 1.0
             position = 0
             for kernel in kernels:
                 kernel.write(start, stop, features[position : position + kernel.num_features])
                 position += kernel.num_features
-            joint = torch.addmm(constant, coefficients, features) if width else constant.repeat(1, stop - start)
+            joint = scratch.take("joint", (self.states, stop - start), coefficients)
+            torch.mm(coefficients, features, out=joint)
             for table in dense:
                 joint += table if table.shape[1] == 1 else table[:, start:stop]
             largest = joint.amax(0)
@@ -253,15 +256,14 @@ class RowPass:
             elif scale != 1.0:
                 rows, joint = rows * scale, joint.mul_(scale)
             log_likelihood += rows.sum(dtype=torch.float64)
-            total += joint.sum(1, dtype=torch.float64)
-            if width:
-                sums += joint @ features.T
+            sums += joint @ features.T
             if weights is not None:
                 weights[:, start:stop] = joint
         if float(lowest) < IMPOSSIBLE:
             raise NonFiniteLoss(self._impossible())
         for factor in self.outside:
             log_likelihood += _scaled(factor)
+        total = sums[:, -1]
         return RowResult(float(log_likelihood), self._collect(total, sums, variance_floor), total, weights)
 
     def _impossible(self) -> str:

@@ -59,6 +59,7 @@ class Run:
         best = _Best(self) if self.validation is not None else None
         # A full pass of EM or coordinate ascent watches over itself.
         good = None if getattr(self.inference, "full_batch", True) else LastGood(self.result())
+        release = getattr(self.inference, "release", lambda: None)
         try:
             for _ in range(max_epochs):
                 steps = self._epoch()
@@ -80,6 +81,8 @@ class Run:
                     good.restore()
                 raise
             self._broke_down(f"stopped at epoch {len(self.history['loss']) + 1}: {error}")
+        finally:
+            release()
         if good is not None and good.restore() and not self._broken:
             self._broke_down(f"stopped after epoch {len(self.history['loss'])}: parameters became infinite or NaN.")
         if best is not None:

@@ -30,6 +30,13 @@ def _double() -> Any:
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.fixture(autouse=True, params=["plain", "products"])
+def _scores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small data are scored by `log_prob`; all tests run with the matrix products of large data, too."""
+    if request.param == "products":
+        monkeypatch.setattr("pyro_lvm.infer.log_density.FEW", 0)
+
+
 def unrolled(law: HMM, x: Tensor) -> None:
     """The site "x" step by step: one enumerated site per state."""
     total = x.shape[-1 - law.emission.event_dim]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_lvm.ops.scratch import Scratch
+
 __all__ = ["Blocks", "Matrices", "cut", "multiply"]
 
 
@@ -47,14 +49,25 @@ class Blocks:
         """Whether no chain has a second block."""
         return self.per_chain <= 1
 
-    def gather(self, values: Tensor) -> Tensor:
+    def by_place(self, values: Tensor) -> list[Tensor]:
+        """Values of shape (..., S, M) at each place, shape (..., count): those of the blocks that reach it."""
+        # taken apart at once: in loops over places, indexing takes as long as computing
+        whole = zip(values.unbind(-2), self.reach, strict=True)
+        return [value if count == values.shape[-1] else value[..., :count] for value, count in whole]
+
+    def gather(self, values: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Values of shape (N, T, m) where the blocks have their steps, shape (m, S, M)."""
         rows = values.movedim(-1, 0).flatten(1).contiguous()
-        return rows.gather(1, self.rows.flatten().expand(len(rows), -1)).view(len(rows), *self.rows.shape)
+        index = self.rows.flatten().expand(len(rows), -1)
+        out = (scratch or Scratch()).take("gathered", index.shape, rows)
+        found = torch.gather(rows, 1, index, out=out)
+        return found.view(len(rows), *self.rows.shape)
 
-    def in_order(self, first: Tensor, later: Tensor) -> Tensor:
+    def in_order(self, first: Tensor, later: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Values of first steps, shape (..., N), and at the places, shape (..., S, M), as (..., N, T), else zero."""
-        result = (first.new_zeros if self.padded else first.new_empty)(*first.shape, self.num_steps)
+        shape = (*first.shape, self.num_steps)
+        result = (scratch or Scratch()).take("in order", shape, first)
+        result = result.zero_() if self.padded else result
         later = later.flatten(-2)
         result.flatten(-2).scatter_(-1, self.rows.flatten().expand_as(later), later)
         result[..., 0] = first  # after what blocks have at places that they do not reach, which is sent here
@@ -117,7 +130,8 @@ class Matrices:
 def multiply(matrix: Tensor, values: Tensor, out: Tensor) -> None:
     """Products of one matrix, shape (K, K), or one for each block, shape (M, K, K), and values, shape (K, [R,] M)."""
     if matrix.dim() == 2:
-        torch.mm(matrix, values.flatten(1), out=out.flatten(1))
+        values, out = (values, out) if values.dim() == 2 else (values.flatten(1), out.flatten(1))
+        torch.mm(matrix, values, out=out)
     else:
         # contiguous: the product of views is twenty times slower than that of a copy
         columns = (values if values.dim() == 3 else values.unsqueeze(1)).permute(2, 0, 1).contiguous()

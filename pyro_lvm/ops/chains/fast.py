@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -26,13 +24,15 @@ class FastFilter:
         self.transition, self._transition_shift = _exponentials(chains.transition, (-2, -1))
         blocks = cut(chains.num_chains, chains.num_steps, chains.lengths, block, chains.emission.device)
         first, self._first_shift = _exponentials((chains.initial + chains.emission[:, 0]).mT, (0,))
-        emission, self._emission_shift = _exponentials(blocks.gather(chains.emission), (0,), in_place=True)
+        emission, self._emission_shift = _exponentials(
+            blocks.gather(chains.emission, chains.scratch), (0,), in_place=True
+        )
         if not blocks.whole:
             self._emission_shift.masked_fill_(blocks.steps == 0, 0.0)
-        self.forward = Forward(blocks, first, self.transition, emission)
-        first_scale, scale = self._log_scales()
-        total = first_scale + self._over_transitions().sum(-1)
-        self.log_likelihood = total.index_add_(0, blocks.chain, scale.sum(0))
+        self.forward = Forward(blocks, first, self.transition, emission, chains.scratch)
+        total = self.forward.first_scale.double().log() + self._first_shift[0] + self._over_transitions().sum(-1)
+        of_blocks = self.forward.log_scale() + self._emission_shift[0].sum(0, dtype=torch.float64)
+        self.log_likelihood = total.index_add_(0, blocks.chain, of_blocks)
 
     @property
     def lost(self) -> Tensor:
@@ -50,7 +50,11 @@ class FastFilter:
     @property
     def increments(self) -> Tensor:
         """Log p(x_t | x before t), shape (N, T), nats, float64; of no meaning in the padding."""
-        increments = self.forward.blocks.in_order(*self._log_scales())
+        forward = self.forward
+        increments = forward.blocks.in_order(
+            forward.first_scale.double().log() + self._first_shift[0],
+            forward.scale.double().log() + self._emission_shift[0],
+        )
         increments[:, 1:] += self._over_transitions()
         return increments
 
@@ -73,14 +77,6 @@ class FastFilter:
         inverse = forward.blocks.in_order(forward.first_scale.reciprocal(), forward.kept.reciprocal())
         losses = (onwards.amax(-1) * inverse).sum(-1, dtype=torch.float64)
         return self.probabilities.mul_(onwards), self.lost | ~negligible(losses, chains.num_states, ratio.dtype)
-
-    def _log_scales(self) -> tuple[Tensor, Tensor]:
-        """Log c with what was taken out of the emissions, float64, shapes (N,) and (S, M)."""
-        forward = self.forward
-        return (
-            forward.first_scale.double().log() + self._first_shift[0],
-            forward.scale.double().log() + self._emission_shift[0],
-        )
 
     def _over_transitions(self) -> Tensor:
         """What was taken out of the transitions, float64, shape (N, T - 1)."""
@@ -110,19 +106,14 @@ class FastPosterior(FastFilter):
         for values in (forward.first, backward.first):
             values[:, self._lost] = 0.0
         blocks = self._lost[forward.blocks.chain]
-        for values in (forward.before, forward.after, backward.after, backward.weighed):
+        for values in (forward.before, forward.after, backward.joint, backward.weighed):
             values[..., blocks] = 0.0
 
     def marginals(self) -> Tensor:
         """Posterior probabilities of the states, shape (N, T, K), zero in the padding."""
-        return self._marginals
-
-    @cached_property
-    def _marginals(self) -> Tensor:
         forward, backward = self.forward, self._backward
-        # in place, once: fresh memory costs more than the product
-        later = backward.after.mul_(forward.after)
-        return forward.blocks.in_order(forward.first * backward.first, later).movedim(0, -1)
+        first = forward.first * backward.first
+        return forward.blocks.in_order(first, backward.joint, self.chains.scratch).movedim(0, -1)
 
     def log_forward(self) -> Tensor:
         """Log p(state at t | x up to t), shape (N, T, K), float64."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from pyro_lvm.ops.scratch import Scratch
 
 __all__ = ["ALGORITHMS", "Chains", "prepare"]
 
@@ -22,6 +24,7 @@ class Chains:
         emission: Shape (N, T, K), zero in the padding.
         lengths: Shape (N,), each in [1, T]; None if all are T.
         batch: The shape of the batch as it was given.
+        scratch: Where large intermediate results go.
     """
 
     initial: Tensor
@@ -29,6 +32,7 @@ class Chains:
     emission: Tensor
     lengths: Tensor | None
     batch: torch.Size
+    scratch: Scratch = field(default_factory=Scratch)
 
     @property
     def num_chains(self) -> int:
@@ -77,6 +81,7 @@ class Chains:
             emission=self.emission[rows],
             lengths=None if self.lengths is None else self.lengths[rows],
             batch=torch.Size([len(rows)]),
+            scratch=Scratch(),
         )
 
     def double(self) -> Chains:
@@ -105,6 +110,7 @@ def prepare(
     emission: Tensor,
     lengths: Tensor | None,
     algorithm: str = "auto",
+    scratch: Scratch | None = None,
 ) -> Chains:
     """Check the arguments of a function on chains and flatten their batch.
 
@@ -147,6 +153,7 @@ def prepare(
         emission=emission.reshape(count, num_steps, num_states),
         lengths=lengths,
         batch=batch,
+        scratch=Scratch() if scratch is None else scratch,
     )
     return chains if lengths is None else _without_padding(chains)
 

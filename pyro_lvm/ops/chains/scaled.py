@@ -30,6 +30,7 @@ from torch import Tensor
 
 from pyro_lvm.ops.chains.blocks import Blocks, Matrices, multiply
 from pyro_lvm.ops.chains.tree import Tree
+from pyro_lvm.ops.scratch import Scratch
 
 __all__ = ["Backward", "Forward", "negligible"]
 
@@ -56,6 +57,7 @@ class Forward:
         first: Probabilities of the first state and its data, shape (K, N).
         transition: Probabilities, shape (N or 1, T - 1 or 1, K, K).
         emission: e after each transition, shape (K, S, M).
+        scratch: Where the results go.
 
     Attributes:
         first: a_0, shape (K, N).
@@ -67,8 +69,11 @@ class Forward:
         losses: The sum of 1 / kept over the steps, shape (N,); not a number where nothing is left of a chain.
     """
 
-    def __init__(self, blocks: Blocks, first: Tensor, transition: Tensor, emission: Tensor) -> None:
-        self.blocks, self.emission = blocks, emission
+    def __init__(
+        self, blocks: Blocks, first: Tensor, transition: Tensor, emission: Tensor, scratch: Scratch | None = None
+    ) -> None:
+        self.blocks, self.emission, self.scratch = blocks, emission, scratch or Scratch()
+        self._every = 1 if blocks.single else RESCALED[emission.dtype]
         self.matrices = Matrices(transition, blocks)
         self.first_scale = first.sum(0)
         self.first = first / self.first_scale
@@ -92,9 +97,12 @@ class Forward:
         """The chains of blocks: from the start of each to the start of the next."""
         blocks, (states, chains) = self.blocks, self.first.shape
         count = 1 << (blocks.per_chain - 1).bit_length()
-        leaves = torch.eye(states, dtype=torch.float64, device=self.first.device).repeat(chains, count, 1, 1)
-        leaves[blocks.chain, blocks.number] = self._products().permute(2, 1, 0)
-        return Tree(self.first.mT.double(), leaves)
+        leaves = torch.zeros(chains * count, states, states, dtype=torch.float64, device=self.first.device)
+        leaves.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        # rows of plain memory: an index over matrices takes ten times as long
+        rows = self._products().permute(2, 1, 0).flatten(1)
+        leaves.flatten(1).index_copy_(0, blocks.chain * count + blocks.number, rows)
+        return Tree(self.first.mT.double(), leaves.unflatten(0, (chains, count)))
 
     def _products(self) -> Tensor:
         """The matrix of each block up to its largest number, float64, shape (K next, K previous, M)."""
@@ -103,10 +111,11 @@ class Forward:
         other = torch.empty_like(product)
         logarithm = torch.zeros(states, size, dtype=torch.float64, device=product.device)
         every = RESCALED[product.dtype]
-        for place, count in enumerate(self.blocks.reach):
+        for place, emission in enumerate(self.emission.unsqueeze(1).unbind(-2)):
             multiply(self.matrices.at(place, size).mT, product, out=other)
-            other.mul_(self.emission[:, place].unsqueeze(1))
-            other[..., count:] = product[..., count:]
+            other.mul_(emission)
+            if (count := self.blocks.reach[place]) < size:
+                other[..., count:] = product[..., count:]
             product, other = other, product
             if (place + 1) % every == 0 or place + 1 == len(self.blocks.reach):
                 # a state that leads nowhere has nothing but zeros
@@ -117,26 +126,33 @@ class Forward:
         return product.double().mul_(logarithm.exp_())
 
     def _recur(self, starts: Tensor) -> None:
-        states, places, size = self.emission.shape
-        messages = self.emission.new_empty(states, places + 1, size)
+        (states, places, size), blocks = self.emission.shape, self.blocks
+        messages = self.scratch.take("forward", (states, places + 1, size), self.emission)
         messages[:, 0] = starts
         self.before, self.after = messages[:, :-1], messages[:, 1:]
         self.scale = self.emission.new_ones(places, size)
-        for place, count in enumerate(self.blocks.reach):
-            old, new = self.before[:, place, :count], self.after[:, place, :count]
-            scale = self.scale[place, :count]
+        by_place = (blocks.by_place(values) for values in (self.before, self.after, self.emission, self.scale))
+        for place, (old, new, emission, scale) in enumerate(zip(*by_place, strict=True)):
+            count = blocks.reach[place]
             multiply(self.matrices.at(place, count).mT, old, out=new)
-            new.mul_(self.emission[:, place, :count])
+            new.mul_(emission)
             torch.sum(new, 0, out=scale)
             new.div_(scale)
-            self.after[:, place, count:] = 0.0
+            if count < size:
+                self.after[:, place, count:] = 0.0
 
     def _since_rescaled(self) -> Tensor:
-        kept, every = self.scale.clone(), RESCALED[self.scale.dtype]
+        kept = self.scale.clone()
         for place in range(len(kept)):
-            if place % every:
+            if place % self._every:
                 kept[place] *= kept[place - 1]
         return kept
+
+    def log_scale(self) -> Tensor:
+        """The sum of log c over the places of each block, float64, shape (M,)."""
+        places = len(self.kept)
+        ends = [*range(self._every - 1, places, self._every), *([places - 1] if places % self._every else [])]
+        return self.kept[ends].double().log_().sum(0)
 
 
 class Backward:
@@ -144,8 +160,8 @@ class Backward:
 
     Attributes:
         first: b_0, shape (K, N).
-        after: b after each transition, shape (K, S, M).
-        weighed: e b / c after it, shape (K, S, M), zero where a block does not reach.
+        joint: a b after each transition, shape (K, S, M), zero where a block does not reach, as what follows.
+        weighed: e b / c after it, shape (K, S, M).
         losses: The sum of the largest b / kept over the steps, shape (N,); no number where nothing is left of a chain.
     """
 
@@ -160,24 +176,28 @@ class Backward:
             ends = found[blocks.chain, blocks.number].mT.to(ends.dtype).contiguous()
         self._recur(ends)
         self.losses = (self.first.amax(0) / forward.first_scale).double()
-        growth = self.after.amax(0) / forward.kept
+        growth = self._largest.div_(forward.kept)
         self.losses.index_add_(0, blocks.chain, growth.sum(0, dtype=torch.float64))
-        self.losses += lost * _unit(self.after)
-
-    def in_order(self) -> Tensor:
-        """b at every step of the chains, shape (K, N, T), zero in the padding."""  # noqa: D403
-        return self.blocks.in_order(self.first, self.after)
+        self.losses += lost * _unit(growth)
 
     def _recur(self, current: Tensor) -> None:
-        forward, blocks = self._forward, self.blocks
-        self.weighed, self.after = forward.emission, torch.empty_like(forward.emission)
-        for place in reversed(range(len(blocks.reach))):
+        forward, blocks, size = self._forward, self.blocks, current.shape[-1]
+        self.weighed = forward.emission
+        self.joint = forward.scratch.take("backward", self.weighed.shape, self.weighed)
+        self._largest = torch.zeros_like(forward.scale)
+        results = (blocks.by_place(values) for values in (self.weighed, self.joint, self._largest))
+        given = (blocks.by_place(values) for values in (forward.after, forward.scale))
+        steps = list(zip(*results, *given, strict=True))
+        for place in reversed(range(len(steps))):
+            weighed, joint, largest, message, scale = steps[place]
             count = blocks.reach[place]
-            here, weighed = current[:, :count], self.weighed[:, place, :count]
-            self.after[:, place, :count] = here
-            self.after[:, place, count:] = 0.0
-            weighed.mul_(here).div_(forward.scale[place, :count])
-            self.weighed[:, place, count:] = 0.0
+            here = current if count == size else current[:, :count]
+            torch.amax(here, 0, out=largest)
+            torch.mul(here, message, out=joint)
+            weighed.mul_(here).div_(scale)
+            if count < size:
+                self.joint[:, place, count:] = 0.0
+                self.weighed[:, place, count:] = 0.0
             multiply(forward.matrices.at(place, count), weighed, out=here)
         leading = blocks.number == 0
         self.first[:, blocks.chain[leading]] = current[:, leading]

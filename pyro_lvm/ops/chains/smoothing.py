@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_lvm.ops.chains.inputs import prepare
 from pyro_lvm.ops.chains.posterior import posterior
+from pyro_lvm.ops.scratch import Scratch
 
 __all__ = ["Smoothed", "smooth"]
 
@@ -39,6 +40,7 @@ def smooth(
     pairwise: bool = False,
     sum_batch: bool = False,
     algorithm: str = "auto",
+    scratch: Scratch | None = None,
 ) -> Smoothed:
     """The posterior of the states given all of x, by the forward and the backward recursion.
 
@@ -50,6 +52,7 @@ def smooth(
         pairwise: Whether transitions are wanted step by step; always so for chains with a matrix for each step.
         sum_batch: Whether transitions are summed over the batch, which then never takes memory for each chain.
         algorithm: "sequential", "blocked", "scan" or "auto".
+        scratch: Memory of earlier calls to work in; the marginals lie in it, and the next call overwrites them.
 
     Returns:
         Everything without gradients: `log_likelihood` has them.
@@ -68,7 +71,7 @@ def smooth(
         >>> smooth(initial, transition, emission).marginals[-1]
         tensor([0.2121, 0.7879])
     """
-    chains = prepare("smooth", initial, transition, emission, lengths, algorithm).detach()
+    chains = prepare("smooth", initial, transition, emission, lengths, algorithm, scratch).detach()
     found = posterior(chains, algorithm)
     per_step = pairwise or not chains.homogeneous
     transitions = found.transitions(per_step=per_step, sum_batch=sum_batch)
