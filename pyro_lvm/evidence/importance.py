@@ -55,9 +55,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     """
     num_samples = whole_number("evidence", "num_samples", num_samples)
     weights, arguments = arguments.weights, arguments.unweighted()
-    # written in place: small tensors kept between passes would leave the memory of the large ones in pieces
-    values, errors = torch.full((2, arguments.num_rows), math.nan, dtype=torch.float64, device=arguments.main.device)
-    shapes = []
+    values, errors, shapes = [], [], []
     each = max(1, ENTRIES // max(1, arguments.main[0].numel()))
     rows = max(1, each // min(num_samples, each))
     with torch.random.fork_rng():
@@ -66,10 +64,8 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
             table = log_ratios(fit, arguments.rows(slice(start, start + rows)), num_samples)
             value = table.logsumexp(0) - math.log(num_samples)
             relative = torch.where(value.isinf(), 1.0, (table - value).exp())
-            part = slice(start, start + len(value))
-            values[part] = value
-            if num_samples > 1:
-                errors[part] = relative.std(0) / math.sqrt(num_samples)
+            values.append(value)
+            errors.append(relative.std(0) / math.sqrt(num_samples) if num_samples > 1 else value * math.nan)
             shapes += [pareto_k(column) for column in table.T.cpu().numpy()]
     bad = sum(shape > UNRELIABLE for shape in shapes)
     if bad > MANY * len(shapes):
@@ -80,7 +76,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
             stacklevel=2,
         )
     name = f"importance weighting with {num_samples} samples of the guide"
-    return Evidence(values, errors, name, weights)
+    return Evidence(torch.cat(values), torch.cat(errors), name, weights)
 
 
 def log_ratios(fit: Fit, arguments: Arguments, num_samples: int) -> Tensor:
