@@ -85,7 +85,7 @@ class OwnNetworks:
     def learn(self, loss: Tensor) -> bool:
         """A step down a loss; whether it was finite, without which there is none."""
         finite = bool(torch.isfinite(loss))
-        if finite and self._optimizer is not None:
+        if finite and loss.requires_grad:
             self._optimizer.zero_grad()
             loss.backward()
             self._optimizer.step()
