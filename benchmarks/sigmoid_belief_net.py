@@ -2,7 +2,8 @@
 
 `PYRO_LVM_DATA=folder python benchmarks/sigmoid_belief_net.py --inference nvil` trains 200 units in one layer by the
 score function with a network as baseline, `--inference relax` with a learned control variate, `--inference wake-sleep`
-by wake-sleep; `--quick` takes about a minute and judges nothing. The data are `folder/mnist_static_binarized/mnist_sm_binary.npz`.
+by wake-sleep; `--quick` takes about a minute and judges nothing. The data are
+`folder/mnist_static_binarized/mnist_sm_binary.npz`.
 
 How it is measured: the budget and the options of an inference stand in `SETTINGS`, and `--epochs`, `--rate` and
 `--schedule` override them. Training sees the first 50,000 training rows in batches of 100, with Adam. A figure is the

@@ -82,12 +82,14 @@ class OwnNetworks:
             self.by_name[name].look_at(context)
         return self.by_name[name]
 
-    def learn(self, loss: Tensor) -> None:
-        """A step down a loss, if it is finite."""
-        if self._optimizer is not None and loss.requires_grad and bool(torch.isfinite(loss)):
+    def learn(self, loss: Tensor) -> bool:
+        """A step down a loss; whether it was finite, without which there is none."""
+        finite = bool(torch.isfinite(loss))
+        if finite and loss.requires_grad:
             self._optimizer.zero_grad()
             loss.backward()
             self._optimizer.step()
+        return finite
 
     def state_dict(self) -> dict[str, Any]:
         """Networks and optimizer."""

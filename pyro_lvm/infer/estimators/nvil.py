@@ -84,9 +84,9 @@ class NVIL(MultiSampleELBO):
         left = cost - mean / max(weight, 1e-12) - self.networks.get("row", context)(context)
         spread = max(1.0, variance / max(weight, 1e-12)) if self.normalize else 1.0
         signal = left.detach()
-        self.networks.learn((draws.scale * left.square()).sum() / (spread * draws.scale.sum().clamp(min=1e-12)))
+        error = (draws.scale * left.square()).sum() / (spread * draws.scale.sum().clamp(min=1e-12))
         counts = (draws.scale > 0).expand(signal.shape)
-        if bool(counts.any()):
+        if self.networks.learn(error) and bool(counts.any()):
             seen = signal[counts].double()
             now = torch.stack([torch.ones_like(seen[0]), seen.mean() + mean / max(weight, 1e-12), seen.square().mean()])
             self.averages = (self.decay * self.averages.to(now) + (1 - self.decay) * now).cpu()

@@ -112,9 +112,9 @@ class RELAX(MultiSampleELBO):
                 "RELAX: expected a guide that draws Bernoulli, Categorical or one-hot sites; got none. "
                 "Use inference='svi'."
             )
-        self.networks.learn(noise / draws.scale.square().sum().clamp(min=1e-12))
-        for average, met in averages:
-            average.learn(met - average(None), draws.scale.expand(shape))
+        if self.networks.learn(noise / draws.scale.square().sum().clamp(min=1e-12)):
+            for average, met in averages:
+                average.learn(met - average(None), draws.scale.expand(shape))
         return total.mean(0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from pyro import poutine
 
 import pyro_lvm as lvm
-from pyro_lvm.infer import RELAX, SVI
+from pyro_lvm.infer import NVIL, RELAX, SVI
 
 ROWS = 4000
 GENERATOR = torch.Generator().manual_seed(1)
@@ -253,6 +253,21 @@ def test_extreme_rows_and_log_odds_stay_finite():
     assert all(
         bool(v.isfinite().all()) for n in svi.objective.networks.by_name.values() for v in n.state_dict().values()
     )
+
+
+@pytest.mark.parametrize("objective", [NVIL, RELAX])
+def test_a_row_out_of_reach_leaves_the_state_alone(objective):
+    made = objective()
+    good = torch.tensor([1.0, -0.5, 2.0])
+    made.loss_and_grads(plain_model, plain_guide, good)
+    before = made.state_dict()
+    with pyro.validation_enabled(False):
+        assert not torch.tensor(made.loss_and_grads(plain_model, plain_guide, good * torch.inf)).isfinite()
+    after = made.state_dict()
+    for name, part in before["networks"].items():
+        assert all(torch.equal(value, after["networks"][name]["state"][key]) for key, value in part["state"].items())
+    if objective is NVIL:
+        assert torch.equal(before["averages"], after["averages"])
 
 
 def test_rows_of_other_lengths_have_networks_of_their_own():
