@@ -46,7 +46,8 @@ class Objective(Protocol):
 class Inference(Protocol):
     """What `lvm.fit` trains by. `model` and `guide` may be None until `fit` fills them in.
 
-    An attribute `guides`, if there is one, names the guides that it takes, the default first.
+    An attribute `guides`, if there is one, names the guides that it takes, the default first. A method
+    `expect_steps(num_steps)`, if there is one, is told before training how many steps are to come.
     """
 
     model: Model | None

@@ -19,6 +19,7 @@ from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_adam import RowAdam
 from pyro_lvm.infer.structure import plate_nesting, structure
+from pyro_lvm.infer.updates import SCHEDULES, Updates
 
 __all__ = ["SVI", "no_guide"]
 
@@ -53,6 +54,11 @@ class SVI:
             a reparameterised gradient, else `TraceEnum_ELBO` if there are discrete sites, else `TraceMeanField_ELBO`
             if guide and prior have a divergence in closed form, else `Trace_ELBO`.
         learning_rate: Step size of the default optimizer.
+        schedule: How the step size changes during training: "linear" holds it for the first half and lets it fall to
+            zero in the second, "cosine" lets it fall from the start, and any function of the fraction that is done, in
+            [0, 1), gives a multiplier. The rate of local steps stays. With a schedule training ends at `max_epochs`,
+            never earlier; resumed, it is spread over all steps, those before and those to come.
+        num_steps: Steps of the whole training, for a schedule when stepping by hand; `lvm.fit` knows it.
         num_particles: Guide samples per step of the default loss.
         inner_steps: Steps on the local parameters before each step on the others.
         local: What is local, separated by commas or in a list: sites of the guide (the parameters that no site but
@@ -84,6 +90,8 @@ class SVI:
         loss: Any = None,
         *,
         learning_rate: float = 0.01,
+        schedule: str | Callable[[float], float] | None = None,
+        num_steps: int | None = None,
         num_particles: int = 1,
         inner_steps: int = 0,
         local: str | Sequence[str] = "",
@@ -93,6 +101,13 @@ class SVI:
             raise ValueError(f"SVI: expected learning_rate > 0; got {learning_rate}.")
         if num_particles < 1:
             raise ValueError(f"SVI: expected num_particles >= 1; got {num_particles}.")
+        if isinstance(schedule, str) and schedule not in SCHEDULES:
+            raise ValueError(
+                f"SVI: expected schedule to be one of {', '.join(SCHEDULES)}, or a function of the fraction done; "
+                f"got {schedule!r}."
+            )
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"SVI: expected num_steps >= 1; got {num_steps}.")
         local = local if isinstance(local, str) else ",".join(local)
         if inner_steps < 0 or bool(inner_steps) != bool(local):
             raise ValueError(
@@ -108,11 +123,15 @@ class SVI:
         self.local_learning_rate = local_learning_rate
         self.optimizer = optimizer or partial(torch.optim.Adam, lr=learning_rate, fused=True)
         self.objective = loss
-        self.own = tuple(name for name, value in (("optimizer", optimizer), ("loss", loss)) if value is not None)
+        parts = {"optimizer": optimizer, "loss": loss, "schedule": schedule if callable(schedule) else None}
+        self.own = tuple(name for name, value in parts.items() if value is not None)
+        self.schedule = schedule
+        self.num_steps = num_steps
+        self._steps = 0
         self.learning_rate = learning_rate
         self.num_particles = num_particles
-        self._updates = _Updates(self.optimizer)
-        self._local_updates = _Updates(partial(RowAdam, lr=local_learning_rate or learning_rate))
+        self._updates = Updates(self.optimizer)
+        self._local_updates = Updates(partial(RowAdam, lr=local_learning_rate or learning_rate))
         self._is_local: dict[str, bool] = {}
         self._enumerating: Callable | None = None
         self._enumerated: Callable | None = None
@@ -132,9 +151,15 @@ class SVI:
         """
         for _ in range(self.inner_steps):
             self._one(args, kwargs, self._local_updates, local=True)
-        return self._one(args, kwargs, self._updates, local=False)
+        return self._one(args, kwargs, self._updates, local=False, multiplier=self._multiplier())
 
-    def _one(self, args: tuple, kwargs: dict[str, Any], updates: _Updates, local: bool) -> float:
+    def expect_steps(self, num_steps: int) -> None:
+        """Say that so many steps are to come: what the schedule is spread over."""
+        self.num_steps = self._steps + num_steps
+
+    def _one(
+        self, args: tuple, kwargs: dict[str, Any], updates: Updates, local: bool, multiplier: float | None = None
+    ) -> float:
         """A step on the local parameters or on the others; the loss before it."""
         objective, model, guide = self._prepare(args, kwargs)
         with _Read() as parameters, _pyro.exact_log_sums():
@@ -146,9 +171,10 @@ class SVI:
             raise NonFiniteLoss(f"SVI: the loss became {loss}{_blame(model, guide, args, kwargs)}.")
         if found.keys() - self._is_local.keys():
             self._is_local = _find_local(self.local, found, guide, args, kwargs)
-        updates.step({name: tensor for name, tensor in found.items() if self._is_local[name] == local})
+        updates.step({name: tensor for name, tensor in found.items() if self._is_local[name] == local}, multiplier)
         for tensor in found.values():
             tensor.grad = None
+        self._steps += not local
         return loss
 
     def loss(self, *args: Any, **kwargs: Any) -> float:
@@ -167,7 +193,12 @@ class SVI:
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and the order of its parameters, and the objective's own state if it has one."""
         nesting = getattr(self.objective, "max_plate_nesting", None)
-        state = {**self._updates.state_dict(), "nesting": nesting, "local": self._local_updates.state_dict()}
+        state = {
+            **self._updates.state_dict(),
+            "nesting": nesting,
+            "local": self._local_updates.state_dict(),
+            "steps": self._steps,
+        }
         if hasattr(self.objective, "state_dict"):
             state["objective"] = self.objective.state_dict()
         return state
@@ -176,13 +207,23 @@ class SVI:
         """Restore `state_dict`; the optimizer follows at the next step, when its parameters are known."""
         self._updates.pending = state
         self._local_updates.pending = state.get("local")
+        self._steps = state.get("steps", 0)
         if "objective" in state and hasattr(self.objective, "load_state_dict"):
             self.objective.load_state_dict(state["objective"])
 
     @property
     def loss_may_rise(self) -> bool:
-        """Whether the objective's loss does not tell how far training has come."""
-        return bool(getattr(self.objective, "loss_may_rise", False))
+        """Whether nothing may stop early by the loss: it does not tell how far training is, or a schedule does."""
+        return self.schedule is not None or bool(getattr(self.objective, "loss_may_rise", False))
+
+    def _multiplier(self) -> float | None:
+        """What the schedule makes of the learning rate at this step."""
+        if self.schedule is None:
+            return None
+        if self.num_steps is None:
+            raise ValueError("SVI: a schedule needs the number of steps. Pass num_steps=, or train by lvm.fit.")
+        shape = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
+        return shape(min(1.0, self._steps / self.num_steps))
 
     def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Callable, Callable]:
         if self.model is None:
@@ -232,42 +273,6 @@ class _Read(Parameters):
 
     def _pyro_param(self, msg: Any) -> None:
         pass
-
-
-class _Updates:
-    """An optimizer over parameters that turn up as programs run."""
-
-    def __init__(self, make: Callable[[Iterable[Tensor]], torch.optim.Optimizer]) -> None:
-        self.make = make
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.names: dict[str, Tensor] = {}
-        self.pending: dict[str, Any] | None = None
-
-    def step(self, found: dict[str, Tensor]) -> None:
-        """Update the parameters along their gradients."""
-        self._register(found)
-        if self.optimizer is not None:
-            self.optimizer.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state and the order of its parameters."""
-        optimizer = self.optimizer.state_dict() if self.optimizer is not None else None
-        return {"optimizer": optimizer, "names": list(self.names)}
-
-    def _register(self, found: dict[str, Tensor]) -> None:
-        new = {name: tensor for name, tensor in found.items() if name not in self.names}
-        if not new:
-            return
-        pending, self.pending = self.pending, None
-        if pending and pending["optimizer"] is not None:
-            new = {name: new[name] for name in [*pending["names"], *new] if name in new}
-        self.names.update(new)
-        if self.optimizer is None:
-            self.optimizer = self.make(list(new.values()))
-        else:
-            self.optimizer.add_param_group({"params": list(new.values())})
-        if pending and pending["optimizer"] is not None:
-            self.optimizer.load_state_dict(pending["optimizer"])
 
 
 def _find_local(

@@ -278,6 +278,8 @@ def train(
             patience = patience or (few if full else max(1, math.ceil(PATIENCE_STEPS / steps)))
             tol = (1e-10 if full else 1e-5) if tol is None else tol
             stop = EarlyStopping(tol, patience, "loss" if validation is None else "validation_loss")
+            if hasattr(inference, "expect_steps"):
+                inference.expect_steps(epochs * steps)
             bar = Progress(progress, epochs, label)
             run = Run(
                 inference,
