@@ -24,7 +24,7 @@ from pyro_lvm.distributions.hidden_markov import HMM
 from pyro_lvm.distributions.rows import Kind
 from pyro_lvm.handlers.counted import counted
 from pyro_lvm.ops.kmeans import kmeans
-from pyro_lvm.ops.missing import fill
+from pyro_lvm.ops.missing import fill, has_gaps
 from pyro_lvm.ops.steps import Steps, check_lengths
 from pyro_lvm.ops.topology import Topology, possible_moves
 from pyro_lvm.ops.whole_number import whole_number
@@ -215,7 +215,7 @@ class HiddenMarkov(LatentVariableModel):
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Sequences and which of their entries are known; None if steps are known as a whole or not at all."""
-        if x.shape[-1] == 1 or not bool(x.sum().isnan()):
+        if x.shape[-1] == 1 or not has_gaps(x):
             return x, None
         known = ~x.isnan()
         if bool((known.all(-1) | ~known.any(-1)).all()):

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions.state_laws import StateLaw, exact_log_probs, restrict
 from pyro_lvm.ops import chains
+from pyro_lvm.ops.missing import has_gaps
 
 __all__ = ["HMM"]
 
@@ -227,7 +228,7 @@ class HMM(TorchDistribution):
     def steps(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
         """Values with something inside the support at missing steps and in padding, and which are there (None: all)."""
         known = None
-        if value.is_floating_point() and bool(torch.isnan(value.detach().sum())):
+        if value.is_floating_point() and has_gaps(value):
             missing = value.isnan()
             known = ~(missing.flatten(-self.emission.event_dim).all(-1) if self.emission.event_dim else missing)
         total = value.shape[value.dim() - self.event_dim]

@@ -101,8 +101,11 @@ class Kernel:
         trailing = family.trailing(base)
         widths = [len(inner) + len(t) for t in trailing]
         joint = broadcast_mask(masks, fn.batch_shape, inner)
+        batch = torch.Size(fn.batch_shape)
+        if joint is not None:
+            batch = torch.broadcast_shapes(batch, joint.shape[: joint.dim() - len(inner)])
         cells = Cells.of(
-            torch.broadcast_shapes(fn.batch_shape, () if joint is None else joint.shape[: joint.dim() - len(inner)]),
+            batch,
             value,
             inside,
             *((eta, width) for eta, width in zip(natural, widths, strict=True)),

@@ -328,12 +328,11 @@ class RowResult:
 
 def _wide_dims(factor: Factor) -> set[int]:
     """Batch dimensions along which a site has more than one entry."""
-    value_batch = factor.value.shape[: factor.value.dim() - factor.fn.event_dim]
-    shape = torch.broadcast_shapes(factor.fn.batch_shape, value_batch)
+    shapes = [factor.fn.batch_shape, factor.value.shape[: factor.value.dim() - factor.fn.event_dim]]
     mask = factor.site["mask"]
     if isinstance(mask, Tensor):
-        shape = torch.broadcast_shapes(shape, mask.shape)
-    return {d - len(shape) for d, size in enumerate(shape) if size > 1}
+        shapes.append(mask.shape)
+    return {d - len(shape) for shape in shapes for d, size in enumerate(shape) if size > 1}
 
 
 def _scaled(factor: Factor) -> Tensor:

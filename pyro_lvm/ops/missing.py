@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Tiles", "column_moments", "fill", "patterns", "tiles"]
+__all__ = ["Tiles", "column_moments", "fill", "has_gaps", "patterns", "tiles"]
+
+# Version and answer of tensors that were looked through: every step asks about the same ones.
+_SEEN = WeakTensorKeyDictionary()
 
 # Bits of one word of a pattern: two words, one of them a row number, fit a 64-bit key.
 WORD = 31
@@ -32,6 +36,16 @@ def column_moments(x: Tensor, sample_weights: Tensor | None = None) -> tuple[Ten
     return mean, (counted * torch.where(known, x - mean, 0.0).square()).sum(0) / total
 
 
+def has_gaps(x: Tensor) -> bool:
+    """Whether an entry may be NaN (one is, or there are infinities of both signs); looked up until x is written to."""
+    if x.is_inference():
+        return bool(x.sum().isnan())
+    version, answer = _SEEN.get(x, (None, False))
+    if version != x._version:
+        version, answer = _SEEN[x] = x._version, bool(x.detach().sum().isnan())
+    return answer
+
+
 def fill(x: Tensor, sample_weights: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Put column means in place of missing entries, so that no density sees a NaN.
 
@@ -42,7 +56,7 @@ def fill(x: Tensor, sample_weights: Tensor | None = None) -> tuple[Tensor, Tenso
     Returns:
         Rows without NaN, and which entries are known: shape (n, d), or None if all are.
     """
-    if not bool(x.sum().isnan()):
+    if not has_gaps(x):
         return x, None
     known = ~x.isnan()
     return torch.where(known, x, column_moments(x, sample_weights)[0]), known

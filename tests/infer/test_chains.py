@@ -433,3 +433,21 @@ def test_seeds_give_starts_that_depend_on_the_data() -> None:
         em.seed(x)
         em.step(x)
         torch.testing.assert_close(pyro.param("loc").sort()[0], torch.tensor([-9.0, 0.0, 9.0]), rtol=0, atol=0.3)
+
+
+def test_working_memory_is_kept_between_steps_and_given_back() -> None:
+    whole, _ = programs(full, LENGTHS)
+    x = data(full)
+    with pyro.get_param_store().scope():
+        em = lvm.infer.EM(whole)
+        found = em.posterior(x)["z"]
+        before = found.clone()
+        em.step(x)
+        em.step(x)
+        torch.testing.assert_close(found, before, rtol=0, atol=0)  # it was no part of that memory
+        assert em._memory.scratch._kept
+        em.release()
+        assert not em._memory.scratch._kept
+        em.step(x)
+    fit = lvm.fit(lvm.models.GaussianHMM(2), x, inference="em", seed=0, max_epochs=3, progress=False)
+    assert not fit.inference._memory.scratch._kept

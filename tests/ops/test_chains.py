@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_lvm.ops import chains
+from pyro_lvm.ops.scratch import Scratch
 from pyro_lvm.testing.chain_oracles import all_paths
 
 ALGORITHMS = ["sequential", "blocked", "scan"]
@@ -357,3 +358,15 @@ def test_mistakes_of_single_functions():
         chains.viterbi(**GOOD, num_best=0)
     with pytest.raises(ValueError, match="sample: expected num_samples of at least 0; got -1"):
         chains.sample(**GOOD, num_samples=-1)
+
+
+def test_memory_of_earlier_calls_does_not_show():
+    scratch = Scratch()
+    for steps, states, count in ((300, 3, 2), (140, 2, 1), (300, 3, 4), (5, 4, 3)):
+        torch.manual_seed(steps + count)
+        tables = (torch.randn(states), torch.randn(1, states, states), torch.randn(count, steps, states))
+        lengths = torch.randint(1, steps + 1, (count,))
+        fresh = chains.smooth(*tables, lengths)
+        again = chains.smooth(*tables, lengths, scratch=scratch)
+        for name, value in vars(fresh).items():
+            torch.testing.assert_close(getattr(again, name), value, rtol=0, atol=0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyro_lvm.ops.clusters import cluster_moments
-from pyro_lvm.ops.missing import column_moments, fill, patterns, tiles
+from pyro_lvm.ops.missing import column_moments, fill, has_gaps, patterns, tiles
 
 
 def test_column_moments_are_those_of_the_known_entries():
@@ -68,3 +68,19 @@ def test_cluster_moments_with_gaps_are_positive_definite():
     assert bool(torch.isfinite(loc).all())
     assert float(torch.linalg.eigvalsh(covariance).min()) > 0
     assert float(shares.sum()) == pytest.approx(1)
+
+
+def test_gaps_are_looked_for_again_where_a_tensor_was_written_to():
+    x = torch.zeros(4, 3)
+    assert not has_gaps(x)
+    x[1, 2] = torch.nan
+    assert has_gaps(x)
+    assert fill(x)[1] is not None
+    x.zero_()
+    assert not has_gaps(x)
+    assert not has_gaps(torch.zeros(2, dtype=torch.long))
+    with torch.inference_mode():  # such tensors do not say whether they were written to
+        y = torch.zeros(3)
+        assert not has_gaps(y)
+        y[0] = torch.nan
+        assert has_gaps(y)

@@ -150,9 +150,8 @@ class Forward:
 
     def log_scale(self) -> Tensor:
         """The sum of log c over the places of each block, float64, shape (M,)."""
-        places = len(self.kept)
-        ends = [*range(self._every - 1, places, self._every), *([places - 1] if places % self._every else [])]
-        return self.kept[ends].double().log_().sum(0)
+        total = self.kept[self._every - 1 :: self._every].double().log().sum(0)
+        return total + self.kept[-1].double().log() if len(self.kept) % self._every else total
 
 
 class Backward:
