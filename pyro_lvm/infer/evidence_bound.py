@@ -23,11 +23,10 @@ from pyro.infer.elbo import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_lvm import _pyro
-from pyro_lvm.infer.divergence import has_closed_divergence
+from pyro_lvm.infer.divergence import divergence_at, has_closed_divergence
 from pyro_lvm.infer.structure import plate_nesting, structure
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -204,15 +203,11 @@ def _summed_density(site: dict[str, Any]) -> Tensor:
     return torch.as_tensor(fn.log_prob(value, *site["args"], **site["kwargs"])).sum()
 
 
-def _divergence(site: dict[str, Any], prior: dict[str, Any]) -> Any:
+def _divergence(site: dict[str, Any], prior: dict[str, Any]) -> Tensor | None:
     """Divergence of a guide's site from its prior by batch, nats; None where there is no closed form of it."""
     if prior["is_observed"] or not (_same(site["scale"], prior["scale"]) and _same(site["mask"], prior["mask"])):
         return None
-    try:
-        value = kl_divergence(site["fn"], prior["fn"])
-    except NotImplementedError:
-        return None
-    return value if getattr(value, "shape", None) == site["fn"].batch_shape else None
+    return divergence_at(site["fn"], prior["fn"], site["value"])
 
 
 def _same(first: Any, second: Any) -> bool:
