@@ -26,13 +26,17 @@ from pyro_lvm.ops.whole_number import whole_number
 __all__ = ["InverseAutoregressive"]
 
 
+# Added to Pyro's 2: gates start at sigmoid(4) = 0.98, so that a flow is learned more slowly than what it bends.
+OPEN = 2.0
+
+
 class InverseAutoregressive(AmortizedGaussian):
     r"""An amortised normal law followed by affine autoregressive flows, which start as the identity.
 
     The bound then takes most of the divergence in its closed form, that of the normal law, and only what the flows bend
-    from the draw. Draws cost one pass through the networks, and so do their densities. The density of any other value takes one pass
-    for each of its k coordinates. The order of the coordinates is reversed from flow to flow, and every flow sees
-    features of the row from the encoder.
+    from the draw. Draws cost one pass through the networks, and so do their densities. The density of any other value
+    takes one pass for each of its k coordinates. The order of the coordinates is reversed from flow to flow, and every
+    flow sees features of the row from the encoder.
 
     Args:
         model: The model, initialised.
@@ -84,7 +88,7 @@ class InverseAutoregressive(AmortizedGaussian):
             net = ConditionalAutoRegressiveNN(
                 k, self.flow_features, [self.flow_hidden], permutation=order if flow % 2 == 0 else order.flip(0)
             )
-            _start_at_identity(net)
+            _start_near_identity(net, k)
             nets.append(net)
         self.flows = torch.nn.ModuleList(nets)
         self.flows.to(self.centre)
@@ -99,12 +103,13 @@ class InverseAutoregressive(AmortizedGaussian):
         """The law of the latent vector of every row, batch shape (n,), event shape (k,)."""
         loc, scale, features = self.encode(x, covariates)
         nets: Any = network(self, "flows")
-        steps = [transforms.ConditionalAffineAutoregressive(net).condition(features) for net in nets]
+        steps = [transforms.ConditionalAffineAutoregressive(net, stable=True).condition(features) for net in nets]
         return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(1), steps)
 
 
-def _start_at_identity(net: Any) -> None:
-    """Let a flow's network say a shift and a log-scale of 0, whatever it is given."""
+def _start_near_identity(net: Any, size: int) -> None:
+    """Let a flow's network say a shift of 0 and gates of almost 1, whatever it is given."""
     for layer in (net.layers[-1], net.skip_layer):
         for parameter in layer.parameters() if layer is not None else ():
             torch.nn.init.zeros_(parameter)
+    net.layers[-1].bias.data[size:] = OPEN
