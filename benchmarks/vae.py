@@ -1,10 +1,9 @@
 """Importance-weighted test log-likelihood of variational autoencoders on statically binarized MNIST.
 
-`PYRO_LVM_DATA=folder python benchmarks/vae.py --all` prints the table below: about 25 minutes of one core for the three
-short runs, as much again for the long one. Without `--all` it is one run: 12 epochs of 50,000 rows in batches of 128
-(4,692 steps: the goal is set for 5,000), or with `--long` 51 (19,941 of 20,000); `--guide inverse-autoregressive` and
-`--importance K` swap the guide and the objective. `--quick` takes about a minute and judges nothing. The data are
-`folder/mnist_static_binarized/mnist_sm_binary.npz`.
+`PYRO_LVM_DATA=folder python benchmarks/vae.py --all` prints the whole table, in about half an hour of one core. Without
+`--all` it is one run: 12 epochs of 50,000 rows in batches of 128 (4,692 steps: the goal is set for 5,000), or with
+`--long` 51 (19,941 of 20,000); `--guide inverse-autoregressive` and `--importance K` swap the guide and the objective.
+`--quick` takes about a minute and judges nothing. The data are `folder/mnist_static_binarized/mnist_sm_binary.npz`.
 
 How it is measured: the model has 128 latent dimensions and two hidden layers of 512 either way; Adam, learning rate
 0.001; the first 50,000 training rows. A figure is the mean over all 10,000 test rows of the importance-weighted
