@@ -256,8 +256,9 @@ class VAE(LatentVariableModel):
         else:
             size = self.latent_dim + (self.covariate_dim or 0)
             decoder = MLP(size, self.hidden, OUTPUTS[self.likelihood] * len(centre))
+            last: Any = decoder[-1]
             if self.likelihood == "bernoulli":
-                decoder[-1].bias.data.copy_(centre)
+                last.bias.data.copy_(centre)
             self.decoder = decoder
         self.register_buffer("centre", centre)
         self.register_buffer("spread", spread)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -185,7 +185,7 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
         return getattr(program, name)
     prefix = program._pyro_get_fullname(name)
     local = pyro.nn.module._MODULE_LOCAL_PARAMS
-    if local and all(_takes_networks(type(handler)) for handler in _PYRO_STACK):
+    if local and all(_takes_networks(handler.__class__) for handler in _PYRO_STACK):
         for handler in _PYRO_STACK:
             if hasattr(handler, "take_network"):
                 handler.take_network(prefix, module)
@@ -200,7 +200,7 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
 
 
 @cache
-def _takes_networks(kind: Hashable) -> bool:
+def _takes_networks(kind: Any) -> bool:
     """Whether a handler takes networks whole, or is deaf to parameters."""
     if hasattr(kind, "take_network"):
         return True

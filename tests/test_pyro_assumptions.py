@@ -101,3 +101,68 @@ def test_the_plates_and_scales_inside_of_a_handler_can_be_entered_anew():
     assert len(where.found) == 2
     for key in ("scale", "cond_indep_stack"):
         assert trace.trace.nodes["x"][key] == trace.trace.nodes["again"][key]
+
+
+class Holder(PyroModule):
+    """A program with a network."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh())
+
+    def forward(self):
+        return _pyro.network(self, "net")
+
+
+class Outer(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.inner = Holder()
+
+    def forward(self):
+        return self.inner()
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["in the module", "in the store"])
+def test_a_network_sends_a_message_for_each_parameter_to_whoever_listens(stored):
+    with pyro.settings.context(module_local_params=not stored), pyro.get_param_store().scope():
+        for program, at in ((Holder(), "net"), (Outer(), "inner.net")):
+            trace = pyro.poutine.trace(program).get_trace()
+            assert [name for name, site in trace.nodes.items() if site["type"] == "param"] == [
+                f"{at}.0.weight",
+                f"{at}.0.bias",
+            ]
+            with Parameters() as parameters:
+                program()
+            assert parameters.found[f"{at}.0.weight"].unconstrained is program().get_submodule("0").weight
+            with Parameters() as hidden, pyro.poutine.block(hide_types=["param"]):
+                program()
+            assert not hidden.found
+
+
+def test_a_network_outside_of_its_program_sends_nothing():
+    holder = Holder()
+    with Parameters() as parameters:
+        assert _pyro.network(holder, "net") is holder._modules["net"]
+    assert not parameters.found
+
+
+def test_a_handler_of_networks_is_told_them_whole_unless_another_listens():
+    class Whole(Parameters):
+        def __init__(self):
+            super().__init__()
+            self.networks = []
+
+        def take_network(self, prefix, module):
+            self.networks.append((prefix, module))
+
+    with pyro.settings.context(module_local_params=True):
+        holder = Holder()
+        with Whole() as handler, pyro.plate("data", 3):
+            net = holder()
+        assert handler.networks == [("net", net)]
+        assert not handler.found
+        with Whole() as handler:
+            pyro.poutine.trace(holder).get_trace()
+        assert not handler.networks
+        assert list(handler.found) == ["net.0.weight", "net.0.bias"]

@@ -1,12 +1,13 @@
-r"""The divergence of a guide's law from its prior: in closed form, or as nearly so as the law allows.
+r"""Divergences of a guide from its model's priors: closed forms site by site, and whether they may stand in the bound.
 
-Of a law that transforms another, :math:`z = T(z^0), z^0 \sim q^0`, only the transform's part is left to the draw:
+A law that a transform T bends has none, but the closed form of what it bends takes out most of the noise of a draw:
 
 .. math::
 
-    \mathrm{KL}(q^0 \,\|\, p) + \log p(z^0) - \log p(z) - \log |\det \partial z / \partial z^0|
+    \mathrm{KL}(T_\# q \,\|\, p) = \mathrm{KL}(q \,\|\, p) + \mathrm{E}_{z \sim q} \Bigl[
+    \log \frac{T_\# q(Tz)}{p(Tz)} - \log \frac{q(z)}{p(z)} \Bigr]
 
-has the mean :math:`\mathrm{KL}(q \,\|\, p)`, and no noise where T is the identity.
+whose expectation is taken at the draw: it does not vary where T is the identity.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import Any
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import TransformedDistribution, kl_divergence
+from torch.distributions import TransformedDistribution, constraints, kl_divergence
 
 from pyro_lvm.infer.structure import structure
 
-__all__ = ["divergence", "has_closed_divergence"]
+__all__ = ["divergence_at", "has_closed_divergence"]
 
 
 def has_closed_divergence(model_trace: Trace, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
@@ -44,7 +45,44 @@ def has_closed_divergence(model_trace: Trace, guide: Callable, args: tuple, kwar
     pairs = [(theirs.nodes[name], model_trace.nodes[name]) for name in names]
     if not all(_is_comparable(mine, prior) for mine, prior in pairs):
         return False
-    return any(_is_known(mine["fn"], prior["fn"]) for mine, prior in pairs)
+    return any(divergence_at(mine["fn"], prior["fn"], mine["value"]) is not None for mine, prior in pairs)
+
+
+def divergence_at(q: Any, p: Any, value: Tensor) -> Tensor | None:
+    """The divergence of `q` from `p` by batch, nats, or an unbiased estimate at a draw of `q` that it is bent from.
+
+    Args:
+        q: A distribution.
+        p: A distribution of the same batch shape.
+        value: A draw of `q`; it matters only to a transformed `q`.
+
+    Returns:
+        None if there is no closed form.
+    """
+    if isinstance(q, TransformedDistribution):
+        return _bent(q, p, value)
+    try:
+        nats = kl_divergence(q, p)
+    except NotImplementedError:
+        return None
+    return nats if getattr(nats, "shape", None) == q.batch_shape else None
+
+
+def _bent(q: TransformedDistribution, p: Any, value: Tensor) -> Tensor | None:
+    base = q.base_dist
+    if base.event_shape != p.event_shape or not _is_real(base.support) or not _is_real(p.support):
+        return None
+    known = divergence_at(base, p, value)
+    if known is None:
+        return None
+    start = value
+    for transform in reversed(q.transforms):
+        start = transform.inv(start)  # the forward pass is remembered by the transforms
+    return known + q.log_prob(value) - p.log_prob(value) - base.log_prob(start) + p.log_prob(start)
+
+
+def _is_real(support: Any) -> bool:
+    return getattr(support, "base_constraint", support) is constraints.real
 
 
 def _is_comparable(mine: dict[str, Any], prior: dict[str, Any]) -> bool:
@@ -63,37 +101,3 @@ def _is_point(fn: Any) -> bool:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return type(fn).__name__ == "Delta"
-
-
-def divergence(q: Any, p: Any, value: Tensor) -> Tensor | None:
-    """An unbiased estimate of the divergence of one law from another, with as much in closed form as there is.
-
-    Args:
-        q: The law of a guide's site.
-        p: Its prior, of the same batch and event shapes.
-        value: A draw of `q` with its gradient.
-
-    Returns:
-        Nats, of the batch shape of `q`; None if nothing is known in closed form.
-    """
-    if not isinstance(q, TransformedDistribution):
-        return _closed(q, p)
-    base = _closed(q.base_dist, p)
-    if base is None:
-        return None
-    start = value
-    for transform in reversed(q.transforms):
-        start = transform.inv(start)
-    return base + (p.log_prob(start) - q.base_dist.log_prob(start)) - (p.log_prob(value) - q.log_prob(value))
-
-
-def _closed(q: Any, p: Any) -> Tensor | None:
-    try:
-        known = kl_divergence(q, p)
-    except NotImplementedError:
-        return None
-    return known if getattr(known, "shape", None) == q.batch_shape else None
-
-
-def _is_known(q: Any, p: Any) -> bool:
-    return _closed(q.base_dist if isinstance(q, TransformedDistribution) else q, p) is not None

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_lvm import _pyro
-from pyro_lvm.infer.divergence import divergence, has_closed_divergence
+from pyro_lvm.infer.divergence import divergence_at, has_closed_divergence
 from pyro_lvm.infer.structure import plate_nesting, structure
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -122,9 +122,9 @@ class EvidenceBound(ELBO):
                     f"({type(site['fn']).__name__}) is not. Use another objective, as TraceGraph_ELBO."
                 )
             prior = ours.get(name)
-            known = _divergence(site, prior) if self._closed and prior is not None else None
-            if known is not None:
-                bound.add(-1, site, known)
+            divergence = _divergence(site, prior) if self._closed and prior is not None else None
+            if divergence is not None:
+                bound.add(-1, site, divergence)
             else:
                 bound.add(-1, site)
                 if prior is not None:
@@ -203,11 +203,11 @@ def _summed_density(site: dict[str, Any]) -> Tensor:
     return torch.as_tensor(fn.log_prob(value, *site["args"], **site["kwargs"])).sum()
 
 
-def _divergence(site: dict[str, Any], prior: dict[str, Any]) -> Any:
+def _divergence(site: dict[str, Any], prior: dict[str, Any]) -> Tensor | None:
     """Divergence of a guide's site from its prior by batch, nats; None where there is no closed form of it."""
     if prior["is_observed"] or not (_same(site["scale"], prior["scale"]) and _same(site["mask"], prior["mask"])):
         return None
-    return divergence(site["fn"], prior["fn"], site["value"])
+    return divergence_at(site["fn"], prior["fn"], site["value"])
 
 
 def _same(first: Any, second: Any) -> bool:
