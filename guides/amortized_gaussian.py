@@ -85,6 +85,8 @@ class AmortizedGaussian(PyroModule):
             centre, spread = _scale_of(model, centre, spread)
         else:
             encoder = copy.deepcopy(encoder)
+            first = next(encoder.parameters(), centre)  # rows come to a given encoder in its own floating-point type
+            centre, spread = centre.to(first), spread.to(first)
         to_pyro_module_(encoder)  # its weights then are parameters of the program
         self.encoder = encoder
         self.register_buffer("centre", centre.clone())
