@@ -181,4 +181,7 @@ def _prior_moments(sites: RowSites) -> Tensor:
         for _ in range(math.ceil(PRIOR_DRAWS / sites.num_rows) - 1):
             draws.append(sites.again().drawn)
     table = torch.cat(draws)
-    return torch.cat([table.mean(0), table.std(0).log()])
+    table = torch.where(table.isfinite(), table, torch.nan)  # a draw may be rounded to the end of its support
+    mean = table.nanmean(0).nan_to_num()
+    scale = (table - mean).square().nanmean(0).sqrt().nan_to_num()
+    return torch.cat([mean, torch.where(scale > 0, scale, 1.0).log()])
