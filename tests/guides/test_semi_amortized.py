@@ -109,6 +109,26 @@ def test_a_search_is_made_once_for_all_draws_of_a_row(linear):
         assert torch.equal(some, runs[0][index])
 
 
+def line(x):
+    """A user's program: rows about a line, whose direction is learned."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1).to(x), 1.0).to_event(1))
+        direction = pyro.param("direction", torch.ones(3).to(x))
+        pyro.sample("x", dist.Normal(z * direction, 0.5).to_event(1), obs=x)
+
+
+def test_a_users_program_learns_its_parameters_and_knows_its_likelihood():
+    x = torch.randn(50, 1).double() * torch.tensor([3.0, 0.0, -1.0]).double() + 0.5 * torch.randn(50, 3).double()
+    guide = lvm.guides.SemiAmortized(line, hidden=[4], latent_dim=1, data_dim=3).double()
+    svi = lvm.infer.SVI(learning_rate=0.1, schedule="linear")
+    fit = lvm.fit(line, x, guide, svi, max_epochs=60, seed=0, progress=False)
+    direction = fit.params["direction"]
+    assert float(direction[0] / direction[2]) == pytest.approx(-3, abs=0.5)
+    covariance = torch.outer(direction, direction) + 0.25 * torch.eye(3).double()
+    marginal = torch.distributions.MultivariateNormal(torch.zeros(3).double(), covariance)
+    torch.testing.assert_close(fit.evidence(x, 2).values, marginal.log_prob(x), atol=1e-4, rtol=0)
+
+
 def test_covariates_reach_the_search():
     torch.manual_seed(0)
     covariates = (torch.rand(100, 1) < 0.5).double()
