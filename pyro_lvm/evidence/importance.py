@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -38,6 +39,7 @@ __all__ = ["NUM_SAMPLES", "importance_weighted", "log_ratios"]
 
 NUM_SAMPLES = 1000
 ENTRIES = 2**22  # of the data in one pass: bounds the memory that networks take
+EXACT = 1e-3  # nats: samples that differ by no more than rounding does are of the posterior itself, and have no tail
 UNRELIABLE, MANY = 0.7, 0.1  # Pareto shape beyond which a row's error is not to be trusted; share of rows to warn at
 
 
@@ -65,7 +67,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
             relative = torch.where(value.isinf(), 1.0, (table - value).exp())
             values.append(value)
             errors.append(relative.std(0) / math.sqrt(num_samples) if num_samples > 1 else value * math.nan)
-            shapes += [pareto_k(column) for column in table.T.cpu().numpy()]
+            shapes += [pareto_k(column) if np.ptp(column) > EXACT else 0.0 for column in table.T.cpu().numpy()]
     bad = sum(shape > UNRELIABLE for shape in shapes)
     if bad > MANY * len(shapes):
         warnings.warn(
