@@ -67,7 +67,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
             relative = torch.where(value.isinf(), 1.0, (table - value).exp())
             values.append(value)
             errors.append(relative.std(0) / math.sqrt(num_samples) if num_samples > 1 else value * math.nan)
-            shapes += [pareto_k(column) if np.ptp(column) > EXACT else 0.0 for column in table.T.cpu().numpy()]
+            shapes += [0.0 if np.ptp(column) <= EXACT else pareto_k(column) for column in table.T.cpu().numpy()]
     bad = sum(shape > UNRELIABLE for shape in shapes)
     if bad > MANY * len(shapes):
         warnings.warn(

@@ -193,7 +193,7 @@ def test_it_trains_under_pyros_own_svi(linear, how):
 def test_objectives_with_several_draws(objective):
     svi = lvm.infer.SVI(loss=objective, learning_rate=0.01)
     fit = lvm.fit(
-        lvm.models.VAE(2, hidden=[8]), BITS, "local", svi, batch_size=15, max_epochs=20, seed=0, progress=False
+        lvm.models.VAE(2, hidden=[8]), BITS, "local", svi, batch_size=15, max_epochs=8, seed=0, progress=False
     )
     assert fit.history["loss"][-1] < fit.history["loss"][0]
 
