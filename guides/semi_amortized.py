@@ -103,8 +103,10 @@ class SemiAmortized(AmortizedGaussian):
         sites, place = self._found(x, covariates, others, final=False)
         return sites.draw(place)["z"]
 
-    def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | None = None, covariates: Tensor | None = None, **others: Any) -> Tensor:
         """Where the search starts: means and log standard deviations of every row, shape (n, 2k)."""
+        if x is None:
+            raise ValueError("SemiAmortized: expected rows x, from which the posterior is made; got none.")
         loc, scale, _ = self.encode(x, covariates)
         return torch.cat([loc, scale.log()], -1)
 
@@ -123,8 +125,8 @@ class SemiAmortized(AmortizedGaussian):
         self, x: Tensor | None, covariates: Tensor | None, others: dict[str, Any], final: bool
     ) -> tuple[RowSites, Tensor]:
         """The sites of these rows, and their means and log standard deviations, (n, 2k)."""
-        if x is None:
-            raise ValueError("SemiAmortized: expected rows x, from which the posterior is made; got none.")
+        # the module's own call ends before the search, inside of which a model's `pyro.param` would be this module's
+        start = super().__call__(x, covariates)
         given = others if covariates is None else {"covariates": covariates, **others}
         sites = RowSites("SemiAmortized", self._model, (x,), given)
         if [site.name for site in sites.sites] != ["z"] or sites.width != self.latent_dim or sites.shared:
@@ -132,8 +134,6 @@ class SemiAmortized(AmortizedGaussian):
                 f"SemiAmortized: expected a model with one continuous latent site 'z', a vector of {self.latent_dim}; "
                 f"got {', '.join([s.name for s in sites.sites] + sites.shared)}. Use LocalGaussian."
             )
-        # the module's own call ends before the search, inside of which a model's `pyro.param` would be this module's
-        start = super().__call__(x, covariates)
         hand = rows_at_hand()
         if hand is not None and not hand.search:
             return sites, start
