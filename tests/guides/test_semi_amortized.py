@@ -80,7 +80,7 @@ def test_it_trains_through_the_front_door_and_plain_pyro(tmp_path):
     x = lvm.datasets.load("digits234").x[:100]
     svi = lvm.infer.SVI(learning_rate=0.01)
     fit = lvm.fit(vae(), x, "semi-amortized", svi, batch_size=64, max_epochs=15, seed=0, progress=False)
-    assert fit.history["loss"][-1] < 0.9 * fit.history["loss"][0]
+    assert fit.history["loss"][-1] < 0.95 * fit.history["loss"][0]
     laws.save_load_is_exact(fit, x[:5], tmp_path / "fit")
     model = vae()
     model.initialize(BITS)
