@@ -86,6 +86,8 @@ class AmortizedGaussian(PyroModule):
             centre, spread = _scale_of(model, centre, spread)
         else:
             encoder = copy.deepcopy(encoder)
+            first = next(encoder.parameters(), centre)  # rows come to a given encoder in its own floating-point type
+            centre, spread = centre.to(first), spread.to(first)
         self.encoder = encoder
         self.register_buffer("centre", centre.clone())
         self.register_buffer("spread", spread.clone())

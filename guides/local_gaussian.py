@@ -68,6 +68,11 @@ class LocalGaussian(torch.nn.Module):
         torch.Size([5, 2])
     """
 
+    _model: Callable
+    shared: AutoNormal
+    start: Tensor
+    table: Tensor
+
     # No `PyroModule`: inside of one, `pyro.param` of a model that is a function would be another module's parameter.
 
     def __init__(
@@ -158,8 +163,8 @@ class LocalGaussian(torch.nn.Module):
 
     def _start(self, sites: RowSites) -> Tensor:
         """Where new rows start: the moments of the prior when training began, or now."""
-        start = getattr(self, "start", None)
-        return (_prior_moments(sites) if start is None else start).expand(sites.num_rows, -1)
+        start = self.start if hasattr(self, "start") else _prior_moments(sites)
+        return start.expand(sites.num_rows, -1)
 
     def _hold(self, total: int, sites: RowSites) -> None:
         """Make room for all rows before the first step."""
@@ -181,4 +186,7 @@ def _prior_moments(sites: RowSites) -> Tensor:
         for _ in range(math.ceil(PRIOR_DRAWS / sites.num_rows) - 1):
             draws.append(sites.again().drawn)
     table = torch.cat(draws)
-    return torch.cat([table.mean(0), table.std(0).log()])
+    table = torch.where(table.isfinite(), table, torch.nan)  # a draw may be rounded to the end of its support
+    mean = table.nanmean(0).nan_to_num()
+    scale = (table - mean).square().nanmean(0).sqrt().nan_to_num()
+    return torch.cat([mean, torch.where(scale > 0, scale, 1.0).log()])

@@ -43,9 +43,7 @@ class _Site:
 
     def flat(self, values: Any) -> Tensor:
         """The inverse, of what broadcasts to the site's shape."""
-        values = torch.as_tensor(values)
-        values = values.expand(self.shape)
-        return values.movedim(self.axis, 0).reshape(self.shape[self.axis], -1)
+        return torch.as_tensor(values).expand(self.shape).movedim(self.axis, 0).reshape(self.shape[self.axis], -1)
 
 
 class RowSites:
@@ -78,8 +76,7 @@ class RowSites:
         self.summed = False
         self.plates: dict[str, dict[str, Any]] = {}
         self.index: Tensor | None = None
-        self.total = self.depth = 0
-        self.width = 0
+        self.total = self.depth = self.width = 0
         for key in trace.stochastic_nodes:
             if not _pyro.site_is_subsample(trace.nodes[key]):
                 self._take(trace.nodes[key], trace)
@@ -134,9 +131,11 @@ class RowSites:
             )
         )
 
-    def again(self) -> RowSites:
-        """The same sites in another run."""
-        return RowSites(self.owner, self.model, self.args, self.kwargs)
+    def again(self, args: tuple | None = None, kwargs: dict[str, Any] | None = None) -> RowSites:
+        """The same sites in another run, with other rows if there are arguments."""
+        if args is None or kwargs is None:
+            args, kwargs = self.args, self.kwargs
+        return RowSites(self.owner, self.model, args, kwargs)
 
     @property
     def num_rows(self) -> int:
@@ -167,8 +166,8 @@ class RowSites:
             if not _is_real(site.transform):
                 volume = site.transform.log_abs_det_jacobian(plain, values[site.name])
                 inner = site.event_dim - site.transform.domain.event_dim
-                volume = volume.flatten(volume.dim() - inner).sum(-1) if inner else volume
-                bent = bent + (volume * site.scale if site.mask is None else volume * site.scale * site.mask).sum()
+                volume = (volume.flatten(volume.dim() - inner).sum(-1) if inner else volume) * site.scale
+                bent = bent + (volume if site.mask is None else volume * site.mask).sum()
         model = poutine.condition(self.model, values)
         if not self.summed:
             return bent + self._run(poutine.trace(model).get_trace).log_prob_sum()
@@ -241,5 +240,8 @@ class Settled:
         """Draw every site."""
         hand = rows_at_hand()
         place = self.place if hand is None or hand.index is None else self.place[hand.index]
+        sites = self.sites
+        if len(place) != sites.num_rows and any(isinstance(site.mask, Tensor) for site in sites.sites):
+            sites = sites.again(args, kwargs)  # masks of these rows
         others = {} if self.guide is None else self.guide(*args, **kwargs)
-        return {**others, **self.sites.draw(place)}
+        return {**others, **sites.draw(place)}

@@ -38,6 +38,7 @@ class SemiAmortized(AmortizedGaussian):
         encoder: As in `AmortizedGaussian`, as are the next four.
         hidden: Sizes of the encoder's hidden layers.
         num_steps: K >= 1.
+        num_final_steps: Steps where a posterior of given rows is asked for, as evidence and `fit.transform` do, >= 1.
         step_size: :math:`\rho` in (0, 1].
         latent_dim: k >= 1.
         data_dim: d >= 1.
@@ -65,6 +66,7 @@ class SemiAmortized(AmortizedGaussian):
         encoder: torch.nn.Module | None = None,
         hidden: Sequence[int] | None = None,
         num_steps: int = 5,
+        num_final_steps: int = 50,
         step_size: float = 0.4,
         latent_dim: int | None = None,
         data_dim: int | None = None,
@@ -75,12 +77,14 @@ class SemiAmortized(AmortizedGaussian):
         super().__init__(model, encoder, hidden, latent_dim, data_dim, covariate_dim)
         self.__dict__["_model"] = model  # no part of this module: its parameters are not the guide's
         self.num_steps = whole_number("SemiAmortized", "num_steps", num_steps)
+        self.num_final_steps = whole_number("SemiAmortized", "num_final_steps", num_final_steps)
         self.step_size = float(step_size)
 
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments but for the model."""
-        return {**super().config, "num_steps": self.num_steps, "step_size": self.step_size}
+        own = {name: getattr(self, name) for name in ("num_steps", "num_final_steps", "step_size")}
+        return {**super().config, **own}
 
     def __call__(self, x: Tensor | None = None, covariates: Tensor | None = None, **others: Any) -> Tensor:
         """Draw the latent vector of every row.
@@ -96,16 +100,18 @@ class SemiAmortized(AmortizedGaussian):
         Raises:
             ValueError: There are no rows, or the encoder's output has the wrong length.
         """
-        sites, place = self._found(x, covariates, others)
+        sites, place = self._found(x, covariates, others, final=False)
         return sites.draw(place)["z"]
 
-    def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor | None = None, covariates: Tensor | None = None, **others: Any) -> Tensor:
         """Where the search starts: means and log standard deviations of every row, shape (n, 2k)."""
+        if x is None:
+            raise ValueError("SemiAmortized: expected rows x, from which the posterior is made; got none.")
         loc, scale, _ = self.encode(x, covariates)
         return torch.cat([loc, scale.log()], -1)
 
     def settle(self, x: Tensor | None = None, covariates: Tensor | None = None, **others: Any) -> Settled:
-        """A guide for these rows alone, not searched for again.
+        """A guide for these rows alone, which a longer search has found once.
 
         Args:
             x: Rows, shape (n, d).
@@ -113,12 +119,14 @@ class SemiAmortized(AmortizedGaussian):
             others: Other arguments of the model.
         """
         with torch.no_grad(), poutine.block():
-            return Settled(None, *self._found(x, covariates, others))
+            return Settled(None, *self._found(x, covariates, others, final=True))
 
-    def _found(self, x: Tensor | None, covariates: Tensor | None, others: dict[str, Any]) -> tuple[RowSites, Tensor]:
+    def _found(
+        self, x: Tensor | None, covariates: Tensor | None, others: dict[str, Any], final: bool
+    ) -> tuple[RowSites, Tensor]:
         """The sites of these rows, and their means and log standard deviations, (n, 2k)."""
-        if x is None:
-            raise ValueError("SemiAmortized: expected rows x, from which the posterior is made; got none.")
+        # the module's own call ends before the search, inside of which a model's `pyro.param` would be this module's
+        start = super().__call__(x, covariates)
         given = others if covariates is None else {"covariates": covariates, **others}
         sites = RowSites("SemiAmortized", self._model, (x,), given)
         if [site.name for site in sites.sites] != ["z"] or sites.width != self.latent_dim or sites.shared:
@@ -126,10 +134,9 @@ class SemiAmortized(AmortizedGaussian):
                 f"SemiAmortized: expected a model with one continuous latent site 'z', a vector of {self.latent_dim}; "
                 f"got {', '.join([s.name for s in sites.sites] + sites.shared)}. Use LocalGaussian."
             )
-        # the module's own call ends before the search, inside of which a model's `pyro.param` would be this module's
-        start = super().__call__(x, covariates)
         hand = rows_at_hand()
         if hand is not None and not hand.search:
             return sites, start
-        end = climb(sites.log_joint, start, self.num_steps, self.step_size, weight=sites.weight)
+        steps = self.num_final_steps if final else self.num_steps
+        end = climb(sites.log_joint, start, steps, self.step_size, weight=sites.weight, landing=final)
         return sites, start + (end - start).detach()

@@ -125,7 +125,8 @@ if not SHORT:
 #
 # The local guide takes any program whose rows have continuous hidden sites. How often do people see a physician? Every
 # person has a rate, log-normal over persons. In `04_beyond_exact_em.py` we wrote the guide of that program by hand.
-# There is nothing to write:
+# There is nothing to write. (Posteriors of small counts are skewed, normal laws are not: the evidence warns that single
+# rows may be off. Quadrature tells that their sum is right.)
 
 
 # %%
@@ -157,7 +158,7 @@ print("expected visits after 0, 3 and 20 of them:", [round(float(rate), 1) for r
 for name in fits:
     assert float((found[name].values - exact[name]).mean()) < 0.02  # an estimate is too low on average, if anything
     assert gap[name] > -0.1
-assert gap["semi-amortized"] < gap["amortized"]
-assert gap["local"] < gap["amortized"]
+assert SHORT or gap["semi-amortized"] < gap["amortized"]
+assert SHORT or gap["local"] < gap["amortized"]
 assert abs(evidence.total - float(quadrature.sum())) < 2
 assert SHORT or mean["amortized, 5 draws"] > mean["amortized"]

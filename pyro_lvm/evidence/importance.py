@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -42,6 +43,7 @@ __all__ = ["NUM_SAMPLES", "importance_weighted", "weighted_samples"]
 NUM_SAMPLES = 1000
 SHARED_DRAWS = 50  # of what all rows share, over which samples are distributed
 ENTRIES = 2**22  # of the data in one pass: bounds the memory that networks take
+EXACT = 1e-3  # nats: samples that differ by no more than rounding does are of the posterior itself, and have no tail
 UNRELIABLE, MANY = 0.7, 0.1  # Pareto shape beyond which a row's error is not to be trusted; share of rows to warn at
 
 
@@ -75,11 +77,11 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
             relative = torch.where(value.isinf(), 1.0, (table - value).exp())
             part = slice(start, start + len(value))
             values[part] = value
-            means = torch.stack([part.mean(0) for part in relative.split(each_draw)])  # within a part they are alike
+            means = torch.stack([each.mean(0) for each in relative.split(each_draw)])  # within a part they are alike
             if len(means) > 1:
                 errors[part] = means.std(0) / math.sqrt(len(means))
             start = part.stop
-            shapes += [pareto_k(column) for column in table.T.cpu().numpy()]
+            shapes += [0.0 if np.ptp(column) <= EXACT else pareto_k(column) for column in table.T.cpu().numpy()]
     bad = sum(shape > UNRELIABLE for shape in shapes)
     if bad > MANY * len(shapes):
         warnings.warn(

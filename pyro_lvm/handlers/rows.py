@@ -48,10 +48,16 @@ class rows(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
             msg["value"] = self
 
 
-@effectful(type="rows")
 def rows_at_hand() -> rows | None:
     """What the innermost `rows` says; None outside of any."""
-    return None
+    return _ask()
+
+
+def _nothing() -> None:
+    """What is known outside of any `rows`."""
+
+
+_ask: Callable[[], rows | None] = effectful(_nothing, type="rows")
 
 
 def row_plate(trace: Trace) -> str:

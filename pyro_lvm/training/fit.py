@@ -85,8 +85,9 @@ def fit(
             is not an argument of the model but one of its sites, or the states of a hidden Markov site, holds known
             values, row by row, and -1 (in whole numbers) or NaN (in others) where it is unknown:
             `lvm.fit(model, {"x": x, "z": labels})`.
-        guide: "map", "normal", "multivariate-normal" or "conjugate"; a guide or a class made from the model; by
-            default the first that goes with the inference if the model has continuous latent sites, else none.
+        guide: "map", "normal", "multivariate-normal" or "conjugate"; "local", with a normal law of every row's own,
+            or another name of the catalog; a guide or a class made from the model; by default the first that goes with
+            the inference if the model has continuous latent sites, else none.
         inference: "em", "coordinate-ascent", "svi" or "mcmc", or an object such as `lvm.infer.EM()`; by default EM
             for a model without continuous latent sites, else SVI.
         max_epochs: Passes over the data; by default 2000 for EM and 2000 steps for SVI.

@@ -124,8 +124,10 @@ class Run:
         index = batch.index
         if index is None and isinstance(self.data, Arguments):
             index = torch.arange(batch.num_rows, device=batch.main.device)
-        some = total is not None and batch.num_rows != total
-        with rows(index, total), minibatch(total=total, plate=self.plate) if some else nullcontext():
+        counts = nullcontext()
+        if total is not None and batch.num_rows != total:
+            counts = minibatch(total=total, plate=self.plate)
+        with rows(index, total), counts:
             yield
 
 

@@ -65,8 +65,8 @@ def test_the_bound_is_then_the_log_likelihood_for_every_draw(linear):
         torch.testing.assert_close(found.values, linear.log_likelihood(rows), atol=1e-5, rtol=0)
         assert float(found.standard_error.max()) < 1e-5
         torch.testing.assert_close(fit.transform(rows), linear.posterior(rows)[0], atol=1e-5, rtol=0)
-    draws = fit.posterior(fresh, 400)["z"]
-    error = linear.posterior(fresh)[1] / 20
+    draws = fit.posterior(fresh, 200)["z"]
+    error = linear.posterior(fresh)[1] / 200**0.5
     assert float(((draws.mean(0) - linear.posterior(fresh)[0]) / error).abs().max()) < 4.5
 
 
@@ -83,13 +83,14 @@ def test_the_model_learns_what_its_likelihood_says():
 
 def test_held_out_rows_are_searched_for_and_leave_the_rows_of_training_alone(linear):
     held_out = torch.randn(23, 3).double()
-    plain = lvm.fit(linear.model, linear.x, guide="local", max_epochs=6, **STILL)
-    watched = lvm.fit(linear.model, linear.x, guide="local", max_epochs=6, validation=held_out, **STILL)
+    options = {"inference": lvm.infer.SVI(learning_rate=1e-12, loss=Trace_ELBO()), "seed": 0, "progress": False}
+    plain, watched = (
+        lvm.fit(linear.model, linear.x, guide="local", max_epochs=1, validation=rows, **options)
+        for rows in (None, held_out)
+    )
     expected = -float(linear.log_likelihood(held_out).sum())
-    svi = lvm.infer.SVI(learning_rate=1e-12, loss=Trace_ELBO())
-    exact = lvm.fit(linear.model, linear.x, "local", svi, max_epochs=2, validation=held_out, seed=0, progress=False)
-    assert exact.history["validation_loss"][-1] == pytest.approx(expected, abs=1e-3)
-    torch.testing.assert_close(plain.guide.table, watched.guide.table, atol=1e-5, rtol=0)
+    assert watched.history["validation_loss"][-1] == pytest.approx(expected, abs=1e-3)
+    assert torch.equal(plain.guide.table, watched.guide.table)
 
 
 def test_positive_sites_have_the_optimum_of_their_bound():
@@ -169,7 +170,7 @@ def test_it_trains_under_pyros_own_svi(linear, how):
     guide = lvm.guides.LocalGaussian(model, num_rows=total if how == "all rows" else None)
     adam = pyro.optim.Adam({"lr": 1e-12})
     svi = pyro.infer.SVI(model, guide, adam, loss=TraceMeanField_ELBO() if how == "index" else Trace_ELBO())
-    for epoch in range(6):
+    for epoch in range(1 if how == "nothing" else 5):
         order = torch.randperm(total, generator=torch.Generator().manual_seed(epoch))
         for index in [torch.arange(total)] if how == "all rows" else order.split(10):
             if how == "index":
@@ -192,7 +193,7 @@ def test_it_trains_under_pyros_own_svi(linear, how):
 def test_objectives_with_several_draws(objective):
     svi = lvm.infer.SVI(loss=objective, learning_rate=0.01)
     fit = lvm.fit(
-        lvm.models.VAE(2, hidden=[8]), BITS, "local", svi, batch_size=15, max_epochs=20, seed=0, progress=False
+        lvm.models.VAE(2, hidden=[8]), BITS, "local", svi, batch_size=15, max_epochs=8, seed=0, progress=False
     )
     assert fit.history["loss"][-1] < fit.history["loss"][0]
 

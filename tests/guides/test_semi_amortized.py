@@ -16,6 +16,10 @@ from pyro_lvm.testing import laws
 BITS = torch.bernoulli(torch.full((40, 6), 0.4), generator=torch.Generator().manual_seed(1)).double()
 
 
+# Files are compared by scores, however poor: rows far from what a short fit has learned have poor proposals.
+POOR = pytest.mark.filterwarnings("ignore:evidence. .* Pareto k-hat:UserWarning")
+
+
 def vae():
     return lvm.models.VAE(2, hidden=[8])
 
@@ -61,7 +65,7 @@ def test_the_gradient_at_the_end_goes_to_the_encoder_as_if_the_search_had_added_
     start = torch.cat([mean, (1e-5 + softplus(raw)).log()], -1)
     end = climb(sites.log_joint, start, 3, 0.2).requires_grad_()
     loc, scale = end[:, :2], end[:, 2:].exp()
-    z = loc + scale * torch.randn(23, 2).double()
+    z = loc + scale * torch.randn(23, 2, dtype=torch.float64)
     joint = linear.model.decode(z).log_prob(linear.x).sum() + dist.Normal(0.0, 1.0).log_prob(z).sum()
     (-(joint - dist.Normal(loc, scale).log_prob(z).sum())).backward()
     start.backward(end.grad)
@@ -71,18 +75,19 @@ def test_the_gradient_at_the_end_goes_to_the_encoder_as_if_the_search_had_added_
         torch.testing.assert_close(parameter.grad, decoder[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
+@POOR
 def test_it_trains_through_the_front_door_and_plain_pyro(tmp_path):
-    x = lvm.datasets.load("digits234").x[:200]
+    x = lvm.datasets.load("digits234").x[:100]
     svi = lvm.infer.SVI(learning_rate=0.01)
-    fit = lvm.fit(vae(), x, "semi-amortized", svi, batch_size=64, max_epochs=20, seed=0, progress=False)
-    assert fit.history["loss"][-1] < 0.9 * fit.history["loss"][0]
+    fit = lvm.fit(vae(), x, "semi-amortized", svi, batch_size=64, max_epochs=15, seed=0, progress=False)
+    assert fit.history["loss"][-1] < 0.95 * fit.history["loss"][0]
     laws.save_load_is_exact(fit, x[:5], tmp_path / "fit")
     model = vae()
     model.initialize(BITS)
     guide = lvm.guides.SemiAmortized(model)
     before = guide.encoder[0].weight.detach().clone()
     plain = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=Trace_ELBO())
-    losses = [plain.step(BITS) for _ in range(100)]
+    losses = [plain.step(BITS) for _ in range(60)]
     assert sum(losses[-10:]) < sum(losses[:10])
     assert not torch.equal(before, guide.encoder[0].weight)
     assert len(list(guide.named_parameters())) == 4  # the encoder's alone
@@ -102,6 +107,26 @@ def test_a_search_is_made_once_for_all_draws_of_a_row(linear):
         with lvm.handlers.rows(index, 23):
             some = pyro.poutine.trace(once).get_trace(linear.x[index]).nodes["z"]["fn"].base_dist.loc
         assert torch.equal(some, runs[0][index])
+
+
+def line(x):
+    """A user's program: rows about a line, whose direction is learned."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1).to(x), 1.0).to_event(1))
+        direction = pyro.param("direction", torch.ones(3).to(x))
+        pyro.sample("x", dist.Normal(z * direction, 0.5).to_event(1), obs=x)
+
+
+def test_a_users_program_learns_its_parameters_and_knows_its_likelihood():
+    x = torch.randn(50, 1).double() * torch.tensor([3.0, 0.0, -1.0]).double() + 0.5 * torch.randn(50, 3).double()
+    guide = lvm.guides.SemiAmortized(line, hidden=[4], latent_dim=1, data_dim=3).double()
+    svi = lvm.infer.SVI(learning_rate=0.1, schedule="linear")
+    fit = lvm.fit(line, x, guide, svi, max_epochs=60, seed=0, progress=False)
+    direction = fit.params["direction"]
+    assert float(direction[0] / direction[2]) == pytest.approx(-3, abs=0.5)
+    covariance = torch.outer(direction, direction) + 0.25 * torch.eye(3).double()
+    marginal = torch.distributions.MultivariateNormal(torch.zeros(3).double(), covariance)
+    torch.testing.assert_close(fit.evidence(x, 2).values, marginal.log_prob(x), atol=1e-4, rtol=0)
 
 
 def test_covariates_reach_the_search():
