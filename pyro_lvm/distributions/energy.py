@@ -158,9 +158,7 @@ class EnergyDistribution(TorchDistribution):
         value = self.gibbs(state, num_steps)
         return value, value
 
-    def contrast(
-        self, rows: Tensor, state: Tensor | None, num_steps: int, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def contrast(self, rows: Tensor, state: Tensor | None, num_steps: int, scale: float) -> tuple[Tensor, Tensor]:
         """One gradient of contrastive divergence from rows alone; it is added to the `.grad` of parameters.
 
         Args:

@@ -101,7 +101,9 @@ class RBM(EnergyDistribution):
         self.weight, self.visible_bias, self.hidden_bias = weight, visible_bias, hidden_bias
         self.visible_offset = torch.as_tensor(visible_offset).to(weight)
         self.offset_follows = hidden_offset is None
-        self.hidden_offset = hidden_bias.sigmoid() if hidden_offset is None else torch.as_tensor(hidden_offset).to(weight)
+        self.hidden_offset = (
+            hidden_bias.sigmoid() if hidden_offset is None else torch.as_tensor(hidden_offset).to(weight)
+        )
         self.base_visible_bias = visible_bias if base_visible_bias is None else base_visible_bias
         batch = visible_bias.shape[:-1]
         if batch != hidden_bias.shape[:-1]:
@@ -150,9 +152,7 @@ class RBM(EnergyDistribution):
                 state = _bernoulli(self.hidden_logits(value))
         return value, state
 
-    def contrast(
-        self, rows: Tensor, state: Tensor | None, num_steps: int, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def contrast(self, rows: Tensor, state: Tensor | None, num_steps: int, scale: float) -> tuple[Tensor, Tensor]:
         r"""As in `EnergyDistribution`, by one matrix product for the fields of rows and chains and one for the weight.
 
         With :math:`u = v - \mu`, :math:`f = c + u W` and a factor :math:`a` for each row or chain, the gradients of
@@ -171,12 +171,20 @@ class RBM(EnergyDistribution):
             probs = field.sigmoid()
             state = _draw(probs[len(rows) :])
             of_visible, of_offset = -(seen.mT @ factor), field.mT @ factor
-            loss = of_visible @ self.visible_bias - factor @ softplus(field).sum(-1) + (of_offset * self.hidden_offset).sum()
+            loss = (
+                of_visible @ self.visible_bias
+                - factor @ softplus(field).sum(-1)
+                + (of_offset * self.hidden_offset).sum()
+            )
             signal = (self.hidden_offset - probs).mul_(factor.unsqueeze(-1))
             of_hidden = signal.sum(0)
             if self.offset_follows:
                 of_hidden += of_offset * self.hidden_offset * (1 - self.hidden_offset)
-            gradients = [(self.weight, seen.mT @ signal), (self.visible_bias, of_visible), (self.hidden_bias, of_hidden)]
+            gradients = [
+                (self.weight, seen.mT @ signal),
+                (self.visible_bias, of_visible),
+                (self.hidden_bias, of_hidden),
+            ]
             if not self.offset_follows:
                 gradients += [(self.hidden_offset, of_offset if self.hidden_offset.dim() else of_offset.sum())]
         give_gradients(gradients)
