@@ -101,3 +101,30 @@ def test_the_plates_and_scales_inside_of_a_handler_can_be_entered_anew():
     assert len(where.found) == 2
     for key in ("scale", "cond_indep_stack"):
         assert trace.trace.nodes["x"][key] == trace.trace.nodes["again"][key]
+
+
+def test_handlers_that_see_sample_sites():
+    class Params(pyro.poutine.messenger.Messenger):
+        def _pyro_param(self, msg):
+            pass
+
+    class Samples(pyro.poutine.messenger.Messenger):
+        def _pyro_post_sample(self, msg):
+            pass
+
+    with Params(), Samples() as samples, pyro.poutine.scale(scale=2.0) as scale:
+        assert _pyro.sample_listeners() == [samples, scale]
+        with pyro.plate("data", 3), pyro.poutine.trace():
+            assert len(_pyro.sample_listeners()) == 4
+    assert _pyro.sample_listeners() == []
+
+
+def test_parameters_read_inside_of_a_module_send_messages():
+    module = PyroModule()
+    module.w = PyroParam(torch.ones(()), constraint=dist.constraints.positive)
+    with pyro.poutine.trace(param_only=True) as tracer:
+        module.w.exp()
+        assert "w" not in tracer.trace
+        with _pyro.inside_of(module):
+            module.w.exp()
+    assert "w" in tracer.trace
