@@ -128,3 +128,13 @@ def test_parameters_read_inside_of_a_module_send_messages():
         with _pyro.inside_of(module):
             module.w.exp()
     assert "w" in tracer.trace
+
+
+def test_constrained_values_need_no_run():
+    module = PyroModule()
+    module.part = PyroModule()
+    module.part.w = PyroParam(torch.tensor(2.0), constraint=dist.constraints.positive)
+    with Parameters() as seen:
+        assert _pyro.constrained_values(module)["part.w"] == pytest.approx(2.0)
+    assert not seen.found
+    assert _pyro.constrained_values(print) == {}
