@@ -37,6 +37,7 @@ __all__ = [
     "EnumMessenger",
     "ExpandedDistribution",
     "PackedTree",
+    "constrained_values",
     "constraint_of",
     "contract",
     "copy_programs",
@@ -165,6 +166,17 @@ def localise(program: Any) -> None:
             context = getattr(module, "_pyro_context", None)
             if context is not None and not hasattr(context, "param_state"):
                 context.param_state = {"params": {}, "constraints": {}}
+
+
+def constrained_values(program: Any) -> dict[str, Tensor]:
+    """The `PyroParam`s of a module and its parts as a run would read them, without a run; none of a plain function."""
+    parts = program.named_modules() if isinstance(program, torch.nn.Module) else ()
+    return {
+        f"{prefix}.{name}": getattr(part, name).detach()
+        for prefix, part in parts
+        if isinstance(part, pyro.nn.PyroModule)
+        for name in part._pyro_params
+    }
 
 
 def constraint_of(name: str, message: Any) -> Any:

@@ -166,3 +166,40 @@ def test_a_handler_of_networks_is_told_them_whole_unless_another_listens():
             pyro.poutine.trace(holder).get_trace()
         assert not handler.networks
         assert list(handler.found) == ["net.0.weight", "net.0.bias"]
+
+
+def test_handlers_that_see_sample_sites():
+    class Params(pyro.poutine.messenger.Messenger):
+        def _pyro_param(self, msg):
+            pass
+
+    class Samples(pyro.poutine.messenger.Messenger):
+        def _pyro_post_sample(self, msg):
+            pass
+
+    with Params(), Samples() as samples, pyro.poutine.scale(scale=2.0) as scale:
+        assert _pyro.sample_listeners() == [samples, scale]
+        with pyro.plate("data", 3), pyro.poutine.trace():
+            assert len(_pyro.sample_listeners()) == 4
+    assert _pyro.sample_listeners() == []
+
+
+def test_parameters_read_inside_of_a_module_send_messages():
+    module = PyroModule()
+    module.w = PyroParam(torch.ones(()), constraint=dist.constraints.positive)
+    with pyro.poutine.trace(param_only=True) as tracer:
+        module.w.exp()
+        assert "w" not in tracer.trace
+        with _pyro.inside_of(module):
+            module.w.exp()
+    assert "w" in tracer.trace
+
+
+def test_constrained_values_need_no_run():
+    module = PyroModule()
+    module.part = PyroModule()
+    module.part.w = PyroParam(torch.tensor(2.0), constraint=dist.constraints.positive)
+    with Parameters() as seen:
+        assert _pyro.constrained_values(module)["part.w"] == pytest.approx(2.0)
+    assert not seen.found
+    assert _pyro.constrained_values(print) == {}

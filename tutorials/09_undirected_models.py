@@ -26,9 +26,10 @@ print(len(train), "images of a 2, a 3 or a 4 to learn from; each of", train.shap
 # %% [markdown]
 # ## Contrastive divergence and its persistent form
 #
-# The gradient of the log-likelihood has two phases: the data's free energy goes down, that of the model's own draws goes
-# up. Draws come from Gibbs chains. Those of "cd" start at the data and make one step, so that they never get far; those
-# of "pcd" go on from batch to batch. With 16 hidden units the normalizer can be summed up, and likelihoods are exact.
+# The gradient of the log-likelihood has two phases: the free energy of the data goes down, that of draws from the model
+# goes up. Draws come from Gibbs chains. Those of "cd" start at the data and make one step, so that they never get far;
+# those of "pcd" go on from batch to batch. With 16 hidden units the normalizer can be summed up, and likelihoods are
+# exact.
 
 # %%
 EPOCHS = 40 if SHORT else 300

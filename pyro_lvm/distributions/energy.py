@@ -205,7 +205,7 @@ def give_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         else:
             inner.append((tensor, gradient))
     if inner:
-        torch.autograd.backward(*zip(*inner, strict=True))
+        torch.autograd.backward([tensor for tensor, _ in inner], [gradient for _, gradient in inner])
 
 
 def energy_law(fn: Any) -> EnergyDistribution | None:

@@ -36,6 +36,10 @@ class ContrastiveDivergence(ELBO):
     over all rows. It is near zero where chains and rows look alike, and no likelihood, so nothing stops early by it
     (`loss_may_rise`); `fit.log_likelihood` tells how good the model is.
 
+    Where nothing but the batch's scale is around a model of this package whose rows are independent draws from its law,
+    and there is no guide, the law is asked for the gradients, which `RBM` has in closed form: the same numbers, up to
+    rounding, without running the program. Handlers, guides, other bases and other programs are never passed over.
+
     Args:
         num_steps: Gibbs steps of the chains before each gradient.
         persistent: Whether chains go on where they stopped; they are state of this object, and of checkpoints.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_lvm import _pyro
 from pyro_lvm.training.learned import Learned
 
 __all__ = ["LastGood"]
@@ -57,9 +58,13 @@ class LastGood:
         self.state: dict[str, Any] = copy.deepcopy(self.fit.inference.state_dict())
 
     def _is_lost(self) -> bool:
-        """Whether something is not finite: a tensor as it is written to, or a parameter as programs read it."""
-        values = {name: parameter.value for name, parameter in self.fit.parameters().items()}
-        return bool(_not_finite({**self.fit.tensors(), **values}) - self.infinite)
+        """Whether something is not finite: a tensor as it is written to, or a parameter as programs read it.
+
+        No program is run, as that might change its state, such as the running means of a network.
+        """
+        fit = self.fit
+        read = (fit.scope.constrained, *(_pyro.constrained_values(program) for program in (fit.model, fit.guide)))
+        return bool(_not_finite(fit.tensors()) - self.infinite) or any(map(_not_finite, read))
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> set[str]:

@@ -94,6 +94,11 @@ class Scope:
         """What `pyro.param` holds, unconstrained, by name; those in use while inside."""
         return dict(pyro.get_param_store().named_parameters()) if self._inside else self.state["params"]
 
+    @property
+    def constrained(self) -> dict[str, Tensor]:
+        """What `pyro.param` holds as programs read it; from inside."""
+        return dict(pyro.get_param_store().items())
+
     def forget(self, name: str) -> None:
         """Drop a parameter of the store; from inside."""
         del pyro.get_param_store()[name]
