@@ -41,7 +41,7 @@ def rows() -> tuple[Tensor, Tensor]:
     return train[:TRAIN], test
 
 
-def line(fit: lvm.Fit, test: Tensor, samples: int, begin: float) -> float:
+def line(name: str, fit: lvm.Fit, test: Tensor, samples: int, begin: float) -> float:
     """Print a line of the table; the bound."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # single draws have no error, and many have heavy weights
@@ -50,7 +50,7 @@ def line(fit: lvm.Fit, test: Tensor, samples: int, begin: float) -> float:
     value = bound.total / bound.num_rows
     normalizers = ", ".join(f"{n.value:.2f} ({n.standard_error:.2f})" for n in fit.normalizers.values())
     print(
-        f"{fit.model!s:60} {value:9.2f} {weighted.total / weighted.num_rows:9.2f} {normalizers:>15} "
+        f"{name:22} {value:9.2f} {weighted.total / weighted.num_rows:9.2f} {normalizers:>15} "
         f"{time.perf_counter() - begin:7.0f}",
         flush=True,
     )
@@ -79,11 +79,11 @@ def main() -> None:
         return lvm.infer.SVI(loss=loss, learning_rate=options.rate, schedule="linear")
 
     begin = time.perf_counter()
-    print(f"{'model':60} {'bound':>9} {'weighted':>9} {'log Z':>15} {'seconds':>7}", flush=True)
+    print(f"{'hidden':22} {'bound':>9} {'weighted':>9} {'log Z':>15} {'seconds':>7}", flush=True)
     fit = lvm.fit(
         lvm.models.RBM(hidden[0]), train, inference=machines(), batch_size=BATCH, max_epochs=epochs, seed=options.seed
     )
-    bounds = [line(fit, test, options.samples, begin)]
+    bounds = [line(str(hidden[0]), fit, test, options.samples, begin)]
     loss = lvm.infer.ContrastiveDivergence(persistent=True, base=lvm.infer.WakeSleep())
     for depth in range(2, len(hidden) + 1):
         fit = lvm.greedy_pretrain(
@@ -96,11 +96,10 @@ def main() -> None:
             batch_size=BATCH,
             seed=options.seed,
         )
-        bounds.append(line(fit, test, options.samples, begin))
+        bounds.append(line(", ".join(map(str, hidden[:depth])), fit, test, options.samples, begin))
     if tune:
         fit.resume(train, max_epochs=tune, batch_size=BATCH)
-        print("fine-tuned:")
-        bounds.append(line(fit, test, options.samples, begin))
+        bounds.append(line("fine-tuned", fit, test, options.samples, begin))
     rises = all(after > before for before, after in itertools.pairwise(bounds))
     if not options.quick:
         print(f"each line raises the bound: {'yes' if rises else 'no'}")

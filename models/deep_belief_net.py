@@ -74,6 +74,27 @@ class DeepBeliefNet(SigmoidBeliefNet):
         """An untrained machine between a layer, 0 for the rows, and the one above it."""
         return RBM(self.hidden[level], sample_steps=self.sample_steps)
 
+    def prepare(self, machine: RBM, below: RBM) -> None:
+        """Start a machine as the law of the hidden units of the one below, if it has units enough.
+
+        It then begins with the bound that the net had without it.
+
+        Args:
+            machine: Declared, not trained yet.
+            below: Trained, with as many hidden units as the machine has visible ones.
+        """
+        law, size = below.law(), len(below.visible_offset)
+        if size > machine.num_hidden:
+            return
+        with torch.no_grad():
+            weight, hidden_bias = machine.weight.clone(), torch.zeros_like(machine.hidden_bias)
+            weight[:, :size] = law.weight.mT
+            hidden_bias[:size] = law.visible_field(torch.zeros_like(law.hidden_bias))
+            hidden_bias += machine.visible_offset @ weight
+            visible_bias = law.hidden_logits(torch.zeros_like(law.visible_bias)) + weight @ hidden_bias.sigmoid()
+            for name, value in (("weight", weight), ("visible_bias", visible_bias), ("hidden_bias", hidden_bias)):
+                getattr(machine, name).unconstrained().data.copy_(value)
+
     def place(self, level: int, machine: RBM) -> None:
         """Let a trained machine become the directed layer `decoder[level]`, or the top one.
 

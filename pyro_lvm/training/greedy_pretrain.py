@@ -45,13 +45,14 @@ def greedy_pretrain(
     """Learn a deep belief net layer by layer.
 
     The first machine learns the rows, the next draws of its hidden units given the rows, and so on. All but the last
-    become directed layers, their weights those of the guide too. What comes out is ready to be fine-tuned:
+    become directed layers, their weights those of the guide too. A machine with as many hidden units as the one below
+    has visible ones starts as that one upside down, and so with its bound. What comes out is ready to be fine-tuned:
 
         fit = lvm.greedy_pretrain(lvm.models.DeepBeliefNet((500, 500, 2000)), x)
         fit.resume(x, max_epochs=30, batch_size=100)
 
     Args:
-        model: A `DeepBeliefNet`, or another model with its `machine` and `place`; it is copied.
+        model: A `DeepBeliefNet`, or another model with its `machine`, `prepare` and `place`; it is copied.
         data: Rows of zeros and ones, shape (n, d), as for `lvm.fit`.
         guide: As for `lvm.fit`; a guide of one's own needs the method `place` of `RecognitionNet`.
         inference: What `resume` fine-tunes by, as for `lvm.fit`; by default "up-down".
@@ -97,6 +98,7 @@ def greedy_pretrain(
         )
     count = len(cast(Any, net.model).hidden)
     first = 0 if below is None else _take_over(net, below)
+    previous = None if below is None else getattr(below.model, "top", below.model)
     for level in range(first, count):
         with torch.random.fork_rng():
             torch.manual_seed((seed + level) % SEEDS)
@@ -104,6 +106,8 @@ def greedy_pretrain(
         machine = cast(Any, net.model).machine(level)
         units = as_arguments(drawn, machine)
         part = start(machine, None, machine_inference, units, (seed + level) % SEEDS, where, 0, 1)
+        if previous is not None:
+            cast(Any, net.model).prepare(part.model, previous)
         train(
             part,
             units,
@@ -116,7 +120,8 @@ def greedy_pretrain(
             progress=progress,
             label=f"layer {level + 1}/{count}",
         )
-        _place(net, level, part.model)
+        previous = part.model
+        _place(net, level, previous)
         if part.stopped == "interrupted":
             net.stopped = "interrupted"
             return net

@@ -198,6 +198,28 @@ def test_a_placed_machine_gives_its_conditionals_and_the_top_machine_stays_whole
     torch.testing.assert_close(model.top.law().log_prob(h), machines[1].law().log_prob(h))
 
 
+def test_a_machine_wide_enough_starts_as_the_one_below_upside_down():
+    torch.manual_seed(0)
+    net, below = lvm.models.DeepBeliefNet((3, 4), 4), lvm.models.RBM(3, 4)
+    for parameter in below.parameters():
+        torch.nn.init.normal_(parameter)
+    below.visible_offset.copy_(torch.rand(4))
+    machine, v, h = net.machine(1), states(4).float(), states(3).float()
+    machine.initialize(torch.bernoulli(torch.full((50, 3), 0.3)))
+    net.prepare(machine, below)
+    law = below.law()
+    with torch.no_grad():
+        conditional = -cross_entropy(
+            law.hidden_logits(v)[:, None].expand(-1, 8, -1), h.expand(16, -1, -1), reduction="none"
+        ).sum(-1)
+        hidden = (law.log_prob(v)[:, None] + conditional).logsumexp(0)
+        torch.testing.assert_close(machine.law().log_prob(h), hidden)
+    narrow = lvm.models.RBM(2, 3)
+    before = narrow.weight.clone()
+    net.prepare(narrow, below)
+    assert torch.equal(narrow.weight, before)
+
+
 def pretrained(hidden=(4, 3), x=None, **options):
     options = {"max_epochs": 2, "seed": 0, "progress": False, **options}
     return lvm.greedy_pretrain(lvm.models.DeepBeliefNet(hidden), bars() if x is None else x, **options)
