@@ -87,8 +87,9 @@ def compare(fits: Mapping[str, Fit], x: Any) -> Table:
         row["per_row"] = own.total / own.num_rows
         row["estimator"] += f", {worst}"
     if trained:
+        verb = "were" if len(trained) > 1 else "was"
         warnings.warn(
-            f"compare: {', '.join(trained)} was trained on these rows, so all scores are in-sample and favour "
+            f"compare: {', '.join(trained)} {verb} trained on these rows, so all scores are in-sample and favour "
             "flexible models. Pass rows held out from training.",
             UserWarning,
             stacklevel=2,

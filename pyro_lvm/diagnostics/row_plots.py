@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from pyro_lvm.diagnostics.filter_table import filter_table
 from pyro_lvm.diagnostics.latents import generate
 from pyro_lvm.diagnostics.plot_parts import (
     Array,
@@ -238,32 +239,6 @@ def draw_latent(figure: Any, fit: Fit, arguments: Arguments, look: Look) -> None
     plane, names, note = principal_plane(points, names)
     named = [("rows", plane)] if groups is None else [(str(k), plane[groups == k]) for k in np.unique(groups)]
     draw_points(figure, named, names, "\n".join(filter(None, [title, note])))
-
-
-def filter_table(fit: Fit, arguments: Arguments, site: str | None = None) -> tuple[str, Array]:
-    """The parameter that says something of every column, one row a unit; its name.
-
-    Raises:
-        ValueError: There is none.
-    """
-    width = int(np.prod(arguments.main.shape[1 if arguments.layout is None else 2 :]))
-    params = {}
-    for name, value in fit.params.items():
-        inside = "." in name  # of a network, whose layers have their outputs first
-        if value.dim() == 2 and width in (value.shape[:1] if inside else value.shape):
-            params[name] = value
-    if site is not None and site not in params:
-        choice = f"Choose from {', '.join(params)}." if params else "There is none."
-        raise ValueError(
-            f"filters: expected a matrix with an axis of {width}, as long as a row; got {site!r}. {choice}"
-        )
-    if not params:
-        raise ValueError(f"filters: expected a parameter that is a matrix with an axis of {width}, as long as a row.")
-    name = site or next(iter(params))
-    table = params[name].detach().double().cpu().numpy()
-    axes = getattr(fit.model, "dims", {}).get(name, ())
-    by_row = table.shape[1] == width and (table.shape[0] != width or list(axes[-1:]) == ["dimension"])
-    return name, table if by_row else table.T
 
 
 def generated(fit: Fit, arguments: Arguments, count: int, means: bool = False) -> Array:

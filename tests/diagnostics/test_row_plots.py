@@ -107,6 +107,8 @@ class TestPictures:
             np.stack(tiles(mixture.plot(kind="filters"), (8, 8), 3)).reshape(3, 64), mixture.params["probs"]
         )
         assert titles(vae.plot(kind="filters")) == ["Filters: decoder.2.weight"]
+        wide = lvm.fit(lvm.models.VAE(2, hidden=[64]), DIGITS, **OPTIONS)  # a hidden layer as wide as a row
+        assert titles(wide.plot(kind="filters")) == ["Filters: decoder.2.weight"]
         with pytest.raises(
             ValueError, match=r"axis of 64, as long as a row; got 'nothing'. Choose from decoder.2.weight"
         ):
@@ -158,7 +160,7 @@ class TestOverview:
             for f in (vae, machine, mixture)
         ]
         assert found[0] == [rows, latent, "Filters: decoder.2.weight", f"Means of {samples}", loss]
-        assert found[1] == [rows, latent, "Filters: weight", samples, loss]
+        assert found[1] == [rows, latent, "Filters: weight", samples, "SVI with ContrastiveDivergence: loss"]
         assert found[2] == [rows, "Filters: probs", samples, "EM: loss"]
 
     def test_a_hidden_chain_gives_its_path_and_continuous_rows_their_density(self):
