@@ -169,12 +169,14 @@ def draw_samples(figure: Any, fit: Fit, arguments: Arguments, look: Look, given:
     count = 500 if continuous else TILES if look.shape else LINES if arguments.layout is not None else TABLE_ROWS
     means = look.shape is not None and draws_rows(fit)
     rows = generated(fit, arguments, count, means)
+    if arguments.layout is None and rows[0].size != arguments.main[0].numel():  # what was passed explains the rows
+        look, given = Look(None, [f"column {i}" for i in range(rows[0].size)]), False
     title = f"Means of {count} generated rows" if means else f"{count} generated rows"
     if look.shape is not None:
         draw_mosaic(figure, rows.reshape(count, *look.shape), title, 8)
     elif arguments.layout is not None:
         draw_lines(figure, rows, f"{count} generated sequences")
-    elif continuous:
+    elif continuous and len(look.names) in (1, 2):
         draw_points(figure, [("rows", arguments.main.cpu().numpy())] * given + [("generated", rows)], look.names, title)
     else:
         draw_table(figure, rows, look.names, title)

@@ -197,6 +197,18 @@ class TestOverview:
         shown = np.stack(tiles(fit.plot(kind="filters"), (4, 4), 3)).reshape(3, 16)
         np.testing.assert_allclose(shown, fit.params["weight"])
 
+    def test_a_regression_generates_what_it_observes(self):
+        def program(x, y):
+            slope = pyro.param("slope", lambda: x.new_zeros(2))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(x @ slope, 1.0), obs=y)
+
+        data = {"x": TABLE, "y": TABLE[:, 0]}
+        fit = lvm.fit(program, data, inference="em", **OPTIONS)
+        ax = fit.plot(data, "samples").axes[0]
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("column 0", "density")
+        assert "500 generated rows" in titles(fit.plot(data))
+
     def test_leaves_the_random_state_and_pyplot_alone(self, vae):
         import matplotlib
 
