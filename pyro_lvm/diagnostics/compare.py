@@ -33,8 +33,9 @@ def compare(fits: Mapping[str, Fit], x: Any) -> Table:
 
     Returns:
         Best first. `elpd` is the summed log predictive density of the rows in nats and `se` its standard error over
-        rows; `elpd_diff` and `dse` are the difference from the best and its standard error; `per_row` is the mean;
-        `rows_seen` is the share of rows that the fit was trained on; `estimator` says what was computed.
+        rows and, where a normalizer was estimated, over that; `elpd_diff` and `dse` are the difference from the best
+        and its standard error; `per_row` is the mean; `rows_seen` is the share of rows that the fit was trained on;
+        `estimator` says what was computed.
 
     Raises:
         TypeError: Something is not a fit, or the fits have no names.
@@ -87,8 +88,9 @@ def compare(fits: Mapping[str, Fit], x: Any) -> Table:
         row["per_row"] = own.total / own.num_rows
         row["estimator"] += f", {worst}"
     if trained:
+        verb = "were" if len(trained) > 1 else "was"
         warnings.warn(
-            f"compare: {', '.join(trained)} was trained on these rows, so all scores are in-sample and favour "
+            f"compare: {', '.join(trained)} {verb} trained on these rows, so all scores are in-sample and favour "
             "flexible models. Pass rows held out from training.",
             UserWarning,
             stacklevel=2,

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from pyro_lvm.diagnostics.plot_parts import Array, colour_of, new_figure, readable_range, smoothed, strip_frame
+from pyro_lvm.training.choices import describe
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
@@ -46,7 +47,7 @@ def loss_curves(fits: Mapping[str, Fit]) -> dict[str, dict[str, Array]]:
         for key, values in fit.history.items():
             curve = np.array(values, float)
             if np.isfinite(curve).any():
-                kind = f"{type(fit.inference).__name__}: {key.replace('_', ' ')}"
+                kind = f"{describe(fit.inference)}: {key.replace('_', ' ')}"
                 panels.setdefault(kind, {})[name] = curve
     if not panels:
         raise ValueError("losses: expected at least one fit with a history of losses; got none. Samplers have none.")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from pyro_lvm.diagnostics import plots
 from pyro_lvm.diagnostics.alignment_plots import alignment, draw_alignment
+from pyro_lvm.diagnostics.filter_table import filter_table
 from pyro_lvm.diagnostics.inner_latents import inner_posterior, inner_units
 from pyro_lvm.diagnostics.latents import thinned
 from pyro_lvm.diagnostics.loss_plots import draw_losses, loss_curves
@@ -23,7 +24,6 @@ from pyro_lvm.diagnostics.row_plots import (
     draw_latent,
     draw_reconstructions,
     draw_samples,
-    filter_table,
     generated,
     look_of,
 )

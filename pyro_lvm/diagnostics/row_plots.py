@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from pyro_lvm.diagnostics.filter_table import filter_table
 from pyro_lvm.diagnostics.latents import generate
 from pyro_lvm.diagnostics.plot_parts import (
     Array,
@@ -168,12 +169,14 @@ def draw_samples(figure: Any, fit: Fit, arguments: Arguments, look: Look, given:
     count = 500 if continuous else TILES if look.shape else LINES if arguments.layout is not None else TABLE_ROWS
     means = look.shape is not None and draws_rows(fit)
     rows = generated(fit, arguments, count, means)
+    if arguments.layout is None and rows[0].size != arguments.main[0].numel():  # what was passed explains the rows
+        look, given = Look(None, [f"column {i}" for i in range(rows[0].size)]), False
     title = f"Means of {count} generated rows" if means else f"{count} generated rows"
     if look.shape is not None:
         draw_mosaic(figure, rows.reshape(count, *look.shape), title, 8)
     elif arguments.layout is not None:
         draw_lines(figure, rows, f"{count} generated sequences")
-    elif continuous:
+    elif continuous and len(look.names) in (1, 2):
         draw_points(figure, [("rows", arguments.main.cpu().numpy())] * given + [("generated", rows)], look.names, title)
     else:
         draw_table(figure, rows, look.names, title)
@@ -238,32 +241,6 @@ def draw_latent(figure: Any, fit: Fit, arguments: Arguments, look: Look) -> None
     plane, names, note = principal_plane(points, names)
     named = [("rows", plane)] if groups is None else [(str(k), plane[groups == k]) for k in np.unique(groups)]
     draw_points(figure, named, names, "\n".join(filter(None, [title, note])))
-
-
-def filter_table(fit: Fit, arguments: Arguments, site: str | None = None) -> tuple[str, Array]:
-    """The parameter that says something of every column, one row a unit; its name.
-
-    Raises:
-        ValueError: There is none.
-    """
-    width = int(np.prod(arguments.main.shape[1 if arguments.layout is None else 2 :]))
-    params = {}
-    for name, value in fit.params.items():
-        inside = "." in name  # of a network, whose layers have their outputs first
-        if value.dim() == 2 and width in (value.shape[:1] if inside else value.shape):
-            params[name] = value
-    if site is not None and site not in params:
-        choice = f"Choose from {', '.join(params)}." if params else "There is none."
-        raise ValueError(
-            f"filters: expected a matrix with an axis of {width}, as long as a row; got {site!r}. {choice}"
-        )
-    if not params:
-        raise ValueError(f"filters: expected a parameter that is a matrix with an axis of {width}, as long as a row.")
-    name = site or next(iter(params))
-    table = params[name].detach().double().cpu().numpy()
-    axes = getattr(fit.model, "dims", {}).get(name, ())
-    by_row = table.shape[1] == width and (table.shape[0] != width or list(axes[-1:]) == ["dimension"])
-    return name, table if by_row else table.T
 
 
 def generated(fit: Fit, arguments: Arguments, count: int, means: bool = False) -> Array:

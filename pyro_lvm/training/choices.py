@@ -32,6 +32,7 @@ __all__ = [
     "PAIRS",
     "choose_guide",
     "choose_inference",
+    "describe",
     "discrete_sites",
     "restart_loss",
 ]
@@ -78,6 +79,12 @@ def unsummed_sites(trace: poutine.Trace) -> list[str]:
     return [
         name for name in trace.stochastic_nodes if not getattr(trace.nodes[name]["fn"], "has_enumerate_support", False)
     ]
+
+
+def describe(inference: Any) -> str:
+    """The inference's class, and its objective's if that is one of ours: "SVI with WakeSleep"."""
+    kind, objective = type(inference).__name__, type(getattr(inference, "objective", None))
+    return f"{kind} with {objective.__name__}" if objective in OBJECTIVES.values() else kind
 
 
 def discrete_sites(trace: poutine.Trace) -> list[str]:

@@ -12,6 +12,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.infer.parameters import Parameter, Parameters
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.training.choices import describe
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.guide_draws import draw_guide, guide_sites, posterior_means
 from pyro_lvm.training.labels import Labelled, as_labelled, in_order
@@ -191,7 +192,7 @@ class Learned:
         return _name(self.model)
 
     def __repr__(self) -> str:
-        how = type(self.inference).__name__
+        how = describe(self.inference)
         guide = f", guide={_name(self.guide)}" if self.guide is not None else ""
         loss = f", loss={self.history['loss'][-1]:.6g}" if self.history["loss"] else ""
         return f"Fit({_name(self.model)}, {how}{guide}{loss}, {self.stopped})"

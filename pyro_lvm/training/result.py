@@ -37,6 +37,9 @@ class Fit(Learned):
     def evidence(self, x: Any, num_samples: int | None = None) -> Evidence:
         """Log-likelihood of each row with its standard error and the estimator's name; of all rows of a stream.
 
+        Exact where latent sites can be summed out; importance weighted where the guide draws sites of rows; normalizers
+        of undirected sites too large to be summed up by annealed importance sampling.
+
         Args:
             x: Rows, or a stream of batches.
             num_samples: Samples of each row where latent sites of rows are importance weighted; 1000 by default.

@@ -107,6 +107,8 @@ class TestPictures:
             np.stack(tiles(mixture.plot(kind="filters"), (8, 8), 3)).reshape(3, 64), mixture.params["probs"]
         )
         assert titles(vae.plot(kind="filters")) == ["Filters: decoder.2.weight"]
+        wide = lvm.fit(lvm.models.VAE(2, hidden=[64]), DIGITS, **OPTIONS)  # a hidden layer as wide as a row
+        assert titles(wide.plot(kind="filters")) == ["Filters: decoder.2.weight"]
         with pytest.raises(
             ValueError, match=r"axis of 64, as long as a row; got 'nothing'. Choose from decoder.2.weight"
         ):
@@ -158,7 +160,7 @@ class TestOverview:
             for f in (vae, machine, mixture)
         ]
         assert found[0] == [rows, latent, "Filters: decoder.2.weight", f"Means of {samples}", loss]
-        assert found[1] == [rows, latent, "Filters: weight", samples, loss]
+        assert found[1] == [rows, latent, "Filters: weight", samples, "SVI with ContrastiveDivergence: loss"]
         assert found[2] == [rows, "Filters: probs", samples, "EM: loss"]
 
     def test_a_hidden_chain_gives_its_path_and_continuous_rows_their_density(self):
@@ -194,6 +196,18 @@ class TestOverview:
         assert titles(fit.plot(DIGITS[:, :16]))[2:4] == ["Filters: weight", "Means of 64 generated rows"]
         shown = np.stack(tiles(fit.plot(kind="filters"), (4, 4), 3)).reshape(3, 16)
         np.testing.assert_allclose(shown, fit.params["weight"])
+
+    def test_a_regression_generates_what_it_observes(self):
+        def program(x, y):
+            slope = pyro.param("slope", lambda: x.new_zeros(2))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(x @ slope, 1.0), obs=y)
+
+        data = {"x": TABLE, "y": TABLE[:, 0]}
+        fit = lvm.fit(program, data, inference="em", **OPTIONS)
+        ax = fit.plot(data, "samples").axes[0]
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("column 0", "density")
+        assert "500 generated rows" in titles(fit.plot(data))
 
     def test_leaves_the_random_state_and_pyplot_alone(self, vae):
         import matplotlib

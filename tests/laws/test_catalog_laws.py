@@ -327,6 +327,13 @@ def test_save_load_is_exact(case, tmp_path):
     )
 
 
+@pytest.mark.parametrize("case", list({c.program.name.split("-")[0]: c for c in reversed(CASES)}.values()), ids=str)
+def test_every_model_is_drawn(case):
+    figure = fitted(case).plot(case.program.data)
+    figure.draw_without_rendering()
+    assert figure.axes
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.inference != "mcmc"], ids=str)
 def test_resume_is_exact(case, tmp_path):
     laws.resume_is_exact(case.program.make, case.program.data, tmp_path / "fit", **case.options)
