@@ -67,5 +67,6 @@ def test_nothing_is_made_up_where_no_closed_form_is_known() -> None:
     q, p = dist.StudentT(3.0), dist.Normal(0.0, 1.0)
     assert divergence_at(q, p, torch.zeros(())) is None
     assert (
-        divergence_at(dist.TransformedDistribution(q, [transforms.AffineTransform(0.0, 2.0)]), p, torch.zeros(())) is None
+        divergence_at(dist.TransformedDistribution(q, [transforms.AffineTransform(0.0, 2.0)]), p, torch.zeros(()))
+        is None
     )
