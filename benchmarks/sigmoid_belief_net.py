@@ -47,7 +47,7 @@ class Settings:
 
 
 SETTINGS = {
-    "wake-sleep": Settings(lvm.infer.WakeSleep, epochs=100, rate=1e-3, schedule=None, goal=-120.8),
+    "wake-sleep": Settings(lvm.infer.WakeSleep, epochs=30, rate=3e-3, schedule="linear", goal=-120.8),
     "nvil": Settings(lvm.infer.NVIL, epochs=36, rate=3e-3, schedule="linear", goal=-113.1),
     "relax": Settings(lvm.infer.RELAX, epochs=36, rate=3e-3, schedule="linear", goal=None),
 }
