@@ -197,7 +197,7 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
         return getattr(program, name)
     prefix = program._pyro_get_fullname(name)
     local = pyro.nn.module._MODULE_LOCAL_PARAMS
-    if local and all(_takes_networks(handler.__class__) for handler in _PYRO_STACK):
+    if local and only_ours_listen():
         for handler in _PYRO_STACK:
             if hasattr(handler, "take_network"):
                 handler.take_network(prefix, module)
@@ -209,6 +209,11 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
         else:
             pyro.param(full, parameter)
     return module
+
+
+def only_ours_listen() -> bool:
+    """Whether every active handler takes networks whole or is deaf to parameters: none is a trace of Pyro's."""
+    return all(_takes_networks(handler.__class__) for handler in _PYRO_STACK)
 
 
 @cache

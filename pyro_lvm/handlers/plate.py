@@ -9,14 +9,16 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.plate_messenger import PlateMessenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 
+from pyro_lvm import _pyro
+
 __all__ = ["plate"]
 
 
 class plate(PlateMessenger):  # noqa: N801 - as in Pyro
     """`pyro.plate` for rows that are all there, which takes several per cent less of a small network's step.
 
-    It sends no message that asks for a subsample, and leaves distributions alone that have its shape. Independence,
-    scales and broadcasting are Pyro's.
+    Where only our own handlers listen it sends no message that asks for a subsample, and it leaves distributions alone
+    that have its shape. Independence, scales and broadcasting are Pyro's.
 
     Args:
         name: Unique within a program, as "data".
@@ -31,8 +33,11 @@ class plate(PlateMessenger):  # noqa: N801 - as in Pyro
     """
 
     def __init__(self, name: str, size: int, dim: int | None = None) -> None:
-        IndepMessenger.__init__(self, name, size, dim)
-        self.subsample_size = size
+        if _pyro.only_ours_listen():
+            IndepMessenger.__init__(self, name, size, dim)
+            self.subsample_size = size
+        else:
+            super().__init__(name, size, dim=dim)
 
     def _process_message(self, msg: Any) -> None:
         SubsampleMessenger._process_message(self, msg)
