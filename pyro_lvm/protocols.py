@@ -34,7 +34,9 @@ class Objective(Protocol):
 
     It may have `state_dict()` and `load_state_dict(state)`: what a resumed run needs besides parameters, as chains and
     averages, in tensors, numbers and text. An attribute `loss_may_rise = True` says that its loss does not tell how far
-    training has come, so that nothing stops early by it. Constructor arguments are kept in attributes of their names.
+    training has come, so that nothing stops early by it; `loss_ranks = False` that a lower one need not be
+    better, so that no restart and no epoch is chosen by it. Constructor arguments are kept in attributes of their
+    names.
     """
 
     def loss(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:

@@ -19,9 +19,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.distributions.energy import energy_law
 from pyro_lvm.handlers.minibatch import minibatch
 from pyro_lvm.handlers.negative_phase import negative_phase
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.infer.structure import structure
 
 __all__ = ["ContrastiveDivergence"]
 
@@ -63,6 +65,7 @@ class ContrastiveDivergence(ELBO):
     """
 
     loss_may_rise: ClassVar[bool] = True
+    loss_ranks: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class ContrastiveDivergence(ELBO):
         self._base = Trace_ELBO() if base is None else base
         self.chains: dict[str, Tensor] = {}
         self._guided = False
+        self._looked = False
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss in nats; chains stay where they are."""
@@ -90,8 +94,12 @@ class ContrastiveDivergence(ELBO):
         """The loss in nats; gradients are left in `.grad`, and persistent chains move.
 
         Raises:
+            ValueError: The model has no undirected site.
             NonFiniteLoss: Parameters or chains have run away; the chains are those of before.
         """
+        if not self._looked:
+            _check_sites(model, args, kwargs)
+            self._looked = True
         chains = dict(self.chains)
         loss = self._of_rows_alone(chains, model, guide, args, kwargs)
         if loss is None:
@@ -175,6 +183,15 @@ class ContrastiveDivergence(ELBO):
     def _phase(self, chains: dict[str, Tensor]) -> Any:
         return negative_phase(
             num_steps=self.num_steps, persistent=self.persistent, num_chains=self.num_chains, chains=chains
+        )
+
+
+def _check_sites(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    nodes = structure(model, args, kwargs).nodes.values()
+    if not any(site["type"] == "sample" and energy_law(site["fn"]) is not None for site in nodes):
+        raise ValueError(
+            "ContrastiveDivergence: expected a model with an undirected site, as distributions.RBM; got none. Use "
+            "another objective, as inference='svi'."
         )
 
 

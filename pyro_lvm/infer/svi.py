@@ -221,6 +221,11 @@ class SVI:
         """Whether nothing may stop early by the loss: it does not tell how far training is, or a schedule does."""
         return self.schedule is not None or bool(getattr(self.objective, "loss_may_rise", False))
 
+    @property
+    def loss_ranks(self) -> bool:
+        """Whether of two fits, or epochs, that with the lower loss is the better one."""
+        return bool(getattr(self.objective, "loss_ranks", True))
+
     def _multiplier(self) -> float | None:
         """What the schedule makes of the learning rate at this step."""
         if self.schedule is None:

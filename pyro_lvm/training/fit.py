@@ -206,6 +206,11 @@ def start(
                     f"fit: {type(chosen).__name__} cannot sum discrete sites out under weights of each row; got "
                     "sample_weights. Use inference='em' or 'coordinate-ascent', or repeat rows."
                 )
+            if restarts > 1 and not getattr(chosen, "loss_ranks", True):
+                raise ValueError(
+                    f"fit: expected restarts=1, as the loss of {type(chosen.objective).__name__} does not tell which "
+                    f"is best; got {restarts}. Fit with several seeds, and compare fit.evidence(x)."
+                )
             if isinstance(chosen, Sampler) and restarts > 1:
                 raise ValueError(
                     f"fit: expected restarts=1 with {type(chosen).__name__}; got {restarts}. Raise num_chains."

@@ -47,7 +47,7 @@ class LastGood:
         for name, tensor in self.fit.tensors().items():
             if name in self.values:
                 tensor.data.copy_(self.values[name])
-            else:  # from the store: the program will start it anew
+            elif name.startswith("store:"):  # the program will start it anew
                 self.fit.scope.forget(name.removeprefix("store:"))
         self.fit.inference.load_state_dict(self.state)
         return True

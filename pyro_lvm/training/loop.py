@@ -56,7 +56,8 @@ class Run:
 
     def train(self, max_epochs: int, callbacks: Sequence[Callback]) -> None:
         """Run epochs until a callback stops them, the limit is reached, or the user interrupts."""
-        best = _Best(self) if self.validation is not None else None
+        ranks = getattr(self.inference, "loss_ranks", True)
+        best = _Best(self) if self.validation is not None and ranks else None
         # A full pass of EM or coordinate ascent watches over itself.
         good = None if getattr(self.inference, "full_batch", True) else LastGood(self.result())
         release = getattr(self.inference, "release", lambda: None)

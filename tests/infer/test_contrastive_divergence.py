@@ -125,3 +125,22 @@ def test_a_last_step_that_overflows_is_undone():
 def test_nothing_stops_early_by_the_gap():
     fit = lvm.fit(lvm.models.RBM(2), rows(), max_epochs=300, tol=1.0, patience=1, seed=0, progress=False)
     assert len(fit.history["loss"]) == 300
+
+
+def test_a_loss_that_ranks_nothing_chooses_no_restart_and_no_epoch() -> None:
+    x = torch.bernoulli(torch.full((40, 4), 0.4), generator=torch.Generator().manual_seed(0))
+    options = {"inference": "pcd", "max_epochs": 3, "seed": 0, "progress": False}
+    with pytest.raises(ValueError, match="expected restarts=1"):
+        lvm.fit(lvm.models.RBM(3), x, restarts=2, **options)
+    weights = []
+
+    def note(run) -> None:
+        weights.append(run.result().params["weight"].clone())
+
+    fit = lvm.fit(lvm.models.RBM(3), x, validation=x[:10], callbacks=note, **options)
+    assert torch.equal(fit.params["weight"], weights[-1])
+
+
+def test_a_program_without_an_undirected_site_is_refused() -> None:
+    with pytest.raises(ValueError, match="undirected site"):
+        lvm.fit(lvm.models.VAE(2, hidden=[4]), torch.zeros(9, 3), inference="cd", max_epochs=1, progress=False)
