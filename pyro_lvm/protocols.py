@@ -51,7 +51,8 @@ class Inference(Protocol):
     """What `lvm.fit` trains by. `model` and `guide` may be None until `fit` fills them in.
 
     An attribute `guides`, if there is one, names the guides that it takes, the default first. A method
-    `expect_steps(num_steps)`, if there is one, is told before training how many steps are to come.
+    `expect_steps(num_steps)`, if there is one, is told before training how many steps are to
+    come, and again when a stream's length is known.
     """
 
     model: Model | None

@@ -122,9 +122,11 @@ def principal_plane(rows: Array, names: list[str]) -> tuple[Array, list[str], st
     centred = rows - rows.mean(0)
     spread = centred.std(0)
     u, s, _ = np.linalg.svd(centred / np.where(spread > 0, spread, 1), full_matrices=False)
-    share = s**2 / max((s**2).sum(), np.finfo(float).tiny)
+    share = np.append(s**2, 0.0) / max((s**2).sum(), np.finfo(float).tiny)
     labels = [f"principal axis {i + 1} ({100 * share[i]:.0f} % of variance)" for i in range(2)]
-    return u[:, :2] * s[:2], labels, f"First two principal axes of {len(names)} standardised columns"
+    plane = np.zeros((len(rows), 2))
+    plane[:, : len(s)] = (u * s)[:, :2]
+    return plane, labels, f"First two principal axes of {len(names)} standardised columns"
 
 
 def padded_range(values: Array, count: int) -> Array:

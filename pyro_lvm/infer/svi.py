@@ -92,7 +92,7 @@ class SVI:
         *,
         learning_rate: float = 0.01,
         schedule: str | Callable[[float], float] | None = None,
-        num_steps: int | None = None,
+        num_steps: float | None = None,
         num_particles: int = 1,
         inner_steps: int = 0,
         local: str | Sequence[str] = "",
@@ -156,8 +156,8 @@ class SVI:
             self._one(args, kwargs, self._local_updates, local=True)
         return self._one(args, kwargs, self._updates, local=False, multiplier=self._multiplier())
 
-    def expect_steps(self, num_steps: int) -> None:
-        """Say that so many steps are to come: what the schedule is spread over."""
+    def expect_steps(self, num_steps: float) -> None:
+        """Say that so many steps are to come: what the schedule is spread over; `inf` if that is not known."""
         self.num_steps = self._steps + num_steps
 
     def _one(

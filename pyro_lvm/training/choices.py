@@ -82,9 +82,10 @@ def unsummed_sites(trace: poutine.Trace) -> list[str]:
 
 
 def describe(inference: Any) -> str:
-    """The inference's class, and its objective's if that is one of ours: "SVI with WakeSleep"."""
+    """The inference's class, and its objective's if that is one of ours, not the default: "SVI with WakeSleep"."""
     kind, objective = type(inference).__name__, type(getattr(inference, "objective", None))
-    return f"{kind} with {objective.__name__}" if objective in OBJECTIVES.values() else kind
+    named = objective in OBJECTIVES.values() and objective is not EvidenceBound
+    return f"{kind} with {objective.__name__}" if named else kind
 
 
 def discrete_sites(trace: poutine.Trace) -> list[str]:

@@ -35,7 +35,7 @@ from pyro_lvm.training.labels import (
 from pyro_lvm.training.loop import Run
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
 from pyro_lvm.training.result import Fit
-from pyro_lvm.training.schedule import PATIENCE_STEPS, choose_batch_size, steps_of_epoch
+from pyro_lvm.training.schedule import PATIENCE_STEPS, choose_batch_size, has_known_length, steps_of_epoch
 from pyro_lvm.training.scope import Scope, in_turn
 from pyro_lvm.training.sites import check_sites
 from pyro_lvm.training.stream import Stream, as_stream
@@ -285,7 +285,7 @@ def train(
             tol = (1e-10 if full else 1e-5) if tol is None else tol
             stop = EarlyStopping(tol, patience, "loss" if validation is None else "validation_loss")
             if hasattr(inference, "expect_steps"):
-                inference.expect_steps(epochs * steps)
+                inference.expect_steps(epochs * steps if has_known_length(result, data) else math.inf)
             bar = Progress(progress, epochs, label)
             run = Run(
                 inference,

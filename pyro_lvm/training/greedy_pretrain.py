@@ -18,6 +18,7 @@ import torch
 from pyro_lvm.diagnostics.row_latents import row_draws
 from pyro_lvm.training.callbacks import Callback
 from pyro_lvm.training.data import as_arguments
+from pyro_lvm.training.fingerprint import remember
 from pyro_lvm.training.fit import start, train
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
 from pyro_lvm.training.result import Fit
@@ -96,6 +97,8 @@ def greedy_pretrain(
         raise TypeError(
             f"greedy_pretrain: expected a guide that takes machines, as RecognitionNet; got {type(net.guide).__name__}."
         )
+    for _ in remember(net, [rows]):
+        pass
     count = len(cast(Any, net.model).hidden)
     first = 0 if below is None else _take_over(net, below)
     previous = None if below is None else getattr(below.model, "top", below.model)
@@ -140,8 +143,13 @@ def _take_over(net: Fit, below: Fit) -> int:
     Raises:
         ValueError: The layers are not the net's lowest.
     """
-    model, lower = cast(Any, net.model), cast(Any, below.model)
+    model, lower = cast(Any, net.model), cast(Any, getattr(below, "model", below))
     machine = getattr(lower, "top", lower)
+    if type(machine) is not type(model.machine(0)):
+        raise ValueError(
+            "greedy_pretrain: expected below to be a fit of a net of fewer layers, or of a "
+            f"{type(model.machine(0)).__name__}; got {type(machine).__name__}."
+        )
     found = getattr(lower, "hidden", (getattr(lower, "num_hidden", 0),))
     columns = getattr(lower, "data_dim", getattr(lower, "num_visible", None))
     if columns != model.data_dim or found != model.hidden[:-1][: len(found)]:

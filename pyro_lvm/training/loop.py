@@ -65,6 +65,8 @@ class Run:
             for _ in range(max_epochs):
                 steps = self._epoch()
                 self.epochs_done += 1
+                if self.epochs_done == 1 and hasattr(self.inference, "expect_steps"):  # a stream's length is known now
+                    self.inference.expect_steps(steps * (max_epochs - 1))
                 if good is not None:
                     good.after(steps)
                 if best is not None:

@@ -12,7 +12,7 @@ from pyro_lvm.training.stream import Stream
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["PATIENCE_STEPS", "choose_batch_size", "steps_of_epoch"]
+__all__ = ["PATIENCE_STEPS", "choose_batch_size", "has_known_length", "steps_of_epoch"]
 
 PATIENCE_STEPS = 200
 FULL_BATCH_ROWS = 4096
@@ -52,6 +52,11 @@ def choose_batch_size(result: Fit, data: Arguments | Stream, batch_size: int | N
         f"fit: the model's plate '{result.plate}' has {rows} rows whatever the batch; got batch_size={batch_size}. "
         f'Open it with pyro.plate("{result.plate}", len(x)), or leave batch_size out.'
     )
+
+
+def has_known_length(result: Fit, data: Arguments | Stream) -> bool:
+    """Whether the number of steps of an epoch is known before the first."""
+    return isinstance(data, Arguments) or data.num_batches(result.prototype()) is not None
 
 
 def steps_of_epoch(result: Fit, data: Arguments | Stream, batch_size: int | None) -> int:

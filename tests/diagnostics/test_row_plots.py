@@ -82,6 +82,10 @@ class TestShape:
 
 
 class TestPictures:
+    def test_one_row_is_enough(self, vae, machine):
+        for fit in (vae, machine):
+            assert fit.plot(DIGITS[:1]).axes
+
     def test_reconstructions_are_those_of_the_fit(self, vae):
         shown = tiles(vae.plot(DIGITS, "reconstructions"), (8, 8), 8)
         expected = vae.reconstruct(DIGITS[:16]).reshape(-1, 8, 8).numpy()

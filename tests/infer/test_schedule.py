@@ -99,3 +99,21 @@ def test_a_function_as_schedule_must_be_given_again(x, tmp_path) -> None:
     lvm.fit(program, x, inference=svi, max_epochs=2, progress=False, seed=0, checkpoint=tmp_path / "fit")
     with pytest.raises(ValueError, match="schedule of your own"):
         lvm.load(tmp_path / "fit", model=program).resume(x, max_epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("batches", [3, 70])
+def test_a_stream_of_unknown_length_is_counted_in_its_first_epoch(x, batches) -> None:
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([x] * batches)
+
+    rates = []
+
+    def note(run) -> None:
+        rates.append(run.inference._updates.optimizer.param_groups[0]["lr"])
+
+    svi = lvm.infer.SVI(schedule="linear", learning_rate=0.1)
+    fit = lvm.fit(program, Rows(), inference=svi, max_epochs=4, progress=False, seed=0, callbacks=note)
+    assert fit.inference.num_steps == 4 * batches
+    total = 4 * batches
+    assert rates == pytest.approx([0.1 * min(1, 2 * (1 - (k * batches - 1) / total)) for k in (1, 2, 3, 4)])

@@ -280,10 +280,19 @@ def test_what_is_no_deep_belief_net_is_refused():
         pretrained(guide=lambda x: None)
     with pytest.raises(ValueError, match=r"greedy_pretrain: expected below .* got 16 columns and layers \(5, 3\)"):
         pretrained((4, 3, 2), below=pretrained((5, 3)))
+    for machine in (lvm.models.GaussianRBM(3), lvm.models.SigmoidBeliefNet((3,))):
+        below = lvm.fit(machine, bars().float(), max_epochs=1, seed=0, progress=False)
+        with pytest.raises(ValueError, match=f"or of a RBM; got {type(machine).__name__}"):
+            pretrained(below=below)
     with pytest.raises(ValueError, match=r"expected zeros and ones; got 0\.5"):
         pretrained(x=bars() * 0.5)
     with pytest.raises(ValueError, match="expected at least two rows"):
         pretrained(x=bars()[:1])
+
+
+def test_the_rows_it_learned_from_are_known():
+    fit = pretrained()
+    assert len(fit.seen) == len(bars().unique(dim=0))
 
 
 def test_constant_columns_and_float64():
