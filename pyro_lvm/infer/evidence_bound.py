@@ -197,8 +197,10 @@ def _summed_density(site: dict[str, Any]) -> Tensor:
     """The log-density of a site summed over its batch, nats; that of zeros and ones by one kernel."""
     fn, value = site["fn"], site["value"]
     base = fn.base_dist if type(fn) is dist.Independent else fn
-    logits = base.__dict__.get("logits") if type(base) is dist.Bernoulli and not base._validate_args else None
+    logits = base.__dict__.get("logits") if type(base) is dist.Bernoulli else None
     if logits is not None and logits.shape == value.shape and logits.dtype == value.dtype:
+        if base._validate_args:
+            base._validate_sample(value)
         return -binary_cross_entropy_with_logits(logits, value, reduction="sum")
     return torch.as_tensor(fn.log_prob(value, *site["args"], **site["kwargs"])).sum()
 

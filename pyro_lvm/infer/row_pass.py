@@ -217,14 +217,15 @@ class RowPass:
         single = kernels and all(k.dtype == torch.float32 for k in kernels)
         dtype = torch.float32 if single else torch.float64
         constant = sum((k.constant.unsqueeze(-1) for k in kernels), self.constant.to(device, torch.float64))
-        # the last feature is one: its coefficient is what rows share, its sum their number
+        constant = constant.expand(self.states, 1).to(dtype)
         coefficients = torch.cat(
-            [k.coefficients.expand(self.states, -1) for k in kernels] + [constant.expand(self.states, 1)], 1
+            [k.coefficients.expand(self.states, -1) for k in kernels] or [torch.zeros(self.states, 0)], 1
         ).to(device, dtype)
         width = coefficients.shape[1]
         dense = [table.to(dtype) for table in self.dense]
         scale = self.scale.to(dtype) if isinstance(self.scale, Tensor) else self.scale
         block = min(self.rows, rows_of_a_block(width))
+        total = torch.zeros(self.states, dtype=torch.float64, device=device)
         sums = torch.zeros(self.states, width, dtype=torch.float64, device=device)
         log_likelihood = torch.zeros((), dtype=torch.float64, device=device)
         lowest = torch.full((), torch.inf, dtype=dtype, device=device)
@@ -232,13 +233,12 @@ class RowPass:
         for start in range(0, self.rows, block):
             stop = min(self.rows, start + block)
             features = scratch.take("features", (width, stop - start), coefficients)
-            features[-1] = 1.0
             position = 0
             for kernel in kernels:
                 kernel.write(start, stop, features[position : position + kernel.num_features])
                 position += kernel.num_features
             joint = scratch.take("joint", (self.states, stop - start), coefficients)
-            torch.mm(coefficients, features, out=joint)
+            torch.addmm(constant, coefficients, features, out=joint)
             for table in dense:
                 joint += table if table.shape[1] == 1 else table[:, start:stop]
             largest = joint.amax(0)
@@ -256,6 +256,7 @@ class RowPass:
             elif scale != 1.0:
                 rows, joint = rows * scale, joint.mul_(scale)
             log_likelihood += rows.sum(dtype=torch.float64)
+            total += joint.sum(1, dtype=torch.float64)
             sums += joint @ features.T
             if weights is not None:
                 weights[:, start:stop] = joint
@@ -263,7 +264,6 @@ class RowPass:
             raise NonFiniteLoss(self._impossible())
         for factor in self.outside:
             log_likelihood += _scaled(factor)
-        total = sums[:, -1]
         return RowResult(float(log_likelihood), self._collect(total, sums, variance_floor), total, weights)
 
     def _impossible(self) -> str:

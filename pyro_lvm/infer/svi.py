@@ -268,7 +268,9 @@ class SVI:
             theirs = _pyro.plain_trace(guide, args, kwargs)
         sites = [site for site in theirs.nodes.values() if site["type"] == "sample"]
         if not unfit and all(map(is_reparameterised, sites)):
-            return EvidenceBound(num_particles=self.num_particles)
+            bound = EvidenceBound(num_particles=self.num_particles)
+            bound.max_plate_nesting = nesting
+            return bound
         scored = [n for n in unfit if n in theirs and not _is_given(theirs.nodes[n])]
         summed = [n for n in unfit if n not in theirs and ours.nodes[n]["infer"].get("enumerate")]
         if summed and scored:

@@ -68,7 +68,7 @@ def save_load_is_exact(
 def resume_is_exact(
     make_model: Callable[[], Callable], data: Any, folder: str | Path, *, epochs: int = 3, **options: Any
 ) -> None:
-    """Twice `epochs` in one go equal `epochs`, save, load, resume and `epochs`, bit for bit.
+    """Twice `epochs` in one go equal a run stopped after `epochs`, saved, loaded and resumed, bit for bit.
 
     Args:
         make_model: Makes a new model.
@@ -83,7 +83,9 @@ def resume_is_exact(
     options = {"seed": 0, "progress": False, **options}
     endless: dict[str, Any] = {"tol": 0.0, "patience": 100 * epochs}
     whole = training.fit(make_model(), data, max_epochs=2 * epochs, **endless, **options)
-    half = training.fit(make_model(), data, max_epochs=epochs, **endless, **options)
+    half = training.fit(
+        make_model(), data, max_epochs=2 * epochs, callbacks=lambda run: run.epochs_done == epochs, **endless, **options
+    )
     half.save(folder)
     ours = type(half.model).__module__.startswith("pyro_lvm.models")
     inference = options.get("inference")

@@ -105,7 +105,7 @@ def test_compare_wants_fits_with_names(fitted, faithful):
     ):
         with pytest.raises(TypeError, match=message):
             lvm.compare(fits, faithful)
-    with pytest.warns(UserWarning, match="1, 2 was trained on these rows"):
+    with pytest.warns(UserWarning, match="1, 2 were trained on these rows"):
         assert list(lvm.compare({1: fitted, 2: fitted}, faithful).index) == [1, 2]
 
 
