@@ -40,6 +40,8 @@ def check_names(arguments: Arguments, model: Any) -> None:
     hint = "Pass a dict with those names."
     if "lengths" in arguments.kwargs and "lengths" not in own:
         hint = "It takes no list of sequences of unequal length: pass one table."
+    if WEIGHTS in arguments.kwargs and WEIGHTS not in own:
+        hint = "It takes no weights: repeat the rows that count more."
     raise ValueError(f"data: expected the arguments of {name}, {', '.join(own)}; got {', '.join(got)}. {hint}")
 
 

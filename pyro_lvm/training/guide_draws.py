@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import rows
+from pyro_lvm.infer.structure import structure
 
 if TYPE_CHECKING:
     from pyro_lvm.training.learned import Learned
@@ -66,14 +67,25 @@ def _trace(fit: Learned) -> poutine.Trace:
 
 
 def guide_sites(fit: Learned) -> tuple[list[str], list[str]]:
-    """The guide's sites that all rows share, and those that every row has of its own."""
+    """The guide's sites that all rows share, and those that every row has of its own.
+
+    Raises:
+        ValueError: The model lacks one of them.
+    """
     with fit.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
         trace = _trace(fit)
+        arguments = fit.prototype()
+        ours = structure(fit.model, arguments.args, arguments.kwargs, fresh=False).nodes
     shared: list[str] = []
     local: list[str] = []
     for name in trace.stochastic_nodes:
         site = trace.nodes[name]
         if not _auxiliary(site):
+            if name not in ours:
+                raise ValueError(
+                    f"evidence: the guide draws site '{name}', which {fit.name} does not have, so that no likelihood would "
+                    "be right. Give model and guide the same latent sites."
+                )
             (local if _local(fit, site) else shared).append(name)
     return shared, local
 

@@ -22,6 +22,7 @@ from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.plain_error import PlainError
+from pyro_lvm.training.arguments import WEIGHTS
 from pyro_lvm.training.data import Arguments, as_arguments, as_labels
 
 __all__ = [
@@ -106,9 +107,9 @@ def _parameters(model: Callable) -> set[str] | None:
 
 
 def labels_of(model: Callable, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that are not arguments of the model."""
+    """The entries that are not arguments of the model; weights of rows are never labels."""
     parameters = _parameters(model)
-    return {} if parameters is None else {name: v for name, v in kwargs.items() if name not in parameters}
+    return {} if parameters is None else {n: v for n, v in kwargs.items() if n not in parameters and n != WEIGHTS}
 
 
 def without_labels(model: Callable, arguments: Arguments) -> Arguments:

@@ -1,12 +1,15 @@
 """The state to go back to when arithmetic breaks down.
 
 A gradient step may overflow a parameter although the loss and the gradient before it were finite: the next loss then
-tells, too late to undo the step. So a copy is kept, made now and then, when all parameters are finite.
+tells, too late to undo the step. So a copy is kept, made now and then, when all parameters are finite. A loss may break
+down at finite parameters, too. A copy has shown that it is good when an epoch went well after it: until then the one
+before it is kept as well.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +21,8 @@ from pyro_lvm.training.learned import Learned
 
 __all__ = ["LastGood"]
 
-# Steps between copies at least: a copy takes about as long as a step.
-STEPS = 100
+# Steps between copies at most, and their share of all steps before that: a copy takes about as long as a step.
+STEPS, SHARE = 100, 0.1
 
 
 class LastGood:
@@ -32,30 +35,33 @@ class LastGood:
     def __init__(self, fit: Learned) -> None:
         self.fit = fit
         self.infinite = _not_finite(fit.tensors())  # on purpose
+        self.all_steps = 0
+        self.copies: deque[tuple[dict[str, Tensor], dict[str, Any]]] = deque(maxlen=2)
         self._keep()
 
     def after(self, steps: int) -> None:
         """Copy the state, if so many further steps make it due and left it finite."""
-        self.steps += steps
-        if self.steps >= STEPS and not self._is_lost():
+        self.steps, self.all_steps = self.steps + steps, self.all_steps + steps
+        if self.steps >= min(STEPS, SHARE * self.all_steps) and not self._is_lost():
             self._keep()
 
-    def restore(self) -> bool:
-        """Go back to the copy if a parameter is lost; whether that was so."""
-        if not self._is_lost():
+    def restore(self, broken: bool = False) -> bool:
+        """Go back to the copy if the loss broke down, or a parameter is lost; whether that was so."""
+        if not broken and not self._is_lost():
             return False
+        values, state = self.copies[0 if broken and not self.steps else -1]
         for name, tensor in self.fit.tensors().items():
-            if name in self.values:
-                tensor.data.copy_(self.values[name])
+            if name in values:
+                tensor.data.copy_(values[name])
             elif name.startswith("store:"):  # the program will start it anew
                 self.fit.scope.forget(name.removeprefix("store:"))
-        self.fit.inference.load_state_dict(self.state)
+        self.fit.inference.load_state_dict(state)
         return True
 
     def _keep(self) -> None:
         self.steps = 0
-        self.values = {name: tensor.detach().clone() for name, tensor in self.fit.tensors().items()}
-        self.state: dict[str, Any] = copy.deepcopy(self.fit.inference.state_dict())
+        values = {name: tensor.detach().clone() for name, tensor in self.fit.tensors().items()}
+        self.copies.append((values, copy.deepcopy(self.fit.inference.state_dict())))
 
     def _is_lost(self) -> bool:
         """Whether something is not finite: a tensor as it is written to, or a parameter as programs read it.

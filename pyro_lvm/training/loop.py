@@ -81,12 +81,12 @@ class Run:
         except NonFiniteLoss as error:
             if not self.history["loss"]:
                 if good is not None:
-                    good.restore()
+                    good.restore(broken=True)
                 raise
             self._broke_down(f"stopped at epoch {len(self.history['loss']) + 1}: {error}")
         finally:
             release()
-        if good is not None and good.restore() and not self._broken:
+        if good is not None and good.restore(self._broken) and not self._broken:
             self._broke_down(f"stopped after epoch {len(self.history['loss'])}: parameters became infinite or NaN.")
         if best is not None:
             best.restore()
