@@ -83,8 +83,8 @@ def guide_sites(fit: Learned) -> tuple[list[str], list[str]]:
         if not _auxiliary(site):
             if name not in ours:
                 raise ValueError(
-                    f"evidence: the guide draws site '{name}', which {fit.name} does not have, so that no likelihood would "
-                    "be right. Give model and guide the same latent sites."
+                    f"evidence: the guide draws site '{name}', which {fit.name} does not have, so that no likelihood "
+                    "would be right. Give model and guide the same latent sites."
                 )
             (local if _local(fit, site) else shared).append(name)
     return shared, local

@@ -35,7 +35,7 @@ class LastGood:
     def __init__(self, fit: Learned) -> None:
         self.fit = fit
         self.infinite = _not_finite(fit.tensors())  # on purpose
-        self.all_steps = 0
+        self.steps = self.all_steps = 0
         self.copies: deque[tuple[dict[str, Tensor], dict[str, Any]]] = deque(maxlen=2)
         self._keep()
 

@@ -106,9 +106,10 @@ def test_clusters_follow_any_weights():
         torch.manual_seed(seed)
         assert kmeans(x, 2, sample_weights=weights)[:4].tolist() == [0, 1, 1, 1]
 
+
 def test_weights_for_a_model_without_them_are_refused_in_a_sentence():
     x = {"x": (torch.rand(20, 6) > 0.5).float(), "sample_weights": torch.ones(20)}
-    with pytest.raises(ValueError, match="VAE.*It takes no weights: repeat the rows that count more"):
+    with pytest.raises(ValueError, match=r"VAE.*It takes no weights: repeat the rows that count more"):
         lvm.fit(lvm.models.VAE(2), x, max_epochs=1, progress=False)
     fit = lvm.fit(lvm.models.RBM(2), x["x"], max_epochs=1, progress=False)
     with pytest.raises(ValueError, match="It takes no weights"):
