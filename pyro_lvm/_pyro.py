@@ -6,7 +6,7 @@ import copy
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -46,7 +46,7 @@ __all__ = [
     "enumerated_trace",
     "exact_log_sums",
     "frame",
-    "inside_of",
+    "leaves",
     "localise",
     "module_local_store",
     "network",
@@ -57,6 +57,7 @@ __all__ = [
     "plain_trace",
     "plate_symbols",
     "prune_subsample_sites",
+    "reading",
     "sample_listeners",
     "site_is_subsample",
     "validation",
@@ -196,12 +197,9 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
     if not program._pyro_context.active or module is None or isinstance(module, PyroModule):
         return getattr(program, name)
     prefix = program._pyro_get_fullname(name)
-    local = pyro.nn.module._MODULE_LOCAL_PARAMS
-    if local and only_ours_listen():
-        for handler in _PYRO_STACK:
-            if hasattr(handler, "take_network"):
-                handler.take_network(prefix, module)
+    if _taken_whole(prefix, module):
         return module
+    local = pyro.nn.module._MODULE_LOCAL_PARAMS
     for inner, parameter in module.named_parameters():
         full = f"{prefix}.{inner}"
         if local:
@@ -209,6 +207,24 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
         else:
             pyro.param(full, parameter)
     return module
+
+
+def _taken_whole(prefix: str, module: torch.nn.Module) -> bool:
+    """Tell the handlers of all of a module's parameters at once, if all that listen can take it so; whether they do."""
+    if not (pyro.nn.module._MODULE_LOCAL_PARAMS and only_ours_listen()):
+        return False
+    for handler in _PYRO_STACK:
+        if hasattr(handler, "take_network"):
+            handler.take_network(prefix, module)
+    return True
+
+
+def leaves(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
+    """What an optimizer may write to, by the names of the messages that the module's parameters would send."""
+    named = {f"{prefix}.{name}" if prefix else name: tensor for name, tensor in module.named_parameters()}
+    if isinstance(module, PyroModule):
+        named = {name.removesuffix("_unconstrained"): tensor for name, tensor in named.items()}
+    return {name: tensor for name, tensor in named.items() if tensor.requires_grad}
 
 
 def only_ours_listen() -> bool:
@@ -274,9 +290,9 @@ def _hears_samples(kind: type[Messenger]) -> bool:
     return not own or hasattr(kind, "_pyro_sample") or hasattr(kind, "_pyro_post_sample")
 
 
-def inside_of(module: pyro.nn.PyroModule) -> Any:
-    """A context in which reading the module's parameters sends their messages, as a call of the module does."""
-    return module._pyro_context
+def reading(module: pyro.nn.PyroModule) -> Any:
+    """A context in which reading the module's parameters tells the handlers, as a call of the module does."""
+    return nullcontext() if _taken_whole("", module) else module._pyro_context
 
 
 @contextmanager

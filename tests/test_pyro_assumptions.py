@@ -190,7 +190,7 @@ def test_parameters_read_inside_of_a_module_send_messages():
     with pyro.poutine.trace(param_only=True) as tracer:
         module.w.exp()
         assert "w" not in tracer.trace
-        with _pyro.inside_of(module):
+        with _pyro.reading(module):
             module.w.exp()
     assert "w" in tracer.trace
 

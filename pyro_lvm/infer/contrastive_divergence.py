@@ -130,7 +130,7 @@ class ContrastiveDivergence(ELBO):
             if not isinstance(handler, minibatch):
                 return None
             scale *= handler.total / len(args[0])
-        with _pyro.inside_of(model):
+        with _pyro.reading(model):
             law = model.law()
         state = chains.get(site)
         if self.persistent and state is None:

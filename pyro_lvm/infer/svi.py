@@ -253,8 +253,7 @@ class SVI:
         """The parameters of networks; those of the last step are known."""
         if networks != self._networks:
             self._networks = networks
-            pairs = ((f"{at}.{name}", p) for at, net in networks for name, p in net.named_parameters())
-            self._weights = {name: parameter for name, parameter in pairs if parameter.requires_grad}
+            self._weights = {name: leaf for at, net in networks for name, leaf in _pyro.leaves(at, net).items()}
         return self._weights
 
     def _default_loss(self, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
