@@ -284,7 +284,8 @@ def sample_listeners() -> list[Messenger]:
     return [frame for frame in _PYRO_STACK if _hears_samples(type(frame))]
 
 
-def _hears_samples(kind: type[Messenger]) -> bool:
+@cache
+def _hears_samples(kind: Any) -> bool:
     own = kind._process_message is Messenger._process_message
     own = own and kind._postprocess_message is Messenger._postprocess_message
     return not own or hasattr(kind, "_pyro_sample") or hasattr(kind, "_pyro_post_sample")

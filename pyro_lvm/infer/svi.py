@@ -168,19 +168,27 @@ class SVI:
         enumerating = nullcontext() if isinstance(objective, EvidenceBound) else _pyro.exact_log_sums()
         with _Read() as parameters, enumerating:
             loss = float(objective.loss_and_grads(model, guide, *args, **kwargs))
-        found = {n: p.unconstrained for n, p in parameters.found.items() if p.unconstrained.requires_grad}
-        found |= self._inside(parameters.networks)
+        found = self._inside(parameters.networks)
+        if parameters.found:
+            alone = {n: p.unconstrained for n, p in parameters.found.items() if p.unconstrained.requires_grad}
+            found = alone | found
         if not math.isfinite(loss):
             for tensor in found.values():
                 tensor.grad = None
             raise NonFiniteLoss(f"SVI: the loss became {loss}{_blame(model, guide, args, kwargs)}.")
-        if found.keys() - self._is_local.keys():
-            self._is_local = _find_local(self.local, found, guide, args, kwargs)
-        updates.step({name: tensor for name, tensor in found.items() if self._is_local[name] == local}, multiplier)
+        updates.step(self._chosen(local, found, guide, args, kwargs) if self.local else found, multiplier)
         for tensor in found.values():
             tensor.grad = None
         self._steps += not local
         return loss
+
+    def _chosen(
+        self, local: bool, found: dict[str, Tensor], guide: Callable, args: tuple, kwargs: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """The local parameters, or the others."""
+        if found.keys() - self._is_local.keys():
+            self._is_local = _find_local(self.local, found, guide, args, kwargs)
+        return {name: tensor for name, tensor in found.items() if self._is_local[name] == local}
 
     def loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss in nats, without a step."""
@@ -306,8 +314,6 @@ def _find_local(
 ) -> dict[str, bool]:
     """Which parameters belong to rows: those of the named sites of the guide, or those of the named beginnings."""
     chosen = [name.strip() for name in local.split(",") if name.strip()]
-    if not chosen:
-        return dict.fromkeys(found, False)
     with torch.random.fork_rng(), torch.enable_grad():
         trace = _pyro.plain_trace(guide, args, kwargs)
     sites = [name for name in trace.stochastic_nodes if not trace.nodes[name]["infer"].get("is_auxiliary")]
