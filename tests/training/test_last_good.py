@@ -28,6 +28,6 @@ def climb(**options):
 def test_a_loss_that_breaks_down_at_finite_parameters_is_undone():
     with pytest.warns(RuntimeWarning, match=r"stopped at epoch \d+.*The last good state is kept"):
         fit = climb(max_epochs=100)
-    assert EDGE - 0.5 < float(fit.params["location"]) <= EDGE
+    assert EDGE / 3 < float(fit.params["location"]) <= EDGE
     assert all(math.isfinite(value) for value in fit.history["loss"])
     assert math.isfinite(fit.inference.loss(torch.full((8,), 5.0)))
