@@ -24,5 +24,6 @@ def softplus_sums(fields: Tensor, probs: Tensor) -> Tensor:
     Returns:
         Shape (...).
     """
-    factors = (1 - probs).clamp_min_(probs).unflatten(-1, (-1, math.gcd(probs.shape[-1], FACTORS)))
+    size = math.gcd(probs.shape[-1], FACTORS)
+    factors = (1 - probs).clamp_min_(probs).unflatten(-1, (probs.shape[-1] // size, size))
     return fields.clamp_min(0).sum(-1) - factors.prod(-1).log_().sum(-1)

@@ -1,8 +1,8 @@
-"""Independent zeros and ones, in half of the time of one uniform number for each.
+r"""Independent zeros and ones, in half of the time of one uniform number for each.
 
-Of a uniform number :math:`U = (A + B) / 2^{16}`, with an integer :math:`A` and :math:`0 \\le B < 1`, nearly always
-:math:`A` alone decides whether :math:`U < p`. So every entry has an :math:`A` of its own, four of which are cut from one
-number of the generator, and all share :math:`B`. Each entry is one with its probability, to :math:`2^{-24}` as with
+Of a uniform number :math:`U = (A + B) / 2^{16}`, with an integer :math:`A` and :math:`0 \le B < 1`, nearly always
+:math:`A` alone decides whether :math:`U < p`. So every entry has an :math:`A` of its own, four of which are cut from
+one number of the generator, and all share :math:`B`. Each entry is one with its probability, to :math:`2^{-24}` as with
 numbers of single precision; the covariance of two entries is below :math:`2^{-34}`.
 """
 

@@ -12,9 +12,15 @@ def test_sums_are_those_of_single_terms(width):
     fields[0] = 200.0
     fields[1] = -800.0
     torch.testing.assert_close(
-        softplus_sums(fields, fields.sigmoid()), torch.logaddexp(fields, torch.zeros(())).sum(-1), rtol=1e-12, atol=width * 1e-16
+        softplus_sums(fields, fields.sigmoid()),
+        torch.logaddexp(fields, torch.zeros(())).sum(-1),
+        rtol=1e-12,
+        atol=width * 1e-16,
     )
     single = fields.float()
     torch.testing.assert_close(
-        softplus_sums(single, single.sigmoid()), torch.logaddexp(single, torch.zeros(())).sum(-1), rtol=1e-5, atol=width * 1e-7
+        softplus_sums(single, single.sigmoid()),
+        torch.logaddexp(single, torch.zeros(())).sum(-1),
+        rtol=1e-5,
+        atol=width * 1e-7,
     )
