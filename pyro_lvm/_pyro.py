@@ -281,7 +281,7 @@ def enclosing(handler: Messenger) -> list[Messenger]:
 
 def sample_listeners() -> list[Messenger]:
     """The handlers in place, outermost first, that see sample sites."""
-    return [frame for frame in _PYRO_STACK if _hears_samples(type(frame))]
+    return [frame for frame in _PYRO_STACK if _hears_samples(frame.__class__)]
 
 
 @cache

@@ -87,8 +87,8 @@ class EvidenceBound(ELBO):
         """Minus the bound, nats; gradients are left in `.grad`, those of one run of the programs at a time."""
         self._prepare(model, guide, args, kwargs)
         total = 0.0
-        for sites in self._get_traces(model, guide, args, kwargs):
-            loss = self._part(*sites, once=True)
+        for ours, theirs in self._get_traces(model, guide, args, kwargs):
+            loss = self._part(ours, theirs, once=True)
             if loss.requires_grad:
                 loss.backward()
             total += loss.item()
