@@ -120,7 +120,7 @@ class LocalGaussian(torch.nn.Module):
             args: The arguments of the model.
             kwargs: Its keyword arguments.
         """
-        with torch.no_grad(), poutine.block(), rows():
+        with torch.no_grad(), poutine.block(hide_types=["sample", "param"]), rows():
             sites, shared = self._sites(args, kwargs)
             place = self._place(sites)
         return Settled(self.shared if shared else None, sites, place)

@@ -118,7 +118,7 @@ class SemiAmortized(AmortizedGaussian):
             covariates: Shape (n, q), if the model has them.
             others: Other arguments of the model.
         """
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), poutine.block(hide_types=["sample", "param"]):
             return Settled(None, *self._found(x, covariates, others, final=True))
 
     def _found(

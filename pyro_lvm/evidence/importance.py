@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
@@ -128,12 +127,13 @@ def _log_ratios(fit: Fit, arguments: Arguments, num_samples: int, at_most: int |
 
 def _settled_guide(fit: Fit, arguments: Arguments) -> Callable:
     """The guide, having searched for the laws of these rows if it is one that does."""
-    if fit.guide is None:
+    guide = fit.labelled_guide
+    if guide is None:
         raise ValueError(
             "evidence: expected a fit with a guide, to draw samples from; got none. Fit with inference='svi'."
         )
     with _at_work(fit, arguments):
-        return settled(fit.guide, arguments.args, arguments.kwargs)
+        return settled(guide, arguments.args, arguments.kwargs)
 
 
 def _samples(
@@ -199,6 +199,6 @@ def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> tu
         density += term.movedim(frame.dim, 0).reshape(count, -1).sum(-1)
         if not site["infer"].get("is_auxiliary"):
             values[name] = site["value"]
-    model = poutine.condition(fit.program, values)
+    model = fit.program_at(values)
     joint = row_log_likelihood(model, depth, arguments.args, arguments.kwargs, given=shared, plate=fit.plate)
     return joint.double() - density, {**shared, **values}

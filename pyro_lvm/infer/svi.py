@@ -51,9 +51,9 @@ class SVI:
         model: Any Pyro program.
         guide: Any Pyro program over its continuous sites, with the same arguments.
         optimizer: Makes a torch optimizer from parameters; by default fused Adam.
-        loss: Any `pyro.infer.ELBO` or other `Objective`; by default `TraceGraph_ELBO` if the guide draws sites without
-            a reparameterised gradient, else `TraceEnum_ELBO` if there are discrete sites, else `EvidenceBound`, which
-            takes closed forms of divergences where they stand.
+        loss: Any `pyro.infer.ELBO` or other `Objective`; by default `TraceEnum_ELBO` if model or guide have sites to be
+            summed out, else `TraceGraph_ELBO` if the guide draws sites without a reparameterised gradient, else
+            `EvidenceBound`, which takes closed forms of divergences where they stand.
         learning_rate: Step size of the default optimizer.
         schedule: How the step size changes during training: "linear" holds it for the first half and lets it fall to
             zero in the second, "cosine" lets it fall from the start, and any function of the fraction that is done, in
@@ -278,7 +278,8 @@ class SVI:
                 f"SVI: the guide draws site '{scored[0]}' and leaves '{summed[0]}' to be summed out, which no "
                 "objective does both by default. Draw both in the guide, or pass loss=."
             )
-        loss = TraceGraph_ELBO if scored else TraceEnum_ELBO if summed else Trace_ELBO
+        weighed = any(site["infer"].get("enumerate") for site in sites)  # by the guide itself
+        loss = TraceEnum_ELBO if summed or weighed else TraceGraph_ELBO if scored else Trace_ELBO
         return loss(num_particles=self.num_particles, max_plate_nesting=nesting)
 
 
