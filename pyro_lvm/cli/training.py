@@ -89,8 +89,7 @@ def fit(
     import pyro_lvm as lvm
 
     entry = _entry(model)
-    known = Table.read(data, drop, sequence, sample_weights=weights, z=labels).arguments
-    rows = {name: values for name, values in known.items() if name != "z"}
+    rows = Table.read(data, drop, sequence, sample_weights=weights, z=labels).arguments
     options = (
         {"priors": True}
         if inference in ("coordinate-ascent", "svi", "mcmc") and "priors" in inspect.signature(entry.model).parameters
@@ -99,7 +98,7 @@ def fit(
     options.update(_settings(entry.model, settings or []))
     result = lvm.fit(
         entry.model(**options),
-        known,
+        rows,
         guide=guide,
         inference=inference,
         seed=seed,
@@ -132,8 +131,11 @@ def resume(
 
 
 def _keep(result: Any, rows: Any, out: Path) -> None:
+    from pyro_lvm.training.labels import labels_of
+
     result.save(out)
-    evidence = result.evidence(rows)
+    known = labels_of(result.model, rows)
+    evidence = result.evidence({name: values for name, values in rows.items() if name not in known})
     typer.echo(f"{result}")
     typer.echo(f"log-likelihood {evidence.total:.4f} nats over {counted(result, evidence)}; saved to {out}")
 
