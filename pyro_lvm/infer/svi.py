@@ -9,14 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
 from pyro_lvm.infer.held_out import rows_alone
-from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.infer.nonfinite import NonFiniteLoss, blamed_site, in_one_sentence
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_adam import RowAdam
 from pyro_lvm.infer.structure import plate_nesting, structure
@@ -166,33 +165,38 @@ class SVI:
         """A step on the local parameters or on the others; the loss before it."""
         objective, model, guide = self._prepare(args, kwargs)
         enumerating = nullcontext() if isinstance(objective, EvidenceBound) else _pyro.exact_log_sums()
-        with _Read() as parameters, enumerating:
-            loss = float(objective.loss_and_grads(model, guide, *args, **kwargs))
-        found = {n: p.unconstrained for n, p in parameters.found.items() if p.unconstrained.requires_grad}
-        found |= self._inside(parameters.networks)
-        if not math.isfinite(loss):
-            for tensor in found.values():
+        parameters, found = _Read(), dict[str, Tensor]()
+        try:
+            with parameters, enumerating, in_one_sentence("SVI", self._steps > 0, lambda: self._tensors(parameters)):
+                loss = float(objective.loss_and_grads(model, guide, *args, **kwargs))
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(f"SVI: the loss became {loss}{blamed_site(model, guide, args, kwargs)}.")
+            found = self._tensors(parameters)
+            if found.keys() - self._is_local.keys():
+                self._is_local = _find_local(self.local, found, guide, args, kwargs)
+            updates.step({name: tensor for name, tensor in found.items() if self._is_local[name] == local}, multiplier)
+        finally:
+            for tensor in (found or self._tensors(parameters)).values():
                 tensor.grad = None
-            raise NonFiniteLoss(f"SVI: the loss became {loss}{_blame(model, guide, args, kwargs)}.")
-        if found.keys() - self._is_local.keys():
-            self._is_local = _find_local(self.local, found, guide, args, kwargs)
-        updates.step({name: tensor for name, tensor in found.items() if self._is_local[name] == local}, multiplier)
-        for tensor in found.values():
-            tensor.grad = None
         self._steps += not local
         return loss
+
+    def _tensors(self, parameters: _Read) -> dict[str, Tensor]:
+        """What the optimizer may write to."""
+        found = {n: p.unconstrained for n, p in parameters.found.items() if p.unconstrained.requires_grad}
+        return found | self._inside(parameters.networks)
 
     def loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss in nats, without a step."""
         objective, model, guide = self._prepare(args, kwargs)
-        with torch.no_grad(), _pyro.exact_log_sums():
+        with torch.no_grad(), _pyro.exact_log_sums(), in_one_sentence("SVI", self._steps > 0):
             return float(objective.loss(model, guide, *args, **kwargs))
 
     def held_out_loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss of other data, in nats: what is outside of the plate of the rows does not count."""
         objective, model, guide = self._prepare(args, kwargs)
         model, guide = rows_alone(model, guide, args, kwargs)
-        with torch.no_grad(), _pyro.exact_log_sums():
+        with torch.no_grad(), _pyro.exact_log_sums(), in_one_sentence("SVI", self._steps > 0):
             return float(objective.loss(model, guide, *args, **kwargs))
 
     def state_dict(self) -> dict[str, Any]:
@@ -334,17 +338,3 @@ def _used_by(site: dict, found: dict[str, Tensor]) -> set[str]:
         return set()
     gradients = torch.autograd.grad(density.sum(), list(found.values()), allow_unused=True)
     return {name for name, gradient in zip(found, gradients, strict=True) if gradient is not None}
-
-
-def _blame(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
-    """Name the first site whose log-density is not finite."""
-    with torch.no_grad(), _pyro.validation(False):
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        for kind, trace in (("guide", guide_trace), ("model", model_trace)):
-            for name, site in trace.nodes.items():
-                if site["type"] == "sample" and not _pyro.site_is_subsample(site):
-                    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-                    if not bool(torch.isfinite(torch.as_tensor(value)).all()):
-                        return f" at site '{name}' of the {kind}"
-    return ""
