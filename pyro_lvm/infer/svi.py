@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
 from pyro_lvm.infer.held_out import rows_alone
+from pyro_lvm.infer.mismatch import mismatch
 from pyro_lvm.infer.nonfinite import NonFiniteLoss, blamed_site, in_one_sentence
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_adam import RowAdam
@@ -151,9 +152,16 @@ class SVI:
         Raises:
             NonFiniteLoss: The loss is not finite; no parameter was changed.
         """
-        for _ in range(self.inner_steps):
-            self._one(args, kwargs, self._local_updates, local=True)
-        return self._one(args, kwargs, self._updates, local=False, multiplier=self._multiplier())
+        try:
+            for _ in range(self.inner_steps):
+                self._one(args, kwargs, self._local_updates, local=True)
+            return self._one(args, kwargs, self._updates, local=False, multiplier=self._multiplier())
+        except (RuntimeError, ValueError) as error:
+            known = self._steps or self.model is None or self.guide is None or isinstance(error, NonFiniteLoss)
+            why = None if known else mismatch(self.model, self.guide, args, kwargs)
+            if why is None:
+                raise
+            raise ValueError(f"SVI: {why}") from error
 
     def expect_steps(self, num_steps: float) -> None:
         """Say that so many steps are to come: what the schedule is spread over; `inf` if that is not known."""

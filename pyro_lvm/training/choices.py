@@ -167,6 +167,12 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
         guide = guide(model)
     if guide is not None and not callable(guide):
         raise TypeError(f"fit: expected guide to be a name or a Pyro program; got {type(guide).__name__}.")
+    searched = vars(guide).get("_model") if hasattr(guide, "settle") else None
+    if searched is not None and searched is not model:
+        raise ValueError(
+            f"fit: expected a guide made from the model that is fitted, with which {type(guide).__name__} searches; "
+            f"got one made from another. Pass guide={type(guide).__name__}, the class, or make it from this model."
+        )
     return guide
 
 
