@@ -30,6 +30,8 @@ from pyro_lvm.infer.row_pass import Memory
 from pyro_lvm.infer.seeding import reseed
 from pyro_lvm.infer.squarem import extrapolate, put
 from pyro_lvm.infer.structure import plate_nesting
+from pyro_lvm.ops.real_number import real_number
+from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["EM"]
 
@@ -117,8 +119,6 @@ class EM:
         acceleration: str | None = None,
         annealing: Sequence[float] = (),
     ) -> None:
-        if not variance_floor >= 0:
-            raise ValueError(f"EM: expected variance_floor >= 0; got {variance_floor}.")
         if decay is not None and not 0.5 < decay <= 1:
             raise ValueError(f"EM: expected 0.5 < decay <= 1, or None for full batches; got {decay}.")
         if acceleration not in (None, "squarem"):
@@ -130,8 +130,8 @@ class EM:
         self.model = model
         self.guide = guide
         self.max_plate_nesting = max_plate_nesting
-        self.variance_floor = variance_floor
-        self.gradient_steps = gradient_steps
+        self.variance_floor = real_number("EM", "variance_floor", variance_floor, ">= 0")
+        self.gradient_steps = whole_number("EM", "gradient_steps", gradient_steps)
         self.optimizer = optimizer
         self.own = () if optimizer is None else ("optimizer",)
         self.decay = decay

@@ -10,41 +10,52 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import rows
+from pyro_lvm.infer.nonfinite import NonFiniteLoss
 
-__all__ = ["mismatch"]
+__all__ = ["check_sizes"]
 
 
-def mismatch(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> str | None:
-    """What is wrong with the sizes of a guide, as the rest of a sentence; None if it is something else.
+def check_sizes(
+    name: str, error: Exception, model: Callable | None, guide: Callable | None, args: tuple, kwargs: dict[str, Any]
+) -> None:
+    """Raise a sentence if a guide and a model do not run together because their sizes differ.
 
     Args:
+        name: Of the inference.
+        error: What they ran into; kept as the cause.
         model: Any Pyro program.
-        guide: A guide that did not run with it.
+        guide: Its guide.
         args: The arguments of both.
         kwargs: Their keyword arguments.
+
+    Raises:
+        ValueError: The guide is made for rows, or draws values, of another shape.
     """
+    if model is None or guide is None or isinstance(error, NonFiniteLoss):
+        return
+    advice = "Make it from the model that is trained."
     with torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False), rows(search=False):
         try:
             theirs = _pyro.plain_trace(guide, args, kwargs)
-        except RuntimeError as error:
-            shapes = [str(tuple(v.shape)) for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-            return (
-                f"expected a guide that runs on rows of shape {', '.join(shapes)}; torch says of this one: "
-                f"{str(error).splitlines()[0].rstrip('.')}. Make it from the model that is trained."
-            )
+        except RuntimeError as own:
+            shapes = ", ".join(str(tuple(v.shape)) for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+            said = str(own).splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"{name}: expected a guide that runs on rows of shape {shapes}; torch says of this one: {said}. "
+                f"{advice}"
+            ) from error
         except (ValueError, TypeError):
-            return None  # a sentence of the guide's own
+            return  # a sentence of the guide's own
         try:
             ours = _pyro.plain_trace(model, args, kwargs)
         except (RuntimeError, ValueError, TypeError):
-            return None
-    for name in theirs.stochastic_nodes:
-        if name not in ours.stochastic_nodes:
+            return
+    for site in theirs.stochastic_nodes:
+        if site not in ours.stochastic_nodes:
             continue
-        drawn, own = (tuple(trace.nodes[name]["value"].shape) for trace in (theirs, ours))
-        if drawn != own and drawn[-1:] != own[-1:]:
-            return (
-                f"expected a guide that draws site '{name}' in the model's shape {own}; got {drawn}. "
-                "Make it from the model that is trained."
-            )
-    return None
+        drawn, own_shape = (tuple(trace.nodes[site]["value"].shape) for trace in (theirs, ours))
+        if drawn[-1:] != own_shape[-1:]:
+            raise ValueError(
+                f"{name}: expected a guide that draws site '{site}' in the model's shape {own_shape}; got {drawn}. "
+                f"{advice}"
+            ) from error

@@ -15,12 +15,15 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
 from pyro_lvm.infer.held_out import rows_alone
-from pyro_lvm.infer.mismatch import mismatch
+from pyro_lvm.infer.mismatch import check_sizes
 from pyro_lvm.infer.nonfinite import NonFiniteLoss, blamed_site, in_one_sentence
+from pyro_lvm.infer.objective import check_objective
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_adam import RowAdam
 from pyro_lvm.infer.structure import plate_nesting, structure
 from pyro_lvm.infer.updates import SCHEDULES, Updates
+from pyro_lvm.ops.real_number import real_number
+from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["SVI", "no_guide"]
 
@@ -98,25 +101,25 @@ class SVI:
         local: str | Sequence[str] = "",
         local_learning_rate: float | None = None,
     ) -> None:
-        if not learning_rate > 0:
-            raise ValueError(f"SVI: expected learning_rate > 0; got {learning_rate}.")
-        if num_particles < 1:
-            raise ValueError(f"SVI: expected num_particles >= 1; got {num_particles}.")
+        real_number("SVI", "learning_rate", learning_rate)
+        num_particles = whole_number("SVI", "num_particles", num_particles)
+        check_objective("SVI", "loss", loss)
         if isinstance(schedule, str) and schedule not in SCHEDULES:
             raise ValueError(
                 f"SVI: expected schedule to be one of {', '.join(SCHEDULES)}, or a function of the fraction done; "
                 f"got {schedule!r}."
             )
-        if num_steps is not None and num_steps < 1:
-            raise ValueError(f"SVI: expected num_steps >= 1; got {num_steps}.")
+        if num_steps is not None:
+            whole_number("SVI", "num_steps", num_steps)
         local = local if isinstance(local, str) else ",".join(local)
-        if inner_steps < 0 or bool(inner_steps) != bool(local):
+        inner_steps = whole_number("SVI", "inner_steps", inner_steps, least=0)
+        if bool(inner_steps) != bool(local):
             raise ValueError(
                 f"SVI: expected inner_steps >= 1 together with local, or neither; got inner_steps={inner_steps} and "
                 f"local={local!r}. Say which parameters belong to rows, as in inner_steps=10, local='z'."
             )
-        if local_learning_rate is not None and not local_learning_rate > 0:
-            raise ValueError(f"SVI: expected local_learning_rate > 0; got {local_learning_rate}.")
+        if local_learning_rate is not None:
+            real_number("SVI", "local_learning_rate", local_learning_rate)
         self.model = model
         self.guide = guide
         self.inner_steps = inner_steps
@@ -157,11 +160,9 @@ class SVI:
                 self._one(args, kwargs, self._local_updates, local=True)
             return self._one(args, kwargs, self._updates, local=False, multiplier=self._multiplier())
         except (RuntimeError, ValueError) as error:
-            known = self._steps or self.model is None or self.guide is None or isinstance(error, NonFiniteLoss)
-            why = None if known else mismatch(self.model, self.guide, args, kwargs)
-            if why is None:
-                raise
-            raise ValueError(f"SVI: {why}") from error
+            if not self._steps:
+                check_sizes("SVI", error, self.model, self.guide, args, kwargs)
+            raise
 
     def expect_steps(self, num_steps: float) -> None:
         """Say that so many steps are to come: what the schedule is spread over; `inf` if that is not known."""
