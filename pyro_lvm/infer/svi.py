@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
 from pyro_lvm.infer.held_out import rows_alone
+from pyro_lvm.infer.m_step import innermost
 from pyro_lvm.infer.mismatch import check_sizes
 from pyro_lvm.infer.nonfinite import NonFiniteLoss, blamed_site, in_one_sentence
 from pyro_lvm.infer.objective import check_objective
@@ -109,8 +111,8 @@ class SVI:
                 f"SVI: expected schedule to be one of {', '.join(SCHEDULES)}, or a function of the fraction done; "
                 f"got {schedule!r}."
             )
-        if num_steps is not None:
-            whole_number("SVI", "num_steps", num_steps)
+        if num_steps is not None and not (isinstance(num_steps, (int, float)) and num_steps >= 1):
+            raise ValueError(f"SVI: expected num_steps >= 1; got {num_steps!r}.")
         local = local if isinstance(local, str) else ",".join(local)
         inner_steps = whole_number("SVI", "inner_steps", inner_steps, least=0)
         if bool(inner_steps) != bool(local):
@@ -332,9 +334,11 @@ def _find_local(
     for name in chosen:
         own = used[name] - shared if name in used else {p for p in found if p.startswith(name)}
         if not own:
+            able = [n for n in sites if used[n] - set().union(*(used[other] for other in sites if other != n))]
             raise ValueError(
-                f"SVI: expected local to name sites of the guide ({', '.join(sites)}) with parameters of their own, or "
-                f"beginnings of parameter names ({', '.join(found)}); got '{name}'."
+                f"SVI: expected local to name sites whose parameters no other depends on ({', '.join(able) or 'none'} of "
+                f"this guide), or beginnings of parameter names ({', '.join(found)}); got '{name}'. Name all sites that "
+                "share parameters together, or use guide='local', which needs no inner_steps."
             )
         result.update(dict.fromkeys(own, True))
     return result
@@ -342,8 +346,10 @@ def _find_local(
 
 def _used_by(site: dict, found: dict[str, Tensor]) -> set[str]:
     """The parameters that a site's distribution depends on."""
-    density = site["fn"].log_prob(site["value"].detach())
+    law = innermost(site["fn"])
+    # an autoguide's site is a point, computed from what it drew elsewhere
+    density = law.v if isinstance(law, Delta) else site["fn"].log_prob(site["value"].detach())
     if not density.requires_grad:
         return set()
-    gradients = torch.autograd.grad(density.sum(), list(found.values()), allow_unused=True)
+    gradients = torch.autograd.grad(density.sum(), list(found.values()), retain_graph=True, allow_unused=True)
     return {name for name, gradient in zip(found, gradients, strict=True) if gradient is not None}
