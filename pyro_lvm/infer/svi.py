@@ -336,9 +336,9 @@ def _find_local(
         if not own:
             able = [n for n in sites if used[n] - set().union(*(used[other] for other in sites if other != n))]
             raise ValueError(
-                f"SVI: expected local to name sites whose parameters no other depends on ({', '.join(able) or 'none'} of "
-                f"this guide), or beginnings of parameter names ({', '.join(found)}); got '{name}'. Name all sites that "
-                "share parameters together, or use guide='local', which needs no inner_steps."
+                f"SVI: expected local to name sites whose parameters no other depends on ({', '.join(able) or 'none'} "
+                f"of this guide), or beginnings of parameter names ({', '.join(found)}); got '{name}'. Name all sites "
+                "that share parameters together, or use guide='local', which needs no inner_steps."
             )
         result.update(dict.fromkeys(own, True))
     return result
