@@ -25,11 +25,12 @@ from pyro_lvm.handlers.negative_phase import negative_phase
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.objective import check_objective
 from pyro_lvm.infer.structure import structure
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 
 __all__ = ["ContrastiveDivergence"]
 
 
-class ContrastiveDivergence(ELBO):
+class ContrastiveDivergence(ELBO, ConstructorRepr):
     r"""The loss of a base ELBO, its energy-based sites normalised by `negative_phase`.
 
     Energy distributions may stand anywhere in the program, under plates, subsampling, scales and masks: as observed

@@ -30,13 +30,14 @@ from pyro_lvm.infer.row_pass import Memory
 from pyro_lvm.infer.seeding import reseed
 from pyro_lvm.infer.squarem import extrapolate, put
 from pyro_lvm.infer.structure import plate_nesting
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["EM"]
 
 
-class EM:
+class EM(ConstructorRepr):
     r"""Exact EM: posterior of all discrete sites by enumeration, closed-form M-steps wherever they exist.
 
     Each call of `step` finds the posterior :math:`p(z \mid x, \theta)` and moves :math:`\theta` to a maximum (or, for
@@ -137,8 +138,7 @@ class EM:
         self.decay = decay
         self.acceleration = acceleration
         self.annealing = tuple(annealing)
-        self.evaluations = 0
-        self._steps = 0
+        self.evaluations = self._steps = 0
         self._plan: Plan | None = None
         self._weights_wanted = True
         self._demoted: dict[str, str] = {}

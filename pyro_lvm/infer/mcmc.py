@@ -15,13 +15,14 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.starting_values import StartingValues
 from pyro_lvm.infer.structure import plate_nesting, structure
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["MCMC"]
 
 
-class MCMC:
+class MCMC(ConstructorRepr):
     """The No-U-Turn sampler over the continuous sites of a model, its discrete sites summed out.
 
     Chains run one after another in this process and start where the model's own initialisation says.

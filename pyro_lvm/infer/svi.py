@@ -24,6 +24,7 @@ from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_adam import RowAdam
 from pyro_lvm.infer.structure import plate_nesting, structure
 from pyro_lvm.infer.updates import SCHEDULES, Updates
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -34,7 +35,7 @@ def no_guide(*args: Any, **kwargs: Any) -> None:
     """The guide of a model without continuous latent sites."""
 
 
-class SVI:
+class SVI(ConstructorRepr):
     """Stochastic variational inference: gradient steps on the evidence lower bound.
 
     Discrete latent sites of the model are summed out exactly. A model without continuous latent sites needs no guide:

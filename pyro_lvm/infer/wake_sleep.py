@@ -30,13 +30,14 @@ from pyro_lvm.handlers.rows import rows
 from pyro_lvm.handlers.wake import wake
 from pyro_lvm.infer.dreams import dreamt_arguments
 from pyro_lvm.infer.parameters import Parameters
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["WakeSleep"]
 
 
-class WakeSleep(ELBO):
+class WakeSleep(ELBO, ConstructorRepr):
     r"""Objective of Helmholtz machines, for any model and guide whose sites have densities.
 
     The guide's draws may be discrete or continuous: no gradient passes through them. The guide must draw every latent
