@@ -84,10 +84,10 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     bad = sum(shape > UNRELIABLE for shape in shapes)
     if bad > MANY * len(shapes):
         warnings.warn(
-            f"evidence: the guide's samples miss much of the posterior of {bad} of {len(shapes)} rows (Pareto k-hat "
-            f"above {UNRELIABLE}), whose log-likelihoods are unreliable and probably too low. Ask for more samples, "
-            f"fit.evidence(x, num_samples={10 * num_samples}); if that does not help, train longer, or fit with a "
-            "richer guide, as 'inverse-autoregressive' or 'semi-amortized' in place of 'amortized'.",
+            f"evidence: the guide's samples miss much of the posterior of {bad} of {len(shapes)} rows, which have a "
+            f"Pareto k-hat above {UNRELIABLE}: their log-likelihoods are unreliable and probably too low. Ask for more "
+            f"samples, fit.evidence(x, num_samples={10 * num_samples}); if that does not help, train longer, or fit "
+            "with a richer guide, as 'inverse-autoregressive' or 'semi-amortized' in place of 'amortized'.",
             UserWarning,
             stacklevel=2,
         )
