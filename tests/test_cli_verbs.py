@@ -160,3 +160,25 @@ def test_further_arrays_are_known_values_or_refused(tmp_path):
     refused = run("fit", "GaussianMixture", *counts, "--out", tmp_path / "o")
     assert refused.exit_code == 2
     assert "got 'n'. Rename it, or leave it out." in refused.output
+
+
+def test_a_deep_belief_net_is_pretrained(folder, tmp_path):
+    data = ("--data", folder / "x.csv", "--set", "hidden=[4, 3]", "--no-progress", "--batch-size", 20)
+    x = np.loadtxt(folder / "x.csv", delimiter=",", dtype=np.float32)
+    done = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 3, "--max-epochs", 1, "--out", tmp_path / "net")
+    assert done.exit_code == 0, done.output
+    model = lvm.models.DeepBeliefNet((4, 3))
+    expected = lvm.greedy_pretrain(model, x, seed=0, max_epochs=3, batch_size=20, progress=False)
+    expected.resume(x, max_epochs=1, batch_size=20, progress=False)
+    found = lvm.load(tmp_path / "net").params
+    for name, value in expected.params.items():
+        np.testing.assert_array_equal(found[name], value)
+    plain = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 0, "--max-epochs", 1, "--out", tmp_path / "plain")
+    assert plain.exit_code == 0, plain.output
+    untrained = lvm.fit(model, x, seed=0, max_epochs=1, batch_size=20, progress=False)
+    weight = lvm.load(tmp_path / "plain").params["decoder.0.weight"]
+    np.testing.assert_array_equal(weight, untrained.params["decoder.0.weight"])
+    several = run("fit", "DeepBeliefNet", *data, "--restarts", 2, "--out", tmp_path / "o")
+    assert "--restarts: expected 1 with layers that are pretrained; got 2" in several.output
+    other = run("fit", "VAE", "--data", folder / "x.csv", "--set", "latent_dim=2", "--pretrain-epochs", 3, "--out", "o")
+    assert "--pretrain-epochs: expected a model of layers, as DeepBeliefNet; got VAE" in other.output
