@@ -115,7 +115,7 @@ def _run(fit: Fit, guide: Callable | None, arguments: Arguments) -> dict[str, An
 
 def _mean(site: Any) -> Tensor:
     try:
-        return site["fn"].mean.expand(site["value"].shape)
+        return site["fn"].mean.detach().expand(site["value"].shape)
     except NotImplementedError:
         return site["value"].to(torch.get_default_dtype()) if not site["value"].is_floating_point() else site["value"]
 

@@ -84,7 +84,7 @@ def fit(
             `lengths`; or, to a model of sequences, one series (T, d) or (T,). A step of NaN is missing. An entry that
             is not an argument of the model but one of its sites, or the states of a hidden Markov site, holds known
             values, row by row, and -1 (in whole numbers) or NaN (in others) where it is unknown:
-            `lvm.fit(model, {"x": x, "z": labels})`.
+            `lvm.fit(model, {"x": x, "z": labels})`. A guide that draws the site draws these.
         guide: "map", "normal", "multivariate-normal" or "conjugate"; "local", with a normal law of every row's own,
             or another name of the catalog; a guide or a class made from the model; by default the first that goes with
             the inference if the model has continuous latent sites, else none.

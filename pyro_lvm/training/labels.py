@@ -249,7 +249,7 @@ def check_labels(model: Callable, arguments: Arguments) -> None:
     if stray:
         takes = ", ".join(sorted(_parameters(model) or ()))
         raise ValueError(
-            f"fit: expected data for the model's arguments ({takes}) or its latent sites ({', '.join(sorted(sites))}); "
+            f"data: expected entries for the model's arguments ({takes}) or its latent sites ({', '.join(sorted(sites))}); "
             f"got '{stray[0]}'. Rename it, or leave it out."
         )
     if labels:

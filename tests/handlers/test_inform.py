@@ -226,3 +226,22 @@ def test_the_law_itself():
     prior = dist.Normal(torch.ones(4, 2), 2.0).to_event(1)
     expected = torch.where(known, -prior.log_prob(given.expand(4, 2)), kl_divergence(base, prior))
     torch.testing.assert_close(kl_divergence(law, prior), expected)
+
+
+def test_names_that_no_site_has_are_refused():
+    fit = lvm.fit(lvm.models.VAE(2, hidden=[4]), X, max_epochs=1, seed=0, progress=False)
+    for ask in (fit.transform, fit.score, fit.posterior, fit.predict_proba):
+        with pytest.raises(ValueError, match=r"latent sites \(z\); got 'w'. Rename it, or leave it out"):
+            ask({"x": X, "w": Z})
+
+
+def test_means_of_points_carry_no_graph():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    data = {"x": X[:, 0], "z": torch.where(KNOWN, Z[:, 0], torch.nan)}
+    found = lvm.fit(model, data, "map", max_epochs=2, seed=0, progress=False).transform(data)
+    assert not found.requires_grad
+    assert torch.equal(found[KNOWN], Z[KNOWN, 0])
