@@ -17,13 +17,12 @@ import torch
 from pyro.poutine.runtime import effectful
 from torch import Tensor
 
+from pyro_lvm._pyro import DRAWN_ALONE
 from pyro_lvm.distributions.partly_known import PartlyKnown
 from pyro_lvm.handlers.clamp import check_known, clamp
 from pyro_lvm.ops.plain_error import PlainError
 
 __all__ = ["inform", "with_known_values"]
-
-OWN = "_unconstrained"  # what Pyro's autoguides add to a site's name where they draw it alone
 
 
 class inform(clamp):  # noqa: N801 - handlers are verbs, as in Pyro
@@ -87,7 +86,7 @@ class inform(clamp):  # noqa: N801 - handlers are verbs, as in Pyro
         name, fn = msg["name"], msg["fn"]
         if msg["infer"].get("is_auxiliary"):
             self._parts.add(name)
-            whole = name.removesuffix(OWN)
+            whole = name.removesuffix(DRAWN_ALONE)
             if whole != name and whole in self.values:  # drawn in vain where the value is known
                 unknown = ~self._known(whole, fn)
                 msg["mask"] = unknown if msg["mask"] is None else unknown & torch.as_tensor(msg["mask"])
@@ -95,7 +94,7 @@ class inform(clamp):  # noqa: N801 - handlers are verbs, as in Pyro
         if name not in self.values:
             return
         self._met.add(name)
-        if isinstance(fn, dist.Delta) and self._parts and name + OWN not in self._parts:
+        if isinstance(fn, dist.Delta) and self._parts and name + DRAWN_ALONE not in self._parts:
             raise PlainError(
                 f"inform: expected a guide that draws site '{name}' by itself; this one draws it together with others "
                 f"(in '{min(self._parts)}'). Use guide 'normal', 'local', an amortised one, or one of your own."

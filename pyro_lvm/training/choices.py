@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro import poutine
-from pyro.infer.autoguide.guides import AutoGuide
+from pyro.infer.autoguide import AutoGuide
 
 from pyro_lvm.infer import (
     EM,

@@ -249,8 +249,8 @@ def check_labels(model: Callable, arguments: Arguments) -> None:
     if stray:
         takes = ", ".join(sorted(_parameters(model) or ()))
         raise ValueError(
-            f"data: expected entries for the model's arguments ({takes}) or its latent sites ({', '.join(sorted(sites))}); "
-            f"got '{stray[0]}'. Rename it, or leave it out."
+            f"data: expected entries for the model's arguments ({takes}) or its latent sites "
+            f"({', '.join(sorted(sites))}); got '{stray[0]}'. Rename it, or leave it out."
         )
     if labels:
         structure(Labelled(model), arguments.args, arguments.kwargs)  # clamping them checks their shapes
