@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import rows
+from pyro_lvm.infer.mismatch import check_sizes
 from pyro_lvm.infer.structure import structure
 
 if TYPE_CHECKING:
@@ -28,11 +29,19 @@ def draws_rows(fit: Learned) -> bool:
 
 
 def drawn_by(guide: Callable | None, arguments: Arguments, scope: Scope) -> list[str]:
-    """Names of the sites that a guide draws given these arguments; it is not to search for their laws."""
+    """Names of the sites that a guide draws given these arguments; it is not to search for their laws.
+
+    Raises:
+        ValueError: The guide is made for rows of another shape.
+    """
     if guide is None:
         return []
     with scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(True), rows(search=False):
-        trace = _pyro.plain_trace(guide, arguments.args, arguments.kwargs)
+        try:
+            trace = _pyro.plain_trace(guide, arguments.args, arguments.kwargs)
+        except RuntimeError as error:
+            check_sizes("fit", error, guide, guide, arguments.args, arguments.kwargs)
+            raise
     return [name for name in trace.stochastic_nodes if not _auxiliary(trace.nodes[name])]
 
 

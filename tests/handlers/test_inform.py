@@ -245,3 +245,34 @@ def test_means_of_points_carry_no_graph():
     found = lvm.fit(model, data, "map", max_epochs=2, seed=0, progress=False).transform(data)
     assert not found.requires_grad
     assert torch.equal(found[KNOWN], Z[KNOWN, 0])
+
+
+@pytest.mark.parametrize("guide", ["local", "own"])
+def test_labels_of_a_class_and_of_a_vector_together(guide):
+    """The class is summed out where it is unknown, the other site drawn; each may be known in rows of its own."""
+
+    def model(x):
+        loc = pyro.param("loc", torch.tensor([0.0, 4.0, 8.0]))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("y", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+            u = pyro.sample("u", dist.Normal(torch.zeros(len(x)), 0.5))
+            pyro.sample("x", dist.Normal(loc[k] + u, 1.0), obs=x)
+
+    def own(x):
+        slope = pyro.param("slope", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("u", dist.Normal(slope * x, 0.5))
+
+    y, u = torch.arange(ROWS) % 3, Z[:, 0]
+    x = 4.0 * y + torch.randn(ROWS)
+    few = torch.arange(ROWS) < 6
+    data = {"x": x, "y": torch.where(KNOWN, (y + 1) % 3, -1), "u": torch.where(few, u, torch.nan)}
+    fit = lvm.fit(model, data, own if guide == "own" else guide, max_epochs=3, seed=0, progress=False)
+    assert torch.equal(fit.predict(data)[KNOWN], data["y"][KNOWN])
+    draws = fit.posterior(data, 4)
+    assert torch.equal(draws["y"][:, KNOWN], data["y"][KNOWN].expand(4, -1))
+    assert torch.equal(draws["u"][:, few], u[few].expand(4, -1))
+    both, loc = KNOWN & few, fit.params["loc"]
+    joint = dist.Normal(0.0, 0.5).log_prob(u) - torch.tensor(3.0).log()
+    joint = joint + dist.Normal(loc[(y + 1) % 3] + u, 1.0).log_prob(x)
+    torch.testing.assert_close(fit.evidence(data, 20).values[both], joint[both].double(), rtol=1e-5, atol=1e-5)

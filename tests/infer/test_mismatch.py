@@ -77,3 +77,9 @@ def test_sentences_of_others_are_left_alone():
 
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         lvm.infer.SVI(broken, users_guide).step(X)
+
+
+def test_columns_that_differ_where_values_are_known():
+    known = torch.zeros(20, 3)
+    with pytest.raises(ValueError, match="fit: expected a guide that runs on rows"):
+        lvm.fit(autoencoder(3), {"x": X, "z": known}, guides.AmortizedGaussian(autoencoder(3, 9)), max_epochs=1)
