@@ -238,10 +238,21 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
 
 
 def _completed(model: Any, config: dict[str, Any]) -> Any:
-    """A model of ours that leaves sizes to the data, with those of the fit's model; any other as it is."""
+    """A model of ours that leaves sizes to the data, with those of the fit's model; any other as it is.
+
+    Raises:
+        ValueError: What it does not leave open is something else than the fit's.
+    """
     if not isinstance(model, LatentVariableModel):
         return model
     own = model.config
+    for name, value in config.items():
+        mine = own.get(name)
+        if None not in (mine, value) and _plain(mine) and json.loads(json.dumps(mine)) != value:
+            raise ValueError(
+                f"load: expected a {type(model).__name__} with {name}={value!r}, as the one that was fitted; got "
+                f"{mine!r}. Pass that, or leave model out if it has no parts of your own."
+            )
     sizes = {name: value for name, value in config.items() if name in own and own[name] is None and value is not None}
     return type(model)(**{**own, **sizes}) if sizes else model
 
