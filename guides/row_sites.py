@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_lvm import _pyro
+from pyro_lvm.handlers.inform import with_known_values
 from pyro_lvm.handlers.rows import row_plate, rows_at_hand
 
 __all__ = ["RowSites", "Settled"]
@@ -67,7 +68,8 @@ class RowSites:
         self, name: str, model: Callable, args: tuple, kwargs: dict[str, Any], given: dict[str, Tensor] | None = None
     ) -> None:
         self.owner, self.args, self.kwargs = name, args, kwargs
-        self.model = poutine.condition(model, given) if given else model
+        self.program = poutine.condition(model, given) if given else model
+        self.model = with_known_values(self.program)
         with torch.no_grad():
             trace = self._run(poutine.trace(self.model).get_trace)
         self.plate = row_plate(trace)
@@ -135,7 +137,7 @@ class RowSites:
         """The same sites in another run, with other rows if there are arguments."""
         if args is None or kwargs is None:
             args, kwargs = self.args, self.kwargs
-        return RowSites(self.owner, self.model, args, kwargs)
+        return RowSites(self.owner, self.program, args, kwargs)
 
     @property
     def num_rows(self) -> int:

@@ -34,6 +34,7 @@ from torch.distributions import constraints
 from pyro_lvm.ops import log_einsum
 
 __all__ = [
+    "DRAWN_ALONE",
     "EnumMessenger",
     "ExpandedDistribution",
     "PackedTree",
@@ -62,6 +63,9 @@ __all__ = [
     "site_is_subsample",
     "validation",
 ]
+
+DRAWN_ALONE = "_unconstrained"
+"""What an autoguide that draws every site by itself adds to the site's name where it does."""
 
 PackedTree = OrderedDict[frozenset[str], list[Tensor]]
 

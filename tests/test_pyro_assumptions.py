@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
@@ -203,3 +204,16 @@ def test_constrained_values_need_no_run():
         assert _pyro.constrained_values(module)["part.w"] == pytest.approx(2.0)
     assert not seen.found
     assert _pyro.constrained_values(print) == {}
+
+
+def test_autoguides_name_what_they_draw_for_a_site_alone():
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("w", dist.Gamma(2.0, 1.0))
+
+    alone, together = (kind(model) for kind in (autoguide.AutoNormal, autoguide.AutoMultivariateNormal))
+    for guide, drawn in ((alone, {"z" + _pyro.DRAWN_ALONE, "w" + _pyro.DRAWN_ALONE}), (together, None)):
+        sites = pyro.poutine.trace(guide).get_trace().nodes.values()
+        auxiliary = {s["name"] for s in sites if s["type"] == "sample" and s["infer"].get("is_auxiliary")}
+        assert auxiliary == drawn if drawn else len(auxiliary) == 1
+        assert all(type(s["fn"]) is dist.Delta for s in sites if s["name"] in ("z", "w"))

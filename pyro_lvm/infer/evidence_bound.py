@@ -29,6 +29,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.infer.divergence import divergence_at, has_closed_divergence
 from pyro_lvm.infer.lean_sums import bernoulli_cost, normal_divergence
 from pyro_lvm.infer.structure import plate_nesting, structure
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["EvidenceBound", "is_reparameterised"]
@@ -36,7 +37,7 @@ __all__ = ["EvidenceBound", "is_reparameterised"]
 Sites = dict[str, Any]
 
 
-class EvidenceBound(ELBO):
+class EvidenceBound(ELBO, ConstructorRepr):
     """The evidence lower bound of reparameterised draws: the loss and gradients of Pyro's bounds in less time.
 
     With closed forms it equals `pyro.infer.TraceMeanField_ELBO`, without them `pyro.infer.Trace_ELBO`. Every program

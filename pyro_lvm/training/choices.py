@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 
 from pyro_lvm.infer import (
     EM,
@@ -139,13 +140,20 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
     if guide is None and getattr(inference, "guide", None) is not None:
         return inference.guide
     takes, name = getattr(inference, "guides", None), type(inference).__name__
+    if isinstance(guide, str) and guide not in GUIDES:
+        raise ValueError(f"fit: expected guide to be one of {', '.join(GUIDES)}; got {guide!r}.")
     if guide is not None and takes == ():
         raise ValueError(f"fit: {name} takes no guide; got {guide!r}. Use inference='svi', or leave it out.")
     unsummed = unsummed_sites(trace)
     if not unsummed:
         if guide is not None and takes is not None:
             raise ValueError(f"fit: {name} of a model without priors takes no guide; got {guide!r}. Leave it out.")
-        return None if isinstance(guide, (str, type)) else guide
+        if isinstance(guide, str) or (isinstance(guide, type) and issubclass(guide, AutoGuide)):
+            raise ValueError(
+                f"fit: expected a guide only where there is something to draw: {describe(inference)} sums out every "
+                f"latent site of this model, or all are known; got {guide!r}. Leave it out, or give the model priors."
+            )
+        return guide(model) if isinstance(guide, type) else guide
     if takes == ():
         return None
     if guide is None:
@@ -158,8 +166,6 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
                 "Pass a guide that samples it."
             )
     if isinstance(guide, str):
-        if guide not in GUIDES:
-            raise ValueError(f"fit: expected guide to be one of {', '.join(GUIDES)}; got {guide!r}.")
         if takes is not None and guide not in takes:
             raise ValueError(f"fit: {name} takes guide {' or '.join(map(repr, takes))}; got {guide!r}.")
         guide = GUIDES[guide]
@@ -167,6 +173,19 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
         guide = guide(model)
     if guide is not None and not callable(guide):
         raise TypeError(f"fit: expected guide to be a name or a Pyro program; got {type(guide).__name__}.")
+    trained_by = getattr(guide, "trained_by", None)
+    if trained_by is not None and not isinstance(inference, INFERENCES[trained_by]):  # type: ignore[arg-type]
+        raise ValueError(
+            f"fit: expected a guide that {describe(inference)} can train; got {type(guide).__name__}, which only "
+            f"inference='{trained_by}' does, of models whose continuous sites are parameters with conjugate priors. "
+            f"Pass that inference, or another guide, as {PAIRS.get(type(model), (None, 'normal'))[1]!r}."
+        )
+    searched = vars(guide).get("_model") if hasattr(guide, "settle") else None
+    if searched is not None and searched is not model:
+        raise ValueError(
+            f"fit: expected a guide made from the model that is fitted, with which {type(guide).__name__} searches; "
+            f"got one made from another. Pass guide={type(guide).__name__}, the class, or make it from this model."
+        )
     return guide
 
 
