@@ -8,17 +8,6 @@ from torch.nn.functional import softplus
 
 import pyro_lvm as lvm
 
-STEPS = 3000
-
-
-class Decaying(torch.optim.Adam):
-    """Adam whose rate falls to a hundredth over the run."""
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            group["lr"] *= 0.01 ** (1 / STEPS)
-        return super().step(closure)
-
 
 def log_likelihood(model, x):
     """Log-likelihood of each row, shape (m,), every state of two hidden layers listed."""
@@ -31,24 +20,27 @@ def log_likelihood(model, x):
 
 
 @pytest.mark.slow
-def test_bars_are_learned_to_within_three_tenths_of_a_nat():
+@pytest.mark.parametrize("seed", range(5))
+def test_bars_are_learned_to_within_three_tenths_of_a_nat(seed):
+    """Of 72 runs of a plain loop at these settings, all were below, the worst at 0.18: a failure has a chance of 1%.
+
+    With four units on top, which have to hold the direction and the bars both, one run in fifty ends above.
+    """
     law = lvm.datasets.bars(4)
-    x = law.sample(2000, torch.Generator().manual_seed(0))
-    svi = lvm.infer.SVI(
-        loss=lvm.infer.WakeSleep(num_samples=5, wake_guide=1.0),
-        optimizer=lambda parameters: Decaying(parameters, lr=0.1),
-    )
+    x = law.sample(2000, torch.Generator().manual_seed(seed))
     fit = lvm.fit(
-        lvm.models.SigmoidBeliefNet((8, 4)),
+        lvm.models.SigmoidBeliefNet((8, 8)),
         x,
         guide="recognition-net",
-        inference=svi,
-        seed=0,
+        inference=lvm.infer.SVI(
+            loss=lvm.infer.WakeSleep(num_samples=5, wake_guide=1.0), learning_rate=0.1, schedule="linear"
+        ),
+        seed=seed,
         batch_size=100,
-        max_epochs=STEPS // 20,
+        max_epochs=150,
         progress=False,
     )
     log_p = log_likelihood(fit.model, law.x)
     assert float(log_p.exp().sum()) <= 1 + 1e-4
     cross_entropy = -float((law.probabilities * log_p).sum())
-    assert cross_entropy - law.entropy < 0.3, f"{cross_entropy - law.entropy:.3f} nats"
+    assert 0 < cross_entropy - law.entropy < 0.3, f"{cross_entropy - law.entropy:.3f} nats"
