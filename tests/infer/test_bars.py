@@ -22,9 +22,10 @@ def log_likelihood(model, x):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_bars_are_learned_to_within_three_tenths_of_a_nat(seed):
-    """Of 72 runs of a plain loop at these settings, all were below, the worst at 0.18: a failure has a chance of 1%.
+    """Of 48 runs of a plain loop at these settings the worst ended at 0.18.
 
-    With four units on top, which have to hold the direction and the bars both, one run in fifty ends above.
+    With four units on top, which must hold the direction and the bars both, one run in fifty ends above; there, with a
+    rate that falls exponentially, one in seven.
     """
     law = lvm.datasets.bars(4)
     x = law.sample(2000, torch.Generator().manual_seed(seed))
