@@ -19,6 +19,16 @@ def log_likelihood(model, x):
         return (x @ bottom.T - softplus(bottom).sum(-1) + prior).logsumexp(-1)
 
 
+def excess(seed, **options):
+    """Cross-entropy of the law of bars under a machine of 8 and 8 units, less the law's entropy, nats."""
+    law = lvm.datasets.bars(4)
+    x = law.sample(2000, torch.Generator().manual_seed(seed))
+    fit = lvm.fit(lvm.models.SigmoidBeliefNet((8, 8)), x, seed=seed, progress=False, **options)
+    log_p = log_likelihood(fit.model, law.x)
+    assert float(log_p.exp().sum()) <= 1 + 1e-4
+    return -float((law.probabilities * log_p).sum()) - law.entropy
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_bars_are_learned_to_within_three_tenths_of_a_nat(seed):
@@ -27,21 +37,12 @@ def test_bars_are_learned_to_within_three_tenths_of_a_nat(seed):
     With four units on top, which must hold the direction and the bars both, one run in fifty ends above; there, with a
     rate that falls exponentially, one in seven.
     """
-    law = lvm.datasets.bars(4)
-    x = law.sample(2000, torch.Generator().manual_seed(seed))
-    fit = lvm.fit(
-        lvm.models.SigmoidBeliefNet((8, 8)),
-        x,
-        guide="recognition-net",
-        inference=lvm.infer.SVI(
-            loss=lvm.infer.WakeSleep(num_samples=5, wake_guide=1.0), learning_rate=0.1, schedule="linear"
-        ),
-        seed=seed,
-        batch_size=100,
-        max_epochs=150,
-        progress=False,
-    )
-    log_p = log_likelihood(fit.model, law.x)
-    assert float(log_p.exp().sum()) <= 1 + 1e-4
-    cross_entropy = -float((law.probabilities * log_p).sum())
-    assert 0 < cross_entropy - law.entropy < 0.3, f"{cross_entropy - law.entropy:.3f} nats"
+    loss = lvm.infer.WakeSleep(num_samples=5, wake_guide=1.0)
+    svi = lvm.infer.SVI(loss=loss, learning_rate=0.1, schedule="linear")
+    assert 0 < excess(seed, inference=svi, batch_size=100, max_epochs=150) < 0.3
+
+
+@pytest.mark.slow
+def test_bars_are_learned_by_default():
+    """One draw a row at a constant rate, all else alike, ends between 0.36 and 0.68."""
+    assert 0 < excess(0, inference="wake-sleep") < 0.3
