@@ -8,17 +8,6 @@ from torch.nn.functional import softplus
 
 import pyro_lvm as lvm
 
-STEPS = 3000
-
-
-class Decaying(torch.optim.Adam):
-    """Adam whose rate falls to a hundredth over the run."""
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            group["lr"] *= 0.01 ** (1 / STEPS)
-        return super().step(closure)
-
 
 def log_likelihood(model, x):
     """Log-likelihood of each row, shape (m,), every state of two hidden layers listed."""
@@ -30,25 +19,30 @@ def log_likelihood(model, x):
         return (x @ bottom.T - softplus(bottom).sum(-1) + prior).logsumexp(-1)
 
 
-@pytest.mark.slow
-def test_bars_are_learned_to_within_three_tenths_of_a_nat():
+def excess(seed, **options):
+    """Cross-entropy of the law of bars under a machine of 8 and 8 units, less the law's entropy, nats."""
     law = lvm.datasets.bars(4)
-    x = law.sample(2000, torch.Generator().manual_seed(0))
-    svi = lvm.infer.SVI(
-        loss=lvm.infer.WakeSleep(num_samples=5, wake_guide=1.0),
-        optimizer=lambda parameters: Decaying(parameters, lr=0.1),
-    )
-    fit = lvm.fit(
-        lvm.models.SigmoidBeliefNet((8, 4)),
-        x,
-        guide="recognition-net",
-        inference=svi,
-        seed=0,
-        batch_size=100,
-        max_epochs=STEPS // 20,
-        progress=False,
-    )
+    x = law.sample(2000, torch.Generator().manual_seed(seed))
+    fit = lvm.fit(lvm.models.SigmoidBeliefNet((8, 8)), x, seed=seed, progress=False, **options)
     log_p = log_likelihood(fit.model, law.x)
     assert float(log_p.exp().sum()) <= 1 + 1e-4
-    cross_entropy = -float((law.probabilities * log_p).sum())
-    assert cross_entropy - law.entropy < 0.3, f"{cross_entropy - law.entropy:.3f} nats"
+    return -float((law.probabilities * log_p).sum()) - law.entropy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_bars_are_learned_to_within_three_tenths_of_a_nat(seed):
+    """Of 48 runs of a plain loop at these settings the worst ended at 0.18.
+
+    With four units on top, which must hold the direction and the bars both, one run in fifty ends above; there, with a
+    rate that falls exponentially, one in seven.
+    """
+    loss = lvm.infer.WakeSleep(num_samples=5, wake_guide=1.0)
+    svi = lvm.infer.SVI(loss=loss, learning_rate=0.1, schedule="linear")
+    assert 0 < excess(seed, inference=svi, batch_size=100, max_epochs=150) < 0.3
+
+
+@pytest.mark.slow
+def test_bars_are_learned_by_default():
+    """One draw a row at a constant rate, all else alike, ends between 0.36 and 0.68."""
+    assert 0 < excess(0, inference="wake-sleep") < 0.3

@@ -1,6 +1,7 @@
 """Wake-sleep against hand-written gradients, on our Helmholtz machine and on plain programs."""
 
 import math
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -10,6 +11,7 @@ from pyro import poutine
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 import pyro_lvm as lvm
+from pyro_lvm.handlers.minibatch import minibatch
 
 
 def rows(n=7, d=5):
@@ -114,6 +116,18 @@ def test_reweighted_gradient_equals_a_plain_loop(local):
     for program in (model, guide):
         expected = torch.autograd.grad(loss, list(program.parameters()), retain_graph=True)
         same(gradients(program).values(), expected)
+
+
+def test_a_batch_makes_every_phase_count_for_all_rows(local):
+    """Wake and sleep gradients of both networks alike, or the guide would learn from dreams at another rate."""
+    x, found = rows(), []
+    for context in (nullcontext(), minibatch(total=10 * len(x))):
+        model, guide = machine()
+        torch.manual_seed(6)
+        with context:
+            lvm.infer.WakeSleep(num_samples=3, wake_guide=0.5).loss_and_grads(model, guide, x)
+        found.append([p.grad for p in (*model.parameters(), *guide.parameters())])
+    same(found[1], [10 * gradient for gradient in found[0]])
 
 
 def test_dreams_reach_picked_rows_of_an_argument():
