@@ -9,14 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.distributions import Delta
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
 from pyro_lvm.infer.held_out import rows_alone
-from pyro_lvm.infer.m_step import innermost
+from pyro_lvm.infer.local_parameters import find_local
 from pyro_lvm.infer.mismatch import check_sizes
 from pyro_lvm.infer.nonfinite import NonFiniteLoss, blamed_site, in_one_sentence
 from pyro_lvm.infer.objective import check_objective
@@ -204,7 +203,7 @@ class SVI(ConstructorRepr):
     ) -> dict[str, Tensor]:
         """The local parameters, or the others."""
         if found.keys() - self._is_local.keys():
-            self._is_local = _find_local(self.local, found, guide, args, kwargs)
+            self._is_local = find_local(self.local, found, guide, args, kwargs)
         return {name: tensor for name, tensor in found.items() if self._is_local[name] == local}
 
     def loss(self, *args: Any, **kwargs: Any) -> float:
@@ -325,38 +324,3 @@ class _Read(Parameters):
 
     def take_network(self, prefix: str, network: torch.nn.Module) -> None:
         self.networks.append((prefix, network))
-
-
-def _find_local(
-    local: str, found: dict[str, Tensor], guide: Callable, args: tuple, kwargs: dict[str, Any]
-) -> dict[str, bool]:
-    """Which parameters belong to rows: those of the named sites of the guide, or those of the named beginnings."""
-    chosen = [name.strip() for name in local.split(",") if name.strip()]
-    with torch.random.fork_rng(), torch.enable_grad():
-        trace = _pyro.plain_trace(guide, args, kwargs)
-    sites = [name for name in trace.stochastic_nodes if not trace.nodes[name]["infer"].get("is_auxiliary")]
-    used = {name: _used_by(trace.nodes[name], found) for name in sites}
-    shared = set().union(*(used[name] for name in sites if name not in chosen))
-    result = dict.fromkeys(found, False)
-    for name in chosen:
-        own = used[name] - shared if name in used else {p for p in found if p.startswith(name)}
-        if not own:
-            able = [n for n in sites if used[n] - set().union(*(used[other] for other in sites if other != n))]
-            raise ValueError(
-                f"SVI: expected local to name sites whose parameters no other depends on ({', '.join(able) or 'none'} "
-                f"of this guide), or beginnings of parameter names ({', '.join(found)}); got '{name}'. Name all sites "
-                "that share parameters together, or use guide='local', which needs no inner_steps."
-            )
-        result.update(dict.fromkeys(own, True))
-    return result
-
-
-def _used_by(site: dict, found: dict[str, Tensor]) -> set[str]:
-    """The parameters that a site's distribution depends on."""
-    law = innermost(site["fn"])
-    # an autoguide's site is a point, computed from what it drew elsewhere
-    density = law.v if isinstance(law, Delta) else site["fn"].log_prob(site["value"].detach())
-    if not density.requires_grad:
-        return set()
-    gradients = torch.autograd.grad(density.sum(), list(found.values()), retain_graph=True, allow_unused=True)
-    return {name for name, gradient in zip(found, gradients, strict=True) if gradient is not None}
