@@ -18,6 +18,7 @@ from torch.distributions import biject_to
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.inform import with_known_values
 from pyro_lvm.handlers.rows import row_plate, rows_at_hand
+from pyro_lvm.ops.plain_error import PlainError
 
 __all__ = ["RowSites", "Settled"]
 
@@ -83,7 +84,7 @@ class RowSites:
             if not _pyro.site_is_subsample(trace.nodes[key]):
                 self._take(trace.nodes[key], trace)
         if not self.sites:
-            raise ValueError(
+            raise PlainError(
                 f"{name}: expected continuous latent sites in the plate '{self.plate}' of the rows; the model has "
                 "none. Use another guide."
             )
@@ -100,7 +101,7 @@ class RowSites:
         self.depth = max([self.depth, *(-frame.dim for frame in frames)])
         if fn.support.is_discrete:
             if not fn.has_enumerate_support:
-                raise ValueError(
+                raise PlainError(
                     f"{self.owner}: expected continuous latent sites, or discrete ones that can be summed out; site "
                     f"'{site['name']}' is neither. Use a guide that draws it."
                 )

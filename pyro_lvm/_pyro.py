@@ -7,7 +7,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pyro
@@ -49,6 +49,7 @@ __all__ = [
     "frame",
     "leaves",
     "localise",
+    "made_from",
     "module_local_store",
     "network",
     "own_enumeration",
@@ -62,6 +63,7 @@ __all__ = [
     "sample_listeners",
     "site_is_subsample",
     "validation",
+    "without_handlers",
 ]
 
 DRAWN_ALONE = "_unconstrained"
@@ -157,6 +159,20 @@ def copy_programs(*programs: Any) -> tuple[Any, ...]:
         twin._model = copy.deepcopy(model, memo)
         twin.master = None if master is None else weakref.ref(memo[id(master())])
     return copies
+
+
+def made_from(guide: Any) -> Any:
+    """The program that a guide was made from and runs itself, without handlers; None if it keeps none."""
+    kept: Any = getattr(guide, "__dict__", {}).get("_model")
+    kept = kept[0] if isinstance(kept, tuple) and kept else kept  # in a tuple it is no part of a module
+    return without_handlers(kept)
+
+
+def without_handlers(program: Any) -> Any:
+    """What handlers were wrapped around; of copies, too, which `poutine.unwrap` does not know any more."""
+    while isinstance(program, partial) and len(program.args) > 1:
+        program = program.args[1]
+    return program
 
 
 def frame(name: str, dim: int, size: int) -> CondIndepStackFrame:

@@ -217,3 +217,14 @@ def test_autoguides_name_what_they_draw_for_a_site_alone():
         auxiliary = {s["name"] for s in sites if s["type"] == "sample" and s["infer"].get("is_auxiliary")}
         assert auxiliary == drawn if drawn else len(auxiliary) == 1
         assert all(type(s["fn"]) is dist.Delta for s in sites if s["name"] in ("z", "w"))
+
+
+def test_what_handlers_were_wrapped_around():
+    module = PyroModule()
+    guide = autoguide.AutoNormal(pyro.poutine.block(pyro.infer.config_enumerate(module)))
+    assert _pyro.made_from(guide) is module
+    assert _pyro.without_handlers(module) is module
+    copied, twin = _pyro.copy_programs(module, guide)
+    assert copied is not module
+    assert _pyro.made_from(twin) is copied
+    assert _pyro.made_from(print) is None

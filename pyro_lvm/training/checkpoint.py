@@ -280,6 +280,12 @@ def _restore(fit: Fit, state: dict[str, Any]) -> None:
     fit.scope.adopt(fit.model, fit.guide)
     if isinstance(fit.model, LatentVariableModel):
         fit.model.initial_values = dict(state["initial_values"])
+        lacking = {name for name in fit.tensors() if name.startswith("model:")} - saved.keys()
+        if lacking:
+            raise ValueError(
+                f"load: the file lacks {', '.join(sorted(lacking)[:3])}, as one that another version of this package "
+                "wrote. Fit the model anew."
+            )
     _put(fit, saved)
     arguments = fit.prototype()
     with fit.scope(), torch.random.fork_rng(), _pyro.validation(False), rows(search=False):

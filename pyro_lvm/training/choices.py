@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 
+from pyro_lvm import _pyro
 from pyro_lvm.infer import (
     EM,
     MCMC,
@@ -150,12 +152,13 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
     if not unsummed:
         if guide is not None and takes is not None:
             raise ValueError(f"fit: {name} of a model without priors takes no guide; got {guide!r}. Leave it out.")
-        if isinstance(guide, str) or (isinstance(guide, type) and issubclass(guide, AutoGuide)):
+        kind = guide if isinstance(guide, type) else type(guide)
+        if kind is str or issubclass(kind, AutoGuide):
             raise ValueError(
                 f"fit: expected a guide only where there is something to draw: {describe(inference)} sums out every "
-                f"latent site of this model, or all are known; got {guide!r}. Leave it out, or give the model priors."
+                f"latent site of this model, or all are known; got {guide!r}. Leave it out."
             )
-        return guide(model) if isinstance(guide, type) else guide
+        return _made(guide, model)
     if takes == ():
         return None
     if guide is None:
@@ -171,10 +174,7 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
         if takes is not None and guide not in takes:
             raise ValueError(f"fit: {name} takes guide {' or '.join(map(repr, takes))}; got {guide!r}.")
         guide = GUIDES[guide]
-    if isinstance(guide, type):
-        guide = guide(model)
-    if guide is not None and not callable(guide):
-        raise TypeError(f"fit: expected guide to be a name or a Pyro program; got {type(guide).__name__}.")
+    guide = _made(guide, model)
     trained_by = getattr(guide, "trained_by", None)
     if trained_by is not None and not isinstance(inference, INFERENCES[trained_by]):  # type: ignore[arg-type]
         raise ValueError(
@@ -182,11 +182,25 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
             f"inference='{trained_by}' does, of models whose continuous sites are parameters with conjugate priors. "
             f"Pass that inference, or another guide, as {PAIRS.get(type(model), (None, 'normal'))[1]!r}."
         )
-    searched = vars(guide).get("_model") if hasattr(guide, "settle") else None
-    if searched is not None and searched is not model:
+    return guide
+
+
+def _made(guide: Any, model: Callable) -> Callable | None:
+    """A guide of the model, from a class if it is one.
+
+    Raises:
+        TypeError: It is no program.
+        ValueError: It was made from another model.
+    """
+    guide = guide(model) if isinstance(guide, type) else guide
+    if guide is not None and not callable(guide):
+        raise TypeError(f"fit: expected guide to be a name or a Pyro program; got {guide!r}.")
+    theirs, ours = _pyro.made_from(guide), _pyro.without_handlers(model)
+    if isinstance(theirs, torch.nn.Module) and theirs is not ours:
+        kind = type(guide).__name__
         raise ValueError(
-            f"fit: expected a guide made from the model that is fitted, with which {type(guide).__name__} searches; "
-            f"got one made from another. Pass guide={type(guide).__name__}, the class, or make it from this model."
+            f"fit: expected a guide made from the model that is fitted, which {kind} runs itself; got one made from "
+            f"another. Pass guide={kind}, the class, or make it from this model."
         )
     return guide
 

@@ -218,10 +218,11 @@ def start(
             chosen.model = model
             # a guide that is asked for draws sites whose values are known too, so that it serves other rows as well
             asked = getattr(chosen, "guides", None) is None and (guide is not None or type(model) in PAIRS)
-            open_sites = structure(model, unlabelled.args, unlabelled.kwargs) if asked else trace
+            labelled = bool(labels_of(model, arguments.kwargs))
+            open_sites = structure(model, unlabelled.args, unlabelled.kwargs) if asked and labelled else trace
             chosen.guide = choose_guide(guide, model, open_sites, chosen)
             exact = isinstance(chosen, CoordinateAscent) or (isinstance(chosen, EM) and not chosen.guide)
-            if initialize and exact and not labels_of(model, arguments.kwargs):
+            if initialize and exact and not labelled:
                 choose_start(model, initialize, chosen, arguments)
             if restart and initialize is None and hasattr(chosen, "seed"):  # else all would start at the same point
                 chosen.seed(*unlabelled.args, **unlabelled.kwargs)

@@ -49,6 +49,7 @@ PAIRS = {
     "columns of units": (net((3, 2)), guides.RecognitionNet(net((3, 2), 9)), None, RUNS),
     "functions": (user, users_guide, None, DRAWS.format("z", 2)),
     "search": (autoencoder(3), guides.LocalGaussian(autoencoder(5, 6)), None, ANOTHER.format("LocalGaussian")),
+    "autoguide": (autoencoder(3), guides.AutoNormal(autoencoder(3, 6)), None, ANOTHER.format("AutoNormal")),
     "start": (autoencoder(3), guides.SemiAmortized(autoencoder(3, 6)), None, ANOTHER.format("SemiAmortized")),
 }
 

@@ -174,3 +174,15 @@ def test_a_model_without_sizes_is_loaded_with_those_of_the_file(fit, faithful, t
     assert torch.equal(loaded.log_likelihood(faithful), fit.log_likelihood(faithful))
     with pytest.raises(ValueError, match=r"load: expected a GaussianMixture with num_components=2, .*; got 3"):
         lvm.load(tmp_path, model=lvm.models.GaussianMixture(3))
+
+
+def test_a_file_without_all_that_the_model_holds_is_refused(faithful, tmp_path):
+    fit = lvm.fit(lvm.models.GaussianRBM(2), faithful, max_epochs=1, seed=0, progress=False)
+    spread = fit.model.spread.clone()
+    del fit.model.spread  # as if it had been saved when there was none
+    fit.save(tmp_path)
+    with pytest.raises(ValueError, match="load: the file lacks model:spread"):
+        lvm.load(tmp_path)
+    fit.model.register_buffer("spread", spread)
+    fit.save(tmp_path)
+    assert torch.equal(lvm.load(tmp_path).log_likelihood(faithful), fit.log_likelihood(faithful))

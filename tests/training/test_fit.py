@@ -207,6 +207,10 @@ BAD_OPTIONS = [
         "SVI sums out every latent site of this model.*got 'normal'. Leave it out",
     ),
     ({"inference": "svi", "guide": lvm.guides.MAP}, "expected a guide only where there is something to draw"),
+    (
+        {"inference": "svi", "guide": lvm.guides.AutoNormal(lvm.models.GaussianMixture(2))},
+        "expected a guide only where there is something to draw",
+    ),
     ({"guide": "normal", "inference": "em"}, "EM of a model without priors takes no guide"),
     ({"restarts": 0}, "expected restarts to be a whole number >= 1"),
     ({"batch_size": 10}, "EM uses all rows"),
@@ -257,6 +261,12 @@ def test_a_guide_of_ones_own_draws_discrete_sites_of_a_model_without_others():
 
     fit = lvm.fit(model, torch.tensor([-2.0, 2.0]), Guide, "svi", max_epochs=3, seed=0, progress=False)
     assert type(fit.guide).__name__ == "Guide"
+
+
+def test_a_number_is_not_a_guide(faithful):
+    for priors in (None, True):
+        with pytest.raises(TypeError, match="expected guide to be a name or a Pyro program; got 3"):
+            lvm.fit(lvm.models.GaussianMixture(2, priors=priors), faithful, 3, "svi", progress=False)
 
 
 def test_a_class_or_a_number_is_not_a_model(faithful):
