@@ -33,7 +33,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import pyro_lvm as lvm
 
 COLUMNS, HIDDEN, LATENT, BATCH = 784, 400, 20, 128
-BATCHES, EPOCHS, ROUNDS = 25, 5, 16
+BATCHES, EPOCHS, ROUNDS = 100, 3, 8
 GOAL = 1.10
 
 

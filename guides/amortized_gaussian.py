@@ -139,8 +139,8 @@ class AmortizedGaussian(PyroModule):
 
     def encode(self, x: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and standard deviation of every row, (n, k) each, and what else the encoder makes."""
-        centre = self.centre
-        rows = (x.to(centre) - centre).div_(self.spread)
+        centre, unit = self.centre, 1 / self.spread
+        rows = torch.addcmul(-centre * unit, x.to(centre), unit)  # (x - centre) / spread, in one pass
         if covariates is not None and self.covariate_dim:
             rows = torch.cat([rows, covariates.to(rows)], -1)
         output, k = network(self, "encoder")(rows), self.latent_dim

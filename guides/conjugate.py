@@ -9,7 +9,7 @@ A location whose prior shares the scale of the rows (normal-inverse-Wishart and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -52,6 +52,8 @@ class Conjugate(PyroModule):
         >>> type(fit.guide).__name__
         'Conjugate'
     """
+
+    trained_by: ClassVar[str] = "coordinate-ascent"
 
     def __init__(self, model: Callable | None = None, sites: dict[str, Any] | None = None) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from pyro_lvm.guides.normal import AutoNormal
 from pyro_lvm.guides.row_search import climb
 from pyro_lvm.guides.row_sites import RowSites, Settled
 from pyro_lvm.handlers.rows import rows, rows_at_hand
+from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["LocalGaussian"]
@@ -84,12 +85,10 @@ class LocalGaussian(torch.nn.Module):
         num_rows: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < step_size <= 1:
-            raise ValueError(f"LocalGaussian: expected step_size in (0, 1]; got {step_size}.")
         self.__dict__["_model"] = model  # no part of this module: its parameters are not the guide's
         self.num_steps = whole_number("LocalGaussian", "num_steps", num_steps)
         self.num_new_steps = whole_number("LocalGaussian", "num_new_steps", num_new_steps)
-        self.step_size = float(step_size)
+        self.step_size = real_number("LocalGaussian", "step_size", step_size, "in (0, 1]")
         self.num_rows = None if num_rows is None else whole_number("LocalGaussian", "num_rows", num_rows)
 
     @property
@@ -120,7 +119,7 @@ class LocalGaussian(torch.nn.Module):
             args: The arguments of the model.
             kwargs: Its keyword arguments.
         """
-        with torch.no_grad(), poutine.block(), rows():
+        with torch.no_grad(), poutine.block(hide_types=["sample", "param"]), rows():
             sites, shared = self._sites(args, kwargs)
             place = self._place(sites)
         return Settled(self.shared if shared else None, sites, place)

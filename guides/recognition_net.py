@@ -16,6 +16,8 @@ from jaxtyping import Float
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_lvm._pyro import network
+
 __all__ = ["RecognitionNet"]
 
 
@@ -81,7 +83,7 @@ class RecognitionNet(PyroModule):
 
     def forward(self, x: Float[Tensor, "*s n d"], **kwargs: Any) -> dict[str, Tensor]:
         """Draw every layer given rows `x`, shape (n, d); returns them by name, shape (n, H_l) each."""
-        layers, below, drawn = self.recognition, x, {}
+        layers, below, drawn = cast(nn.ModuleList, network(self, "recognition")), x, {}
         with pyro.plate("data", x.shape[-2]):
             for level, layer in enumerate(layers, 1):
                 below = pyro.sample(f"h{level}", dist.Bernoulli(logits=layer(below)).to_event(1))

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_lvm import _pyro
+from pyro_lvm.handlers.inform import with_known_values
 from pyro_lvm.handlers.rows import row_plate, rows_at_hand
+from pyro_lvm.ops.plain_error import PlainError
 
 __all__ = ["RowSites", "Settled"]
 
@@ -67,7 +69,8 @@ class RowSites:
         self, name: str, model: Callable, args: tuple, kwargs: dict[str, Any], given: dict[str, Tensor] | None = None
     ) -> None:
         self.owner, self.args, self.kwargs = name, args, kwargs
-        self.model = poutine.condition(model, given) if given else model
+        self.program = poutine.condition(model, given) if given else model
+        self.model = with_known_values(self.program)
         with torch.no_grad():
             trace = self._run(poutine.trace(self.model).get_trace)
         self.plate = row_plate(trace)
@@ -81,7 +84,7 @@ class RowSites:
             if not _pyro.site_is_subsample(trace.nodes[key]):
                 self._take(trace.nodes[key], trace)
         if not self.sites:
-            raise ValueError(
+            raise PlainError(
                 f"{name}: expected continuous latent sites in the plate '{self.plate}' of the rows; the model has "
                 "none. Use another guide."
             )
@@ -98,7 +101,7 @@ class RowSites:
         self.depth = max([self.depth, *(-frame.dim for frame in frames)])
         if fn.support.is_discrete:
             if not fn.has_enumerate_support:
-                raise ValueError(
+                raise PlainError(
                     f"{self.owner}: expected continuous latent sites, or discrete ones that can be summed out; site "
                     f"'{site['name']}' is neither. Use a guide that draws it."
                 )
@@ -135,7 +138,7 @@ class RowSites:
         """The same sites in another run, with other rows if there are arguments."""
         if args is None or kwargs is None:
             args, kwargs = self.args, self.kwargs
-        return RowSites(self.owner, self.model, args, kwargs)
+        return RowSites(self.owner, self.program, args, kwargs)
 
     @property
     def num_rows(self) -> int:

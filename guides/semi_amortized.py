@@ -19,6 +19,7 @@ from pyro_lvm.guides.amortized_gaussian import AmortizedGaussian
 from pyro_lvm.guides.row_search import climb
 from pyro_lvm.guides.row_sites import RowSites, Settled
 from pyro_lvm.handlers.rows import rows_at_hand
+from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["SemiAmortized"]
@@ -72,13 +73,11 @@ class SemiAmortized(AmortizedGaussian):
         data_dim: int | None = None,
         covariate_dim: int | None = None,
     ) -> None:
-        if not 0 < step_size <= 1:
-            raise ValueError(f"SemiAmortized: expected step_size in (0, 1]; got {step_size}.")
         super().__init__(model, encoder, hidden, latent_dim, data_dim, covariate_dim)
         self.__dict__["_model"] = model  # no part of this module: its parameters are not the guide's
         self.num_steps = whole_number("SemiAmortized", "num_steps", num_steps)
         self.num_final_steps = whole_number("SemiAmortized", "num_final_steps", num_final_steps)
-        self.step_size = float(step_size)
+        self.step_size = real_number("SemiAmortized", "step_size", step_size, "in (0, 1]")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -118,7 +117,7 @@ class SemiAmortized(AmortizedGaussian):
             covariates: Shape (n, q), if the model has them.
             others: Other arguments of the model.
         """
-        with torch.no_grad(), poutine.block():
+        with torch.no_grad(), poutine.block(hide_types=["sample", "param"]):
             return Settled(None, *self._found(x, covariates, others, final=True))
 
     def _found(

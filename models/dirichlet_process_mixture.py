@@ -21,6 +21,7 @@ from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.mixture import Priors
 from pyro_lvm.ops.clusters import cluster_moments
 from pyro_lvm.ops.missing import column_moments
+from pyro_lvm.ops.real_number import real_number
 
 __all__ = ["DirichletProcessMixture"]
 
@@ -82,11 +83,9 @@ class DirichletProcessMixture(GaussianMixture):
         concentration: float = 1.0,
         priors: bool | Priors | None = True,
     ) -> None:
-        if not concentration > 0:
-            raise ValueError(f"DirichletProcessMixture: expected concentration > 0; got {concentration}.")
         if priors is None or priors is False:
             raise ValueError("DirichletProcessMixture: expected priors; got none. Use GaussianMixture without them.")
-        self.concentration = float(concentration)
+        self.concentration = real_number("DirichletProcessMixture", "concentration", concentration)
         self._num_clusters: int | None = None
         super().__init__(num_components, data_dim, covariance, priors)
         if self.num_components < 2:

@@ -2,8 +2,8 @@ r"""Restricted Boltzmann machine over real vectors: a product of experts that is
 
 .. math::
 
-    v_n \sim \mathrm{RBM}(W, b, c, \sigma), \qquad
-    v \mid h \sim \mathrm{Normal}(b + W (h - \lambda), \sigma^2)
+    \frac{v_n - \mu}{s} \sim \mathrm{RBM}(W, b, c, \sigma), \qquad
+    v \mid h \sim \mathrm{Normal}(\mu + s\, (b + W (h - \lambda)), s^2 \sigma^2)
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ class GaussianRBM(RBM):
     ====================  ===========================================  =========  ==================
     symbol                meaning                                      shape      code
     ====================  ===========================================  =========  ==================
-    :math:`W`             shifts of the mean, in units of the data     (d, m)     `weight`
+    :math:`W`             shifts of the mean                           (d, m)     `weight`
     :math:`b`             mean at :math:`h = \lambda`                  (d,)       `visible_bias`
     :math:`c`             hidden field at :math:`v = \mu`              (m,)       `hidden_bias`
     :math:`\sigma`        standard deviation given hidden units        (d,)       `noise_scale`
-    :math:`\mu`           the columns' means; a constant               (d,)       `visible_offset`
+    :math:`\mu`           the columns' means; constants                (d,)       `visible_offset`
+    :math:`s`             their standard deviations; constants         (d,)       `spread`
     :math:`\lambda`       :math:`1 / (1 + e^{-c})`                     (m,)
     ====================  ===========================================  =========  ==================
 
-    The normalizer is exact if there are at most 20 hidden units. Columns of unit variance learn best: steps of an
-    optimizer are in the units of the data.
+    The normalizer is exact if there are at most 20 hidden units. :math:`W, b` and :math:`\sigma` are in units of the
+    columns' standard deviations about their means, so that steps of an optimizer are the same in whatever units the
+    data come; `law()` is in those of the data.
 
     Args:
         num_hidden: m >= 1.
@@ -63,8 +65,13 @@ class GaussianRBM(RBM):
 
     def law(self) -> distributions.GaussianRBM:
         """The law of a row."""
+        unit = self.spread
         return distributions.GaussianRBM(
-            self.weight, self.visible_bias, self.hidden_bias, self.noise_scale, **self._options()
+            self.weight * unit.unsqueeze(-1),
+            self.visible_offset + unit * self.visible_bias,
+            self.hidden_bias,
+            unit * self.noise_scale,
+            **self._options(),
         )
 
     def check(self, x: Tensor) -> None:
@@ -89,12 +96,11 @@ class GaussianRBM(RBM):
         self.num_visible = x.shape[1]
         self._declare(x.mean(0), x.std(0))
 
-    def _declare(self, mean: Tensor, spread: Tensor) -> None:
-        super()._declare(mean, spread)
-        self.declare("noise_scale", spread, constraints.positive)
+    def _declare(self, mean: Tensor, spread: Tensor | None = None) -> None:
+        super()._declare(mean)
+        self.register_buffer("base_visible_bias", mean)
+        self.register_buffer("spread", torch.ones_like(mean) if spread is None else spread)
+        self.declare("noise_scale", torch.ones_like(mean), constraints.positive)
 
     def _bias_at(self, mean: Tensor) -> Tensor:
-        return mean
-
-    def _weight_unit(self, spread: Tensor) -> Tensor | float:
-        return torch.as_tensor(spread).unsqueeze(-1)
+        return torch.zeros_like(mean)

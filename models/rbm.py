@@ -77,7 +77,7 @@ class RBM(LatentVariableModel):
         self.num_visible = None if num_visible is None else whole_number(self._name, "num_visible", num_visible)
         self.sample_steps = whole_number(self._name, "sample_steps", sample_steps)
         if self.num_visible is not None:
-            self._declare(torch.full((self.num_visible,), 0.5), torch.full((self.num_visible,), 0.5))
+            self._declare(torch.full((self.num_visible,), 0.5))
 
     @property
     def _name(self) -> str:
@@ -151,20 +151,17 @@ class RBM(LatentVariableModel):
         self.check_training(x)
         self.num_visible = x.shape[1]
         mean = (x.sum(0) + 0.5) / (len(x) + 1)  # inside of (0, 1) for constant columns too
-        self._declare(mean, (mean * (1 - mean)).sqrt())
+        self._declare(mean)
 
-    def _declare(self, mean: Tensor, spread: Tensor) -> None:
+    def _declare(self, mean: Tensor) -> None:
         """Declare the parameters around the mean row."""
         bias = self._bias_at(mean)
         self.register_buffer("visible_offset", mean)
         self.register_buffer("base_visible_bias", bias)
         weight = 0.01 * torch.randn(len(mean), self.num_hidden, dtype=mean.dtype, device=mean.device)
-        self.declare("weight", weight * self._weight_unit(spread), constraints.real)
+        self.declare("weight", weight, constraints.real)
         self.declare("visible_bias", bias, constraints.real)
         self.declare("hidden_bias", mean.new_zeros(self.num_hidden), constraints.real)
 
     def _bias_at(self, mean: Tensor) -> Tensor:
         return mean.logit()
-
-    def _weight_unit(self, spread: Tensor) -> Tensor | float:
-        return 1.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import pyro
 import pyro.distributions as dist
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_lvm._pyro import network
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -87,7 +88,7 @@ class SigmoidBeliefNet(LatentVariableModel):
         """
         if x is None and size is None:
             raise ValueError(f"{self._name}: expected rows x or a size to generate; got neither.")
-        decoder, law = self.decoder, self._top_law()
+        decoder, law = cast(nn.ModuleList, network(self, "decoder")), self._top_law()
         with pyro.plate("data", size if x is None else len(x)):
             for level in range(len(self.layers), 0, -1):
                 h = pyro.sample(f"h{level}", law)

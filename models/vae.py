@@ -24,6 +24,7 @@ from torch.nn.functional import softplus
 from pyro_lvm._pyro import network
 from pyro_lvm.handlers.plate import plate
 from pyro_lvm.nn.mlp import MLP, layer_sizes
+from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -96,15 +97,13 @@ class VAE(LatentVariableModel):
             raise ValueError(f"VAE: expected likelihood to be one of {', '.join(OUTPUTS)}; got {likelihood!r}.")
         if decoder is not None and not isinstance(decoder, torch.nn.Module):
             raise ValueError(f"VAE: expected decoder to be a torch module or None; got {type(decoder).__name__}.")
-        if not min_scale > 0:
-            raise ValueError(f"VAE: expected min_scale > 0; got {min_scale}.")
         checked = partial(whole_number, "VAE")
         self.latent_dim = checked("latent_dim", latent_dim)
         self.data_dim = None if data_dim is None else checked("data_dim", data_dim)
         self.covariate_dim = None if covariate_dim is None else checked("covariate_dim", covariate_dim, least=0)
         self.likelihood = likelihood
         self.hidden = layer_sizes("VAE", hidden)
-        self.min_scale = float(min_scale)
+        self.min_scale = real_number("VAE", "min_scale", min_scale)
         self._given = decoder is not None
         if decoder is not None:
             self.decoder = copy.deepcopy(decoder)

@@ -6,8 +6,8 @@ import copy
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 from typing import Any
 
 import pyro
@@ -34,6 +34,7 @@ from torch.distributions import constraints
 from pyro_lvm.ops import log_einsum
 
 __all__ = [
+    "DRAWN_ALONE",
     "EnumMessenger",
     "ExpandedDistribution",
     "PackedTree",
@@ -46,8 +47,9 @@ __all__ = [
     "enumerated_trace",
     "exact_log_sums",
     "frame",
-    "inside_of",
+    "leaves",
     "localise",
+    "made_from",
     "module_local_store",
     "network",
     "own_enumeration",
@@ -57,10 +59,15 @@ __all__ = [
     "plain_trace",
     "plate_symbols",
     "prune_subsample_sites",
+    "reading",
     "sample_listeners",
     "site_is_subsample",
     "validation",
+    "without_handlers",
 ]
+
+DRAWN_ALONE = "_unconstrained"
+"""What an autoguide that draws every site by itself adds to the site's name where it does."""
 
 PackedTree = OrderedDict[frozenset[str], list[Tensor]]
 
@@ -154,6 +161,20 @@ def copy_programs(*programs: Any) -> tuple[Any, ...]:
     return copies
 
 
+def made_from(guide: Any) -> Any:
+    """The program that a guide was made from and runs itself, without handlers; None if it keeps none."""
+    kept: Any = getattr(guide, "__dict__", {}).get("_model")
+    kept = kept[0] if isinstance(kept, tuple) and kept else kept  # in a tuple it is no part of a module
+    return without_handlers(kept)
+
+
+def without_handlers(program: Any) -> Any:
+    """What handlers were wrapped around; of copies, too, which `poutine.unwrap` does not know any more."""
+    while isinstance(program, partial) and len(program.args) > 1:
+        program = program.args[1]
+    return program
+
+
 def frame(name: str, dim: int, size: int) -> CondIndepStackFrame:
     """The mark of a plate on a site."""
     return CondIndepStackFrame(name, dim, size, 0)
@@ -196,12 +217,9 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
     if not program._pyro_context.active or module is None or isinstance(module, PyroModule):
         return getattr(program, name)
     prefix = program._pyro_get_fullname(name)
-    local = pyro.nn.module._MODULE_LOCAL_PARAMS
-    if local and only_ours_listen():
-        for handler in _PYRO_STACK:
-            if hasattr(handler, "take_network"):
-                handler.take_network(prefix, module)
+    if _taken_whole(prefix, module):
         return module
+    local = pyro.nn.module._MODULE_LOCAL_PARAMS
     for inner, parameter in module.named_parameters():
         full = f"{prefix}.{inner}"
         if local:
@@ -209,6 +227,24 @@ def network(program: PyroModule, name: str) -> torch.nn.Module:
         else:
             pyro.param(full, parameter)
     return module
+
+
+def _taken_whole(prefix: str, module: torch.nn.Module) -> bool:
+    """Tell the handlers of all of a module's parameters at once, if all that listen can take it so; whether they do."""
+    if not (pyro.nn.module._MODULE_LOCAL_PARAMS and only_ours_listen()):
+        return False
+    for handler in _PYRO_STACK:
+        if hasattr(handler, "take_network"):
+            handler.take_network(prefix, module)
+    return True
+
+
+def leaves(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
+    """What an optimizer may write to, by the names of the messages that the module's parameters would send."""
+    named = {f"{prefix}.{name}" if prefix else name: tensor for name, tensor in module.named_parameters()}
+    if isinstance(module, PyroModule):
+        named = {name.removesuffix("_unconstrained"): tensor for name, tensor in named.items()}
+    return {name: tensor for name, tensor in named.items() if tensor.requires_grad}
 
 
 def only_ours_listen() -> bool:
@@ -265,18 +301,19 @@ def enclosing(handler: Messenger) -> list[Messenger]:
 
 def sample_listeners() -> list[Messenger]:
     """The handlers in place, outermost first, that see sample sites."""
-    return [frame for frame in _PYRO_STACK if _hears_samples(type(frame))]
+    return [frame for frame in _PYRO_STACK if _hears_samples(frame.__class__)]
 
 
-def _hears_samples(kind: type[Messenger]) -> bool:
+@cache
+def _hears_samples(kind: Any) -> bool:
     own = kind._process_message is Messenger._process_message
     own = own and kind._postprocess_message is Messenger._postprocess_message
     return not own or hasattr(kind, "_pyro_sample") or hasattr(kind, "_pyro_post_sample")
 
 
-def inside_of(module: pyro.nn.PyroModule) -> Any:
-    """A context in which reading the module's parameters sends their messages, as a call of the module does."""
-    return module._pyro_context
+def reading(module: pyro.nn.PyroModule) -> Any:
+    """A context in which reading the module's parameters tells the handlers, as a call of the module does."""
+    return nullcontext() if _taken_whole("", module) else module._pyro_context
 
 
 @contextmanager

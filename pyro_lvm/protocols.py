@@ -25,6 +25,7 @@ Guide = Callable[..., Any]
 A method `means()`, if there is one, returns the exact mean of every site; else draws are averaged. A guide that
 searches for the laws of the rows at hand has `settle(*args, **kwargs)`, which returns a guide for these rows, taken as
 new, that does not search again; it learns which rows those of a step are from `handlers.rows.rows_at_hand()`.
+One that a single inference trains names it in an attribute `trained_by`.
 """
 
 

@@ -127,3 +127,58 @@ def test_resume_goes_on_from_where_the_fit_stopped(folder, tmp_path):
     assert done.exit_code == 0, done.output
     before, after = lvm.load(folder / "VAE"), lvm.load(tmp_path / "more")
     assert len(after.history["loss"]) == len(before.history["loss"]) + 1
+
+
+def test_further_arrays_of_a_file_are_arguments_by_name(tmp_path):
+    x = DIGITS[:60, :16].numpy()
+    covariates = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=x, covariates=covariates)
+    options = ("--set", "latent_dim=2", "--set", "hidden=[4]", "--max-epochs", 2, "--no-progress")
+    done = run("fit", "VAE", "--data", tmp_path / "a.npz", *options, "--out", tmp_path / "fit")
+    assert done.exit_code == 0, done.output
+    fit = lvm.load(tmp_path / "fit")
+    assert fit.model.covariate_dim == 2
+    assert run("transform", tmp_path / "fit", "--data", tmp_path / "a.npz", "--out", tmp_path / "z.npy").exit_code == 0
+    np.testing.assert_allclose(np.load(tmp_path / "z.npy"), fit.transform({"x": x, "covariates": covariates}))
+    dropped = run("transform", tmp_path / "fit", "--data", tmp_path / "a.npz", "--drop", "covariates")
+    assert "expected covariates of shape (60, 2); got none" in dropped.output
+
+
+def test_further_arrays_are_known_values_or_refused(tmp_path):
+    x, labels = lvm.datasets.load("iris").x.numpy(), lvm.datasets.load("iris").labels.numpy()
+    options = ("--set", "num_components=3", "--max-epochs", 3)
+    np.savez(tmp_path / "known.npz", x=x, z=np.where(np.arange(150) % 2 == 0, labels, -1))
+    done = run("fit", "GaussianMixture", "--data", tmp_path / "known.npz", *options, "--out", tmp_path / "fit")
+    assert done.exit_code == 0, done.output
+    predicted = run("predict", tmp_path / "fit", "--data", tmp_path / "known.npz", "--out", tmp_path / "p.csv")
+    assert predicted.exit_code == 0
+    np.testing.assert_array_equal(pd.read_csv(tmp_path / "p.csv")["component"][::2], labels[::2])
+    np.savez(tmp_path / "counts.npz", x=x, n=np.arange(150.0) + 1)
+    counts = ("--data", tmp_path / "counts.npz", *options)
+    weighed = run("fit", "GaussianMixture", *counts, "--weights", "n", "--out", tmp_path / "w")
+    assert weighed.exit_code == 0, weighed.output
+    refused = run("fit", "GaussianMixture", *counts, "--out", tmp_path / "o")
+    assert refused.exit_code == 2
+    assert "got 'n'. Rename it, or leave it out." in refused.output
+
+
+def test_a_deep_belief_net_is_pretrained(folder, tmp_path):
+    data = ("--data", folder / "x.csv", "--set", "hidden=[4, 3]", "--no-progress", "--batch-size", 20)
+    x = np.loadtxt(folder / "x.csv", delimiter=",", dtype=np.float32)
+    done = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 3, "--max-epochs", 1, "--out", tmp_path / "net")
+    assert done.exit_code == 0, done.output
+    model = lvm.models.DeepBeliefNet((4, 3))
+    expected = lvm.greedy_pretrain(model, x, seed=0, max_epochs=3, batch_size=20, progress=False)
+    expected.resume(x, max_epochs=1, batch_size=20, progress=False)
+    found = lvm.load(tmp_path / "net").params
+    for name, value in expected.params.items():
+        np.testing.assert_array_equal(found[name], value)
+    plain = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 0, "--max-epochs", 1, "--out", tmp_path / "plain")
+    assert plain.exit_code == 0, plain.output
+    untrained = lvm.fit(model, x, seed=0, max_epochs=1, batch_size=20, progress=False)
+    weight = lvm.load(tmp_path / "plain").params["decoder.0.weight"]
+    np.testing.assert_array_equal(weight, untrained.params["decoder.0.weight"])
+    several = run("fit", "DeepBeliefNet", *data, "--restarts", 2, "--out", tmp_path / "o")
+    assert "--restarts: expected 1 with layers that are pretrained; got 2" in several.output
+    other = run("fit", "VAE", "--data", folder / "x.csv", "--set", "latent_dim=2", "--pretrain-epochs", 3, "--out", "o")
+    assert "--pretrain-epochs: expected a model of layers, as DeepBeliefNet; got VAE" in other.output

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 
@@ -190,7 +191,7 @@ def test_parameters_read_inside_of_a_module_send_messages():
     with pyro.poutine.trace(param_only=True) as tracer:
         module.w.exp()
         assert "w" not in tracer.trace
-        with _pyro.inside_of(module):
+        with _pyro.reading(module):
             module.w.exp()
     assert "w" in tracer.trace
 
@@ -203,3 +204,27 @@ def test_constrained_values_need_no_run():
         assert _pyro.constrained_values(module)["part.w"] == pytest.approx(2.0)
     assert not seen.found
     assert _pyro.constrained_values(print) == {}
+
+
+def test_autoguides_name_what_they_draw_for_a_site_alone():
+    def model():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("w", dist.Gamma(2.0, 1.0))
+
+    alone, together = (kind(model) for kind in (autoguide.AutoNormal, autoguide.AutoMultivariateNormal))
+    for guide, drawn in ((alone, {"z" + _pyro.DRAWN_ALONE, "w" + _pyro.DRAWN_ALONE}), (together, None)):
+        sites = pyro.poutine.trace(guide).get_trace().nodes.values()
+        auxiliary = {s["name"] for s in sites if s["type"] == "sample" and s["infer"].get("is_auxiliary")}
+        assert auxiliary == drawn if drawn else len(auxiliary) == 1
+        assert all(type(s["fn"]) is dist.Delta for s in sites if s["name"] in ("z", "w"))
+
+
+def test_what_handlers_were_wrapped_around():
+    module = PyroModule()
+    guide = autoguide.AutoNormal(pyro.poutine.block(pyro.infer.config_enumerate(module)))
+    assert _pyro.made_from(guide) is module
+    assert _pyro.without_handlers(module) is module
+    copied, twin = _pyro.copy_programs(module, guide)
+    assert copied is not module
+    assert _pyro.made_from(twin) is copied
+    assert _pyro.made_from(print) is None

@@ -36,7 +36,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DataOption = Annotated[str, typer.Option("--data", help="A .csv, .npy, .npz or .parquet file, or e.g. 'faithful'.")]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data", help="A .csv, .npy, .parquet or .npz file (x, and further arguments by name), or e.g. 'faithful'."
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="A folder written by `pyro-lvm fit`.")]
 WeightsOption = Annotated[
     str | None, typer.Option("--weights", metavar="COLUMN", help="The column that says how often each row counts.")

@@ -12,7 +12,7 @@ import pandas as pd
 import typer
 from numpy.typing import NDArray
 
-from pyro_lvm.datasets.tables import read_table
+from pyro_lvm.datasets.tables import read_arrays, read_table
 
 __all__ = ["Table", "write", "write_arrays"]
 
@@ -23,13 +23,13 @@ class Table:
 
     Attributes:
         x: The columns that the model describes.
-        taken: Columns taken out of the table, by argument.
+        taken: Columns taken out of the table, by argument, and what else its file holds, by name.
         sequences: Where the rows of each sequence are, in their order; None if the table is one series, or no series.
         key: The column that says which sequence a row belongs to.
     """
 
     x: pd.DataFrame
-    taken: dict[str, pd.Series] = field(default_factory=dict)
+    taken: dict[str, Any] = field(default_factory=dict)
     sequences: list[NDArray[np.int64]] | None = None
     key: pd.Series | None = None
 
@@ -37,28 +37,32 @@ class Table:
     def read(
         cls, source: str, drop: Sequence[str] | None = None, sequence: str | None = None, **columns: str | None
     ) -> Table:
-        """Read a file.
+        """Read a file; arrays of a .npz file besides `x` are further arguments, or known values of sites, by name.
 
         Args:
             source: A file's path, or the name of an embedded data set.
-            drop: Columns to leave out.
+            drop: Columns or arrays to leave out.
             sequence: The column whose values tell sequences apart.
-            columns: The column for each argument that is not `x`.
+            columns: The column, or the array of one axis, for each argument that is not `x`.
 
         Raises:
             ValueError: There is no such column.
         """
         x = read_table(source, keys=[*(drop or []), *([] if sequence is None else [sequence])])
-        taken: dict[str, pd.Series] = {}
+        arrays: dict[str, Any] = read_arrays(source)
+        taken: dict[str, Any] = {}
         for argument, column in [*columns.items(), *((None, c) for c in drop or []), ("sequence", sequence)]:
             if column is None:
                 continue
-            if column not in x.columns:
-                raise ValueError(f"data: expected a column out of {', '.join(map(str, x.columns))}; got '{column}'.")
-            values = x.pop(column)
+            if column not in x.columns and column not in arrays:
+                names = ", ".join(map(str, [*x.columns, *arrays]))
+                raise ValueError(f"data: expected a column out of {names}; got '{column}'.")
+            values = x.pop(column) if column in x.columns else arrays.pop(column)
+            values = pd.Series(values) if argument is not None and np.ndim(values) == 1 else values
             if argument is not None:
                 taken[argument] = values
         key = taken.pop("sequence", None)
+        taken = {**arrays, **taken}
         if key is None:
             return cls(x, taken)
         if key.isna().any():
@@ -77,10 +81,10 @@ class Table:
             return {"x": self.x, **self.taken}
         arguments: dict[str, Any] = {"x": [self.x.iloc[rows] for rows in self.sequences]}
         for name, values in self.taken.items():
-            parts = [values.iloc[rows] for rows in self.sequences]
             if name != "sample_weights":
-                arguments[name] = [part.to_numpy() for part in parts]
+                arguments[name] = [np.asarray(values)[rows] for rows in self.sequences]
                 continue
+            parts = [pd.Series(values).iloc[rows] for rows in self.sequences]
             odd = next((i for i, part in enumerate(parts) if part.nunique() > 1), None)
             if odd is not None:
                 raise ValueError(f"data: expected one weight for each sequence; got several in sequence {odd}.")

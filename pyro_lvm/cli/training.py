@@ -83,31 +83,41 @@ def fit(
     restarts: Annotated[int, typer.Option(help="Independent starts, of which the best is kept.")] = 1,
     max_epochs: EpochsOption = None,
     batch_size: BatchOption = None,
+    pretrain_epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Passes over the data for each layer of a deep belief net, before all are trained together: 30 by "
+            "default, 0 to start from random layers."
+        ),
+    ] = None,
     progress: ProgressOption = True,
 ) -> None:
-    """Fit a model to a table and save the fit."""
+    """Fit a model to a table and save the fit; a deep belief net is pretrained layer by layer."""
     import pyro_lvm as lvm
 
     entry = _entry(model)
-    known = Table.read(data, drop, sequence, sample_weights=weights, z=labels).arguments
-    rows = {name: values for name, values in known.items() if name != "z"}
+    rows = Table.read(data, drop, sequence, sample_weights=weights, z=labels).arguments
     options = (
         {"priors": True}
         if inference in ("coordinate-ascent", "svi", "mcmc") and "priors" in inspect.signature(entry.model).parameters
         else {}
     )
     options.update(_settings(entry.model, settings or []))
-    result = lvm.fit(
-        entry.model(**options),
-        known,
-        guide=guide,
-        inference=inference,
-        seed=seed,
-        restarts=restarts,
-        max_epochs=max_epochs,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    made = entry.model(**options)
+    layered = hasattr(made, "machine")
+    if pretrain_epochs is not None and not layered:
+        raise ValueError(f"--pretrain-epochs: expected a model of layers, as DeepBeliefNet; got {model}. Leave it out.")
+    common: dict[str, Any] = {"batch_size": batch_size, "max_epochs": max_epochs, "progress": progress}
+    if layered and pretrain_epochs != 0:
+        if restarts != 1:
+            raise ValueError(f"--restarts: expected 1 with layers that are pretrained; got {restarts}. Try seeds.")
+        given: dict[str, Any] = {"max_epochs": pretrain_epochs, "batch_size": batch_size}
+        given = {name: value for name, value in given.items() if value is not None}
+        alone = _unlabelled(made, rows)
+        result = lvm.greedy_pretrain(made, alone, guide, inference, seed=seed, progress=progress, **given)
+        result.resume(rows, **common)
+    else:
+        result = lvm.fit(made, rows, guide=guide, inference=inference, seed=seed, restarts=restarts, **common)
     _keep(result, rows, out)
 
 
@@ -133,9 +143,17 @@ def resume(
 
 def _keep(result: Any, rows: Any, out: Path) -> None:
     result.save(out)
-    evidence = result.evidence(rows)
+    evidence = result.evidence(_unlabelled(result.model, rows))
     typer.echo(f"{result}")
     typer.echo(f"log-likelihood {evidence.total:.4f} nats over {counted(result, evidence)}; saved to {out}")
+
+
+def _unlabelled(model: Any, rows: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a model without known values of its sites."""
+    from pyro_lvm.training.labels import labels_of
+
+    known = labels_of(model, rows)
+    return {name: values for name, values in rows.items() if name not in known}
 
 
 def _entry(name: str) -> Any:

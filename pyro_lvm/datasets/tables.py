@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyro_lvm.datasets import NAMES, load
 
-__all__ = ["read_table"]
+__all__ = ["read_arrays", "read_table"]
 
 MISSING = ("", "na", "n/a", "#n/a", "<na>", "null", "none")
 UNREADABLE = (csv.Error, zipfile.BadZipFile, zlib.error, pd.errors.ParserError)
@@ -44,9 +45,33 @@ def read_table(source: str, keys: Collection[str] = ()) -> pd.DataFrame:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"data: expected a file ending in {', '.join(readers)}; got '{path.name}'.")
-    try:
+    with _in_one_sentence(source):
         table = reader(path)
         _check(table.drop(columns=[name for name in keys if name in table]) if len(keys) else table)
+    return table
+
+
+def read_arrays(source: str) -> dict[str, NDArray[Any]]:
+    """What a .npz file holds besides its table, by name; nothing for any other file.
+
+    Args:
+        source: A file's path.
+
+    Raises:
+        ValueError: An array cannot be read.
+    """
+    path = Path(source)
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        return {}
+    with _in_one_sentence(source), np.load(path, allow_pickle=False) as loaded:
+        names = list(loaded)
+        return {name: loaded[name] for name in names if name != _table_of(names)}
+
+
+@contextmanager
+def _in_one_sentence(source: str) -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise ValueError(
             "data: expected pyarrow, which reads .parquet files; it is not installed. "
@@ -55,7 +80,6 @@ def read_table(source: str, keys: Collection[str] = ()) -> pd.DataFrame:
     except (*UNREADABLE, ValueError, OSError, KeyError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"data: '{source}' is not a table of numbers that can be read ({reason}).") from error
-    return table
 
 
 def _check(table: pd.DataFrame) -> None:
@@ -97,7 +121,7 @@ def _numpy(path: Path) -> pd.DataFrame:
         if isinstance(loaded, np.ndarray):
             return _rows(loaded)
         names = list(loaded)
-        name = "x" if "x" in names else names[0] if len(names) == 1 else None
+        name = _table_of(names)
         if name is None:
             held = ", ".join(names) or "no array"
             raise ValueError(f"it holds {held}; name the array to use 'x'")
@@ -105,6 +129,11 @@ def _numpy(path: Path) -> pd.DataFrame:
         if not isinstance(member, np.ndarray):
             raise ValueError(f"{name} is no array")
         return _rows(member)
+
+
+def _table_of(names: list[str]) -> str | None:
+    """The array that is the table."""
+    return "x" if "x" in names else names[0] if len(names) == 1 else None
 
 
 def _rows(array: NDArray[Any]) -> pd.DataFrame:

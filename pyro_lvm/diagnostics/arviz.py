@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
@@ -160,7 +159,7 @@ def _importance_ratios(fit: Fit, arguments: Arguments, likelihood: Tensor) -> ND
     with fit.scope(), torch.no_grad(), torch.random.fork_rng(), _pyro.validation(False), fitting_threads(0):
         for s in range(likelihood.shape[1]):
             given = {name: values[0, s] for name, values in fit.draws.items()}
-            trace = structure(poutine.condition(fit.program, given), arguments.args, arguments.kwargs, fresh=False)
+            trace = structure(fit.program_at(given), arguments.args, arguments.kwargs, fresh=False)
             priors.append(torch.as_tensor(trace.log_prob_sum(lambda name, _: name in fit.draws)))
     log_joint = likelihood[0].double().sum(-1) + torch.stack(priors).double()
     return _numpy(log_joint - fit.guide_log_density.double())

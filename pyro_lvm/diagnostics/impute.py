@@ -85,7 +85,7 @@ def _means(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]], calle
     with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(x.numel()):
         depth = nesting(fit, arguments)
         for given in draws:
-            model = poutine.condition(fit.program, given)
+            model = fit.program_at(given)
             factors = {name: f for name, f in _weighed(model, depth, arguments, hidden).items() if name not in given}
             for factor in _observed(factors, x, caller, several=isinstance(fit.model, LatentVariableModel)):
                 found = _average(factor, depth)

@@ -10,7 +10,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
@@ -66,7 +65,7 @@ def _laws(fit: Fit, arguments: Arguments, given: dict[str, Tensor]) -> list[tupl
     """The name of the latent variable, the law, and the value that it observes."""
     arguments = arguments.unweighted()
     with fit.scope(), torch.no_grad(), _pyro.validation(False):
-        trace = _pyro.plain_trace(poutine.condition(fit.program, given), arguments.args, arguments.kwargs)
+        trace = _pyro.plain_trace(fit.program_at(given), arguments.args, arguments.kwargs)
     laws = [(name, innermost(site["fn"]), site["value"]) for name, site in trace.nodes.items() if "fn" in site]
     laws = [(name, law, value) for name, law, value in laws if trace.nodes[name]["is_observed"]]
     laws = [(name, law, value) for name, law, value in laws if getattr(law, "summed_out", "")]

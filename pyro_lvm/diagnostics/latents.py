@@ -51,7 +51,7 @@ def draw_responsibilities(
     with fit.scope(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         depth = nesting(fit, arguments)
         for given in draws:
-            model = poutine.condition(fit.program, given)
+            model = fit.program_at(given)
             with possible_rows(fit, arguments):
                 marginals = expect(model, depth, arguments.args, arguments.kwargs).marginals()
             if not marginals:
@@ -145,7 +145,7 @@ def _discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor], temperat
     arguments = arguments.unweighted()
     with fit.scope(), _pyro.validation(False), _pyro.exact_log_sums(), torch.no_grad(), possible_rows(fit, arguments):
         depth = nesting(fit, arguments)
-        model = config_enumerate(poutine.condition(fit.program, given))
+        model = config_enumerate(fit.program_at(given))
         decoded = infer_discrete(model, first_available_dim=-1 - depth, temperature=temperature)
         trace = poutine.trace(decoded).get_trace(*arguments.args, **arguments.kwargs)
     return {
@@ -198,7 +198,7 @@ def _drawn_by_guide(fit: Fit, arguments: Arguments, count: int) -> dict[str, Ten
 def _unknown_discrete(fit: Fit, arguments: Arguments, given: dict[str, Tensor]) -> bool:
     """Whether the model has discrete sites beyond those given."""
     with fit.scope(), torch.no_grad(), _pyro.validation(False):
-        trace = _pyro.plain_trace(poutine.condition(fit.program, given), arguments.args, arguments.kwargs)
+        trace = _pyro.plain_trace(fit.program_at(given), arguments.args, arguments.kwargs)
     return any(trace.nodes[name]["fn"].has_enumerate_support for name in trace.stochastic_nodes)
 
 

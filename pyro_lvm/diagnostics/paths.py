@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
@@ -179,7 +178,7 @@ class _One:
 
 
 def _run(fit: Fit, arguments: Arguments, given: dict[str, Tensor], depth: int) -> dict[str, _One]:
-    model = poutine.condition(fit.program, given)
+    model = fit.program_at(given)
     trace, factors = trace_factors(model, depth, arguments.args, arguments.kwargs)
     mixed = any(factor.enumerated for factor in factors.values())
     if mixed:

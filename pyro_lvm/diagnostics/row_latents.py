@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.distributions.partly_known import PartlyKnown
 from pyro_lvm.handlers.rows import settled
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.m_step import innermost
@@ -96,7 +96,7 @@ def row_guide(fit: Fit, arguments: Arguments) -> Callable | None:
     """The guide, having searched for the laws of these rows if it is one that does."""
     arguments = arguments.unweighted()  # what a row is does not depend on how often it counts
     with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
-        return fit.guide and settled(fit.guide, arguments.args, arguments.kwargs)
+        return fit.labelled_guide and settled(fit.labelled_guide, arguments.args, arguments.kwargs)
 
 
 def row_draws(fit: Fit, guide: Callable | None, arguments: Arguments) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ def _run(fit: Fit, guide: Callable | None, arguments: Arguments) -> dict[str, An
 
 def _mean(site: Any) -> Tensor:
     try:
-        return site["fn"].mean.expand(site["value"].shape)
+        return site["fn"].mean.detach().expand(site["value"].shape)
     except NotImplementedError:
         return site["value"].to(torch.get_default_dtype()) if not site["value"].is_floating_point() else site["value"]
 
@@ -125,14 +125,22 @@ def _states(site: Any) -> Tensor | None:
     law = innermost(site["fn"])
     if not law.has_enumerate_support:
         return None
-    table = law.log_prob(law.enumerate_support(expand=False)).exp().movedim(0, -1)
-    return table.expand(*site["value"].shape[: site["value"].dim() - law.event_dim], table.shape[-1])
+    states = law.enumerate_support(expand=False)
+    table = law.log_prob(states).exp().movedim(0, -1)
+    table = table.expand(*site["value"].shape[: site["value"].dim() - law.event_dim], table.shape[-1])
+    if not isinstance(site["fn"], PartlyKnown):
+        return table
+    known = site["fn"].known
+    same = states == site["value"]
+    same = same.flatten(-law.event_dim).all(-1) if law.event_dim else same
+    given = same.movedim(0, -1).to(table)
+    return torch.where(known.reshape(known.shape + (1,) * (table.dim() - known.dim())), given, table)
 
 
 def _left(fit: Fit, arguments: Arguments, known: dict[str, Tensor]) -> dict[str, Tensor]:
     """Posteriors of the discrete sites that the guide leaves to be summed out, given all others."""
     arguments = arguments.unweighted()
-    model = poutine.condition(fit.program, known)
+    model = fit.program_at(known)
     with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
         trace = _pyro.plain_trace(model, arguments.args, arguments.kwargs)
         if not any(trace.nodes[name]["fn"].has_enumerate_support for name in trace.stochastic_nodes):

@@ -16,6 +16,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_lvm.ops.whole_number import whole_number
+
 __all__ = ["EXACT_UNITS", "EnergyDistribution", "energy_law", "give_gradients"]
 
 # States of so many units are summed over: about a million.
@@ -51,10 +53,8 @@ class EnergyDistribution(TorchDistribution):
         sample_steps: int = 1000,
         validate_args: bool | None = None,
     ) -> None:
-        if sample_steps < 1:
-            raise ValueError(f"{type(self).__name__}: expected sample_steps >= 1; got {sample_steps}.")
         self.given_log_normalizer = log_normalizer
-        self.sample_steps = sample_steps
+        self.sample_steps = whole_number(type(self).__name__, "sample_steps", sample_steps)
         self.parameter_shape = batch_shape
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 

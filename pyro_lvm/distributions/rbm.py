@@ -20,6 +20,8 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from pyro_lvm.distributions.energy import EXACT_UNITS, EnergyDistribution, give_gradients
+from pyro_lvm.ops.softplus_sums import softplus_sums
+from pyro_lvm.ops.zeros_and_ones import zeros_and_ones
 
 __all__ = ["RBM"]
 
@@ -193,11 +195,11 @@ class RBM(EnergyDistribution):
             factor[len(rows) :] *= -len(rows) / len(values)
             field = torch.addmm(self.hidden_bias, seen, self.weight)
             probs = field.sigmoid()
-            state = _draw(probs[len(rows) :])
+            state = zeros_and_ones(probs[len(rows) :])
             of_visible, of_offset = -(seen.mT @ factor), field.mT @ factor
             loss = (
                 of_visible @ self.visible_bias
-                - factor @ softplus(field).sum(-1)
+                - factor @ softplus_sums(field, probs)
                 + (of_offset * self.hidden_offset).sum()
             )
             signal = (self.hidden_offset - probs).mul_(factor.unsqueeze(-1))
@@ -333,12 +335,7 @@ def _affine(bias: Tensor, value: Tensor, weight: Tensor) -> Tensor:
 
 def _bernoulli(logits: Tensor) -> Tensor:
     """Zeros and ones of the type of their log-odds."""
-    return _draw(logits.sigmoid())
-
-
-def _draw(probs: Tensor) -> Tensor:
-    """Ones with some probabilities, zeros else, of their type."""
-    return torch.rand_like(probs).lt_(probs)  # a conversion from bool would take as long as the draw
+    return zeros_and_ones(logits.sigmoid())
 
 
 def _bits(index: Tensor, count: int) -> Tensor:

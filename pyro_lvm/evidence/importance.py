@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
@@ -85,8 +84,10 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     bad = sum(shape > UNRELIABLE for shape in shapes)
     if bad > MANY * len(shapes):
         warnings.warn(
-            f"evidence: {bad} of {len(shapes)} rows have a Pareto k-hat above {UNRELIABLE}, so their values are "
-            "unreliable and probably too low. Raise num_samples, or use a richer guide.",
+            f"evidence: the guide's samples miss much of the posterior of {bad} of {len(shapes)} rows, which have a "
+            f"Pareto k-hat above {UNRELIABLE}: their log-likelihoods are unreliable and probably too low. Ask for more "
+            f"samples, fit.evidence(x, num_samples={10 * num_samples}); if that does not help, train longer, or fit "
+            "with a richer guide, as 'inverse-autoregressive' or 'semi-amortized' in place of 'amortized'.",
             UserWarning,
             stacklevel=2,
         )
@@ -128,12 +129,13 @@ def _log_ratios(fit: Fit, arguments: Arguments, num_samples: int, at_most: int |
 
 def _settled_guide(fit: Fit, arguments: Arguments) -> Callable:
     """The guide, having searched for the laws of these rows if it is one that does."""
-    if fit.guide is None:
+    guide = fit.labelled_guide
+    if guide is None:
         raise ValueError(
             "evidence: expected a fit with a guide, to draw samples from; got none. Fit with inference='svi'."
         )
     with _at_work(fit, arguments):
-        return settled(fit.guide, arguments.args, arguments.kwargs)
+        return settled(guide, arguments.args, arguments.kwargs)
 
 
 def _samples(
@@ -199,6 +201,6 @@ def _one_pass(fit: Fit, guide: Callable, arguments: Arguments, depth: int) -> tu
         density += term.movedim(frame.dim, 0).reshape(count, -1).sum(-1)
         if not site["infer"].get("is_auxiliary"):
             values[name] = site["value"]
-    model = poutine.condition(fit.program, values)
+    model = fit.program_at(values)
     joint = row_log_likelihood(model, depth, arguments.args, arguments.kwargs, given=shared, plate=fit.plate)
     return joint.double() - density, {**shared, **values}

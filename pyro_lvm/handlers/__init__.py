@@ -4,6 +4,7 @@ from pyro_lvm.handlers.baseline import baseline
 from pyro_lvm.handlers.clamp import clamp
 from pyro_lvm.handlers.dream import dream
 from pyro_lvm.handlers.hide_enumerated import hide_enumerated
+from pyro_lvm.handlers.inform import inform
 from pyro_lvm.handlers.minibatch import minibatch
 from pyro_lvm.handlers.negative_phase import negative_phase
 from pyro_lvm.handlers.normalized import normalized
@@ -16,6 +17,7 @@ __all__ = [
     "clamp",
     "dream",
     "hide_enumerated",
+    "inform",
     "minibatch",
     "negative_phase",
     "normalized",

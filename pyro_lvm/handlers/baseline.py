@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pyro_lvm import _pyro
 from pyro_lvm.nn.baselines import Average, Baseline, Constant, Network, SelfCritic
+from pyro_lvm.ops.real_number import real_number
 
 __all__ = ["baseline"]
 
@@ -78,8 +79,13 @@ def baseline(
     """
     if kind not in KINDS:
         raise ValueError(f"baseline: expected kind to be one of {', '.join(KINDS)}; got {kind!r}.")
-    if not 0 <= decay < 1:
-        raise ValueError(f"baseline: expected 0 <= decay < 1; got {decay}.")
+    decay = real_number("baseline", "decay", decay, "in [0, 1)")
+    if not callable(guide) or isinstance(guide, type):
+        what = f"the class {guide.__name__}" if isinstance(guide, type) else repr(guide)
+        raise TypeError(
+            f"baseline: expected guide to be a Pyro program, made already; got {what}. "
+            "Pass one, as lvm.guides.RecognitionNet(model)."
+        )
     if network is not None and kind != "network":
         raise ValueError(f"baseline: expected a network only for kind='network'; got one for {kind!r}. Leave it out.")
     if (kind == "self-critic") != (model is not None):

@@ -17,14 +17,11 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_lvm.distributions.partly_known import LOG_ZERO
 from pyro_lvm.handlers.hidden_states import clamped_states, states_of
 from pyro_lvm.ops.plain_error import PlainError
 
-__all__ = ["clamp"]
-
-# A log-probability of zero that stays finite: sums of it absorb every log-density, their exponential is exactly 0, and
-# unlike -inf it has no way to become NaN where all terms of a log-sum-exp are impossible.
-LOG_ZERO = -1e30
+__all__ = ["check_known", "clamp"]
 
 
 class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
@@ -43,7 +40,8 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
     A known value that the rest of a row makes impossible shows as a log-likelihood near -1e30, or of minus infinity
     where it is a path of probability zero.
 
-    As a context, enter it around a run of the model, not of a guide.
+    As a context, enter it around a run of the model, not of a guide: a guide that draws the site too is told by
+    `handlers.inform`, and then the model needs no clamp.
 
     Args:
         model: The program to wrap; leave out to use the handler as a context.
@@ -133,9 +131,7 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         if msg["is_observed"]:
             raise PlainError(f"clamp: expected latent sites; '{name}' is observed by the program. Leave it out.")
         given, known = self.values[name], self.known(name, fn)
-        _check_shapes(msg, given, known)
-        if getattr(fn, "_validate_args", True):
-            _check_values(msg, given, known)
+        check_known(msg, given, known)
         if known is None and not msg["done"]:
             msg["value"] = _typed(given, fn).expand(_plates(msg) + fn.event_shape)
             msg["is_observed"] = True
@@ -187,6 +183,13 @@ def _typed(given: Tensor, fn: Any) -> Tensor:
     if fn.has_enumerate_support:
         return given.to(fn.enumerate_support(expand=False).dtype)
     return given if given.is_floating_point() else given.to(torch.get_default_dtype())
+
+
+def check_known(msg: Any, given: Tensor, known: Tensor | None) -> None:
+    """Raise a ValueError unless known values fit a site, also in their range if that is checked at all."""
+    _check_shapes(msg, given, known)
+    if getattr(msg["fn"], "_validate_args", True):
+        _check_values(msg, given, known)
 
 
 def _check_shapes(msg: Any, given: Tensor, known: Tensor | None) -> None:

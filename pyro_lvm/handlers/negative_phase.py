@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.distributions.energy import EnergyDistribution, energy_law
+from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["negative_phase"]
 
@@ -77,14 +78,13 @@ class negative_phase(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         chains: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if num_steps < 1:
-            raise ValueError(f"negative_phase: expected num_steps >= 1; got {num_steps}.")
-        if num_chains is not None and (num_chains < 1 or not persistent):
+        self.num_steps = whole_number("negative_phase", "num_steps", num_steps)
+        num_chains = None if num_chains is None else whole_number("negative_phase", "num_chains", num_chains)
+        if num_chains is not None and not persistent:
             raise ValueError(
-                f"negative_phase: expected num_chains >= 1 with persistent=True, or none; got {num_chains} with "
+                f"negative_phase: expected num_chains with persistent=True, or none; got {num_chains} with "
                 f"persistent={persistent}. Chains that do not persist are one a row."
             )
-        self.num_steps = num_steps
         self.persistent = persistent
         self.num_chains = num_chains
         self.chains = {} if chains is None else chains

@@ -23,12 +23,14 @@ from pyro_lvm.distributions.energy import energy_law
 from pyro_lvm.handlers.minibatch import minibatch
 from pyro_lvm.handlers.negative_phase import negative_phase
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.infer.objective import check_objective
 from pyro_lvm.infer.structure import structure
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 
 __all__ = ["ContrastiveDivergence"]
 
 
-class ContrastiveDivergence(ELBO):
+class ContrastiveDivergence(ELBO, ConstructorRepr):
     r"""The loss of a base ELBO, its energy-based sites normalised by `negative_phase`.
 
     Energy distributions may stand anywhere in the program, under plates, subsampling, scales and masks: as observed
@@ -75,10 +77,11 @@ class ContrastiveDivergence(ELBO):
         base: Any = None,
     ) -> None:
         super().__init__()
-        negative_phase(num_steps=num_steps, persistent=persistent, num_chains=num_chains)  # checks them
-        self.num_steps = num_steps
+        check_objective("ContrastiveDivergence", "base", base)
+        checked = negative_phase(num_steps=num_steps, persistent=persistent, num_chains=num_chains)
+        self.num_steps = checked.num_steps
         self.persistent = persistent
-        self.num_chains = num_chains
+        self.num_chains = checked.num_chains
         self.base = base
         self._base = Trace_ELBO() if base is None else base
         self.chains: dict[str, Tensor] = {}
@@ -130,7 +133,7 @@ class ContrastiveDivergence(ELBO):
             if not isinstance(handler, minibatch):
                 return None
             scale *= handler.total / len(args[0])
-        with _pyro.inside_of(model):
+        with _pyro.reading(model):
             law = model.law()
         state = chains.get(site)
         if self.persistent and state is None:

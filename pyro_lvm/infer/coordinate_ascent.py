@@ -34,11 +34,12 @@ from pyro_lvm.infer.plan import ParameterPlan, Plan
 from pyro_lvm.infer.row_pass import Memory
 from pyro_lvm.infer.seeding import reseed
 from pyro_lvm.infer.structure import plate_nesting, structure
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 
 __all__ = ["CoordinateAscent"]
 
 
-class CoordinateAscent:
+class CoordinateAscent(ConstructorRepr):
     r"""Coordinate ascent on the evidence lower bound, every update in closed form.
 
     Needs a program whose parameters are sample sites with conjugate priors and whose other latent sites are enumerable.

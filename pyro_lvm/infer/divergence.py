@@ -20,6 +20,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints, kl_divergence
 
+from pyro_lvm.distributions.partly_known import PartlyKnown
 from pyro_lvm.infer.structure import structure
 
 __all__ = ["divergence_at", "has_closed_divergence"]
@@ -59,6 +60,9 @@ def divergence_at(q: Any, p: Any, value: Tensor) -> Tensor | None:
     Returns:
         None if there is no closed form.
     """
+    if isinstance(q, PartlyKnown):
+        elsewhere = divergence_at(q.base_dist, p, q.behind(value))
+        return None if elsewhere is None else q.divergence(p, elsewhere, value)
     if isinstance(q, TransformedDistribution):
         return _bent(q, p, value)
     try:

@@ -17,7 +17,8 @@ def dreamt_arguments(
     """Arguments with every observation replaced by what was dreamed; all others stay as they are.
 
     An observation is found by identity: it is the value of an observed site. Where a plate has picked rows of it, those
-    rows are replaced.
+    rows are replaced. A tensor by the name of a site that was dreamed holds known values of that site, of which a dream
+    has none: it is left out.
 
     Args:
         dreamed: A trace of `handlers.dream(model)` on the arguments.
@@ -40,7 +41,9 @@ def dreamt_arguments(
                 f"WakeSleep: expected the value that the model observes at site '{name}' to be one of its arguments, "
                 "through which dreams reach the guide; it is none. Pass it as an argument, and observe it unchanged."
             )
-    return tuple(values[i] for i in range(len(args))), {name: values[name] for name in kwargs}
+    known = {name for name in dreamed.stochastic_nodes if not dreamed.nodes[name]["infer"].get("was_observed")}
+    own = {n: values[n] for n, value in kwargs.items() if n not in known or not isinstance(value, Tensor)}
+    return tuple(values[i] for i in range(len(args))), own
 
 
 def _put_rows(values: dict[Any, Any], dreamed: poutine.Trace, site: Any) -> bool:

@@ -30,11 +30,14 @@ from pyro_lvm.infer.row_pass import Memory
 from pyro_lvm.infer.seeding import reseed
 from pyro_lvm.infer.squarem import extrapolate, put
 from pyro_lvm.infer.structure import plate_nesting
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
+from pyro_lvm.ops.real_number import real_number
+from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["EM"]
 
 
-class EM:
+class EM(ConstructorRepr):
     r"""Exact EM: posterior of all discrete sites by enumeration, closed-form M-steps wherever they exist.
 
     Each call of `step` finds the posterior :math:`p(z \mid x, \theta)` and moves :math:`\theta` to a maximum (or, for
@@ -117,8 +120,6 @@ class EM:
         acceleration: str | None = None,
         annealing: Sequence[float] = (),
     ) -> None:
-        if not variance_floor >= 0:
-            raise ValueError(f"EM: expected variance_floor >= 0; got {variance_floor}.")
         if decay is not None and not 0.5 < decay <= 1:
             raise ValueError(f"EM: expected 0.5 < decay <= 1, or None for full batches; got {decay}.")
         if acceleration not in (None, "squarem"):
@@ -130,15 +131,14 @@ class EM:
         self.model = model
         self.guide = guide
         self.max_plate_nesting = max_plate_nesting
-        self.variance_floor = variance_floor
-        self.gradient_steps = gradient_steps
+        self.variance_floor = real_number("EM", "variance_floor", variance_floor, ">= 0")
+        self.gradient_steps = whole_number("EM", "gradient_steps", gradient_steps)
         self.optimizer = optimizer
         self.own = () if optimizer is None else ("optimizer",)
         self.decay = decay
         self.acceleration = acceleration
         self.annealing = tuple(annealing)
-        self.evaluations = 0
-        self._steps = 0
+        self.evaluations = self._steps = 0
         self._plan: Plan | None = None
         self._weights_wanted = True
         self._demoted: dict[str, str] = {}

@@ -27,7 +27,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.divergence import divergence_at, has_closed_divergence
+from pyro_lvm.infer.lean_sums import bernoulli_cost, normal_divergence
 from pyro_lvm.infer.structure import plate_nesting, structure
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["EvidenceBound", "is_reparameterised"]
@@ -35,7 +37,7 @@ __all__ = ["EvidenceBound", "is_reparameterised"]
 Sites = dict[str, Any]
 
 
-class EvidenceBound(ELBO):
+class EvidenceBound(ELBO, ConstructorRepr):
     """The evidence lower bound of reparameterised draws: the loss and gradients of Pyro's bounds in less time.
 
     With closed forms it equals `pyro.infer.TraceMeanField_ELBO`, without them `pyro.infer.Trace_ELBO`. Every program
@@ -86,8 +88,8 @@ class EvidenceBound(ELBO):
         """Minus the bound, nats; gradients are left in `.grad`, those of one run of the programs at a time."""
         self._prepare(model, guide, args, kwargs)
         total = 0.0
-        for sites in self._get_traces(model, guide, args, kwargs):
-            loss = self._part(*sites)
+        for ours, theirs in self._get_traces(model, guide, args, kwargs):
+            loss = self._part(ours, theirs, once=True)
             if loss.requires_grad:
                 loss.backward()
             total += loss.item()
@@ -112,9 +114,9 @@ class EvidenceBound(ELBO):
             model(*args, **kwargs)
         return scored.sites, drawn.sites
 
-    def _part(self, ours: Sites, theirs: Sites) -> Tensor:
-        """Minus what one run of the programs adds to the bound, nats."""
-        bound = _Sum()
+    def _part(self, ours: Sites, theirs: Sites, once: bool = False) -> Tensor:
+        """Minus what one run of the programs adds to the bound, nats; `once` if no second derivatives are wanted."""
+        loss = _Loss(once)
         for name, site in theirs.items():
             if not is_reparameterised(site):
                 raise ValueError(
@@ -122,37 +124,56 @@ class EvidenceBound(ELBO):
                     f"({type(site['fn']).__name__}) is not. Use another objective, as TraceGraph_ELBO."
                 )
             prior = ours.get(name)
-            divergence = _divergence(site, prior) if self._closed and prior is not None else None
-            if divergence is not None:
-                bound.add(-1, site, divergence)
-            else:
-                bound.add(-1, site)
+            if not (self._closed and prior is not None and loss.add_divergence(site, prior)):
+                loss.add_density(site, -1)
                 if prior is not None:
-                    bound.add(1, prior)
+                    loss.add_density(prior)
         for name, site in ours.items():
             if name not in theirs:
-                bound.add(1, site)
-        return bound.total(-1 / self.num_particles)
+                loss.add_density(site)
+        return loss.total(1 / self.num_particles)
 
 
-class _Sum:
-    """A sum of scaled and masked nats, with one multiplication for all that have the same number as their scale."""
+class _Loss:
+    """A sum of scaled and masked nats, with one multiplication for all that have the same number as their scale.
 
-    def __init__(self) -> None:
+    Args:
+        once: Whether it is to be differentiated only once, which takes less time.
+    """
+
+    def __init__(self, once: bool) -> None:
+        self.once = once
         self.by_scale: dict[float, Tensor] = {}
 
-    def add(self, sign: int, site: dict[str, Any], nats: Any = None) -> None:
-        """Add or take away nats of a site by batch, by default its log-density."""
-        scale, mask = site["scale"], site["mask"]
-        if mask is not None or isinstance(scale, Tensor):
-            nats = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]) if nats is None else nats
-            nats, scale = scale_and_mask(torch.as_tensor(nats), scale, mask), 1.0
-        total = _summed_density(site) if nats is None else nats.sum()
-        before = self.by_scale.get(scale)
-        if before is None:
-            self.by_scale[scale] = total if sign > 0 else -total
+    def add_density(self, site: dict[str, Any], sign: int = 1) -> None:
+        """Take away the log-density of a site, or add it with a sign of -1."""
+        if _is_plain(site):
+            cost = _summed_cost(site, self.once)
+            self._add(site["scale"], cost if sign > 0 else -cost)
         else:
-            self.by_scale[scale] = before + total if sign > 0 else before - total
+            nats = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+            self._add(1.0, -sign * scale_and_mask(torch.as_tensor(nats), site["scale"], site["mask"]).sum())
+
+    def add_divergence(self, site: dict[str, Any], prior: dict[str, Any]) -> bool:
+        """Add the divergence of a guide's site from its prior, if there is a closed form of it; whether there is."""
+        if prior["is_observed"] or not (_same(site["scale"], prior["scale"]) and _same(site["mask"], prior["mask"])):
+            return False
+        q, p = (_base(law["fn"]) for law in (site, prior))
+        if self.once and _is_plain(site) and type(q) is type(p) is dist.Normal and q.batch_shape == p.batch_shape:
+            self._add(site["scale"], normal_divergence(q, p))
+            return True
+        nats = divergence_at(site["fn"], prior["fn"], site["value"])
+        if nats is None:
+            return False
+        if _is_plain(site):
+            self._add(site["scale"], nats.sum())
+        else:
+            self._add(1.0, scale_and_mask(nats, site["scale"], site["mask"]).sum())
+        return True
+
+    def _add(self, scale: float, nats: Tensor) -> None:
+        before = self.by_scale.get(scale)
+        self.by_scale[scale] = nats if before is None else before + nats
 
     def total(self, factor: float) -> Tensor:
         """All of it, multiplied by a number."""
@@ -193,23 +214,26 @@ def is_reparameterised(site: dict[str, Any]) -> bool:
     return getattr(fn, "has_rsample", False) and not isinstance(fn, dist.Rejector)  # whose draws have a score as well
 
 
-def _summed_density(site: dict[str, Any]) -> Tensor:
-    """The log-density of a site summed over its batch, nats; that of zeros and ones by one kernel."""
-    fn, value = site["fn"], site["value"]
-    base = fn.base_dist if type(fn) is dist.Independent else fn
+def _is_plain(site: dict[str, Any]) -> bool:
+    """Whether all entries of a site count alike."""
+    return site["mask"] is None and not isinstance(site["scale"], Tensor)
+
+
+def _base(fn: Any) -> Any:
+    return fn.base_dist if type(fn) is dist.Independent else fn
+
+
+def _summed_cost(site: dict[str, Any], once: bool) -> Tensor:
+    """Minus the log-density of a site summed over its batch, nats; that of zeros and ones by one kernel."""
+    base, value = _base(site["fn"]), site["value"]
     logits = base.__dict__.get("logits") if type(base) is dist.Bernoulli else None
-    if logits is not None and logits.shape == value.shape and logits.dtype == value.dtype:
-        if base._validate_args:
-            base._validate_sample(value)
-        return -binary_cross_entropy_with_logits(logits, value, reduction="sum")
-    return torch.as_tensor(fn.log_prob(value, *site["args"], **site["kwargs"])).sum()
-
-
-def _divergence(site: dict[str, Any], prior: dict[str, Any]) -> Tensor | None:
-    """Divergence of a guide's site from its prior by batch, nats; None where there is no closed form of it."""
-    if prior["is_observed"] or not (_same(site["scale"], prior["scale"]) and _same(site["mask"], prior["mask"])):
-        return None
-    return divergence_at(site["fn"], prior["fn"], site["value"])
+    if logits is None or logits.shape != value.shape or logits.dtype != value.dtype:
+        return -torch.as_tensor(site["fn"].log_prob(value, *site["args"], **site["kwargs"])).sum()
+    if base._validate_args:
+        base._validate_sample(value)
+    if once and not value.requires_grad:
+        return bernoulli_cost(logits, value)
+    return binary_cross_entropy_with_logits(logits, value, reduction="sum")
 
 
 def _same(first: Any, second: Any) -> bool:

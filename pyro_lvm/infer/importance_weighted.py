@@ -22,12 +22,13 @@ from pyro.infer.util import get_dependent_plate_dims, torch_sum
 from torch import Tensor
 
 from pyro_lvm.infer.structure import plate_nesting
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["ImportanceWeighted"]
 
 
-class ImportanceWeighted(ELBO):
+class ImportanceWeighted(ELBO, ConstructorRepr):
     r"""A bound on the log evidence that tightens with the number of draws; one draw gives the evidence lower bound.
 
     Weights are by the plates that all sites stand in: by row, where every latent site belongs to a row. A latent site

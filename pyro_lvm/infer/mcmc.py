@@ -15,11 +15,14 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.starting_values import StartingValues
 from pyro_lvm.infer.structure import plate_nesting, structure
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
+from pyro_lvm.ops.real_number import real_number
+from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["MCMC"]
 
 
-class MCMC:
+class MCMC(ConstructorRepr):
     """The No-U-Turn sampler over the continuous sites of a model, its discrete sites summed out.
 
     Chains run one after another in this process and start where the model's own initialisation says.
@@ -54,20 +57,13 @@ class MCMC:
         max_tree_depth: int = 8,
         initial_values: Mapping[str, Tensor] | None = None,
     ) -> None:
-        for name, value, least in (
-            ("num_samples", num_samples, 1),
-            ("warmup_steps", warmup_steps, 0),
-            ("num_chains", num_chains, 1),
-        ):
-            if value < least:
-                raise ValueError(f"MCMC: expected {name} >= {least}; got {value}.")
         self.model = model
         self.guide: Callable | None = None
-        self.num_samples = num_samples
-        self.warmup_steps = warmup_steps
-        self.num_chains = num_chains
-        self.target_accept_prob = target_accept_prob
-        self.max_tree_depth = max_tree_depth
+        self.num_samples = whole_number("MCMC", "num_samples", num_samples)
+        self.warmup_steps = whole_number("MCMC", "warmup_steps", warmup_steps, least=0)
+        self.num_chains = whole_number("MCMC", "num_chains", num_chains)
+        self.target_accept_prob = real_number("MCMC", "target_accept_prob", target_accept_prob, "in (0, 1)")
+        self.max_tree_depth = whole_number("MCMC", "max_tree_depth", max_tree_depth)
         self.initial_values = initial_values
         self.diagnostics: dict[str, Any] = {}
         self.interrupted = False

@@ -9,18 +9,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
 from pyro_lvm.infer.held_out import rows_alone
-from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.infer.local_parameters import find_local
+from pyro_lvm.infer.mismatch import check_sizes
+from pyro_lvm.infer.nonfinite import NonFiniteLoss, blamed_site, in_one_sentence
+from pyro_lvm.infer.objective import check_objective
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.row_adam import RowAdam
 from pyro_lvm.infer.structure import plate_nesting, structure
 from pyro_lvm.infer.updates import SCHEDULES, Updates
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
+from pyro_lvm.ops.real_number import real_number
+from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["SVI", "no_guide"]
 
@@ -29,7 +34,7 @@ def no_guide(*args: Any, **kwargs: Any) -> None:
     """The guide of a model without continuous latent sites."""
 
 
-class SVI:
+class SVI(ConstructorRepr):
     """Stochastic variational inference: gradient steps on the evidence lower bound.
 
     Discrete latent sites of the model are summed out exactly. A model without continuous latent sites needs no guide:
@@ -51,9 +56,9 @@ class SVI:
         model: Any Pyro program.
         guide: Any Pyro program over its continuous sites, with the same arguments.
         optimizer: Makes a torch optimizer from parameters; by default fused Adam.
-        loss: Any `pyro.infer.ELBO` or other `Objective`; by default `TraceGraph_ELBO` if the guide draws sites without
-            a reparameterised gradient, else `TraceEnum_ELBO` if there are discrete sites, else `EvidenceBound`, which
-            takes closed forms of divergences where they stand.
+        loss: Any `pyro.infer.ELBO` or other `Objective`; by default `TraceEnum_ELBO` if model or guide have sites to be
+            summed out, else `TraceGraph_ELBO` if the guide draws sites without a reparameterised gradient, else
+            `EvidenceBound`, which takes closed forms of divergences where they stand.
         learning_rate: Step size of the default optimizer.
         schedule: How the step size changes during training: "linear" holds it for the first half and lets it fall to
             zero in the second, "cosine" lets it fall from the start, and any function of the fraction that is done, in
@@ -98,25 +103,25 @@ class SVI:
         local: str | Sequence[str] = "",
         local_learning_rate: float | None = None,
     ) -> None:
-        if not learning_rate > 0:
-            raise ValueError(f"SVI: expected learning_rate > 0; got {learning_rate}.")
-        if num_particles < 1:
-            raise ValueError(f"SVI: expected num_particles >= 1; got {num_particles}.")
+        real_number("SVI", "learning_rate", learning_rate)
+        num_particles = whole_number("SVI", "num_particles", num_particles)
+        check_objective("SVI", "loss", loss)
         if isinstance(schedule, str) and schedule not in SCHEDULES:
             raise ValueError(
                 f"SVI: expected schedule to be one of {', '.join(SCHEDULES)}, or a function of the fraction done; "
                 f"got {schedule!r}."
             )
-        if num_steps is not None and num_steps < 1:
-            raise ValueError(f"SVI: expected num_steps >= 1; got {num_steps}.")
+        if num_steps is not None and not (isinstance(num_steps, (int, float)) and num_steps >= 1):
+            raise ValueError(f"SVI: expected num_steps >= 1; got {num_steps!r}.")
         local = local if isinstance(local, str) else ",".join(local)
-        if inner_steps < 0 or bool(inner_steps) != bool(local):
+        inner_steps = whole_number("SVI", "inner_steps", inner_steps, least=0)
+        if bool(inner_steps) != bool(local):
             raise ValueError(
                 f"SVI: expected inner_steps >= 1 together with local, or neither; got inner_steps={inner_steps} and "
                 f"local={local!r}. Say which parameters belong to rows, as in inner_steps=10, local='z'."
             )
-        if local_learning_rate is not None and not local_learning_rate > 0:
-            raise ValueError(f"SVI: expected local_learning_rate > 0; got {local_learning_rate}.")
+        if local_learning_rate is not None:
+            real_number("SVI", "local_learning_rate", local_learning_rate)
         self.model = model
         self.guide = guide
         self.inner_steps = inner_steps
@@ -152,9 +157,14 @@ class SVI:
         Raises:
             NonFiniteLoss: The loss is not finite; no parameter was changed.
         """
-        for _ in range(self.inner_steps):
-            self._one(args, kwargs, self._local_updates, local=True)
-        return self._one(args, kwargs, self._updates, local=False, multiplier=self._multiplier())
+        try:
+            for _ in range(self.inner_steps):
+                self._one(args, kwargs, self._local_updates, local=True)
+            return self._one(args, kwargs, self._updates, local=False, multiplier=self._multiplier())
+        except (RuntimeError, ValueError) as error:
+            if not self._steps:
+                check_sizes("SVI", error, self.model, self.guide, args, kwargs)
+            raise
 
     def expect_steps(self, num_steps: float) -> None:
         """Say that so many steps are to come: what the schedule is spread over; `inf` if that is not known."""
@@ -166,33 +176,47 @@ class SVI:
         """A step on the local parameters or on the others; the loss before it."""
         objective, model, guide = self._prepare(args, kwargs)
         enumerating = nullcontext() if isinstance(objective, EvidenceBound) else _pyro.exact_log_sums()
-        with _Read() as parameters, enumerating:
-            loss = float(objective.loss_and_grads(model, guide, *args, **kwargs))
-        found = {n: p.unconstrained for n, p in parameters.found.items() if p.unconstrained.requires_grad}
-        found |= self._inside(parameters.networks)
-        if not math.isfinite(loss):
-            for tensor in found.values():
+        parameters, found = _Read(), dict[str, Tensor]()
+        try:
+            with parameters, enumerating, in_one_sentence("SVI", self._steps > 0, lambda: self._tensors(parameters)):
+                loss = float(objective.loss_and_grads(model, guide, *args, **kwargs))
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(f"SVI: the loss became {loss}{blamed_site(model, guide, args, kwargs)}.")
+            found = self._tensors(parameters)
+            updates.step(self._chosen(local, found, guide, args, kwargs) if self.local else found, multiplier)
+        finally:
+            for tensor in (found or self._tensors(parameters)).values():
                 tensor.grad = None
-            raise NonFiniteLoss(f"SVI: the loss became {loss}{_blame(model, guide, args, kwargs)}.")
-        if found.keys() - self._is_local.keys():
-            self._is_local = _find_local(self.local, found, guide, args, kwargs)
-        updates.step({name: tensor for name, tensor in found.items() if self._is_local[name] == local}, multiplier)
-        for tensor in found.values():
-            tensor.grad = None
         self._steps += not local
         return loss
+
+    def _tensors(self, parameters: _Read) -> dict[str, Tensor]:
+        """What the optimizer may write to."""
+        inside = self._inside(parameters.networks)
+        if not parameters.found:
+            return inside
+        found = {n: p.unconstrained for n, p in parameters.found.items() if p.unconstrained.requires_grad}
+        return found | inside
+
+    def _chosen(
+        self, local: bool, found: dict[str, Tensor], guide: Callable, args: tuple, kwargs: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """The local parameters, or the others."""
+        if found.keys() - self._is_local.keys():
+            self._is_local = find_local(self.local, found, guide, args, kwargs)
+        return {name: tensor for name, tensor in found.items() if self._is_local[name] == local}
 
     def loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss in nats, without a step."""
         objective, model, guide = self._prepare(args, kwargs)
-        with torch.no_grad(), _pyro.exact_log_sums():
+        with torch.no_grad(), _pyro.exact_log_sums(), in_one_sentence("SVI", self._steps > 0):
             return float(objective.loss(model, guide, *args, **kwargs))
 
     def held_out_loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss of other data, in nats: what is outside of the plate of the rows does not count."""
         objective, model, guide = self._prepare(args, kwargs)
         model, guide = rows_alone(model, guide, args, kwargs)
-        with torch.no_grad(), _pyro.exact_log_sums():
+        with torch.no_grad(), _pyro.exact_log_sums(), in_one_sentence("SVI", self._steps > 0):
             return float(objective.loss(model, guide, *args, **kwargs))
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,8 +277,7 @@ class SVI:
         """The parameters of networks; those of the last step are known."""
         if networks != self._networks:
             self._networks = networks
-            pairs = ((f"{at}.{name}", p) for at, net in networks for name, p in net.named_parameters())
-            self._weights = {name: parameter for name, parameter in pairs if parameter.requires_grad}
+            self._weights = {name: leaf for at, net in networks for name, leaf in _pyro.leaves(at, net).items()}
         return self._weights
 
     def _default_loss(self, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -278,7 +301,8 @@ class SVI:
                 f"SVI: the guide draws site '{scored[0]}' and leaves '{summed[0]}' to be summed out, which no "
                 "objective does both by default. Draw both in the guide, or pass loss=."
             )
-        loss = TraceGraph_ELBO if scored else TraceEnum_ELBO if summed else Trace_ELBO
+        weighed = any(site["infer"].get("enumerate") for site in sites)  # by the guide itself
+        loss = TraceEnum_ELBO if summed or weighed else TraceGraph_ELBO if scored else Trace_ELBO
         return loss(num_particles=self.num_particles, max_plate_nesting=nesting)
 
 
@@ -300,50 +324,3 @@ class _Read(Parameters):
 
     def take_network(self, prefix: str, network: torch.nn.Module) -> None:
         self.networks.append((prefix, network))
-
-
-def _find_local(
-    local: str, found: dict[str, Tensor], guide: Callable, args: tuple, kwargs: dict[str, Any]
-) -> dict[str, bool]:
-    """Which parameters belong to rows: those of the named sites of the guide, or those of the named beginnings."""
-    chosen = [name.strip() for name in local.split(",") if name.strip()]
-    if not chosen:
-        return dict.fromkeys(found, False)
-    with torch.random.fork_rng(), torch.enable_grad():
-        trace = _pyro.plain_trace(guide, args, kwargs)
-    sites = [name for name in trace.stochastic_nodes if not trace.nodes[name]["infer"].get("is_auxiliary")]
-    used = {name: _used_by(trace.nodes[name], found) for name in sites}
-    shared = set().union(*(used[name] for name in sites if name not in chosen))
-    result = dict.fromkeys(found, False)
-    for name in chosen:
-        own = used[name] - shared if name in used else {p for p in found if p.startswith(name)}
-        if not own:
-            raise ValueError(
-                f"SVI: expected local to name sites of the guide ({', '.join(sites)}) with parameters of their own, or "
-                f"beginnings of parameter names ({', '.join(found)}); got '{name}'."
-            )
-        result.update(dict.fromkeys(own, True))
-    return result
-
-
-def _used_by(site: dict, found: dict[str, Tensor]) -> set[str]:
-    """The parameters that a site's distribution depends on."""
-    density = site["fn"].log_prob(site["value"].detach())
-    if not density.requires_grad:
-        return set()
-    gradients = torch.autograd.grad(density.sum(), list(found.values()), allow_unused=True)
-    return {name for name, gradient in zip(found, gradients, strict=True) if gradient is not None}
-
-
-def _blame(model: Callable, guide: Callable, args: tuple, kwargs: dict[str, Any]) -> str:
-    """Name the first site whose log-density is not finite."""
-    with torch.no_grad(), _pyro.validation(False):
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        for kind, trace in (("guide", guide_trace), ("model", model_trace)):
-            for name, site in trace.nodes.items():
-                if site["type"] == "sample" and not _pyro.site_is_subsample(site):
-                    value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-                    if not bool(torch.isfinite(torch.as_tensor(value)).all()):
-                        return f" at site '{name}' of the {kind}"
-    return ""

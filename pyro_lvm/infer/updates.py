@@ -59,9 +59,9 @@ class Updates:
         self.optimizer, self.names, self.pending = None, {}, state
 
     def _register(self, found: dict[str, Tensor]) -> None:
-        new = {name: tensor for name, tensor in found.items() if name not in self.names}
-        if not new:
+        if found.keys() <= self.names.keys():
             return
+        new = {name: tensor for name, tensor in found.items() if name not in self.names}
         pending, self.pending = self.pending, None
         if pending and pending["optimizer"] is not None:
             new = {name: new[name] for name in [*pending["names"], *new] if name in new}

@@ -30,12 +30,14 @@ from pyro_lvm.handlers.rows import rows
 from pyro_lvm.handlers.wake import wake
 from pyro_lvm.infer.dreams import dreamt_arguments
 from pyro_lvm.infer.parameters import Parameters
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
+from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["WakeSleep"]
 
 
-class WakeSleep(ELBO):
+class WakeSleep(ELBO, ConstructorRepr):
     r"""Objective of Helmholtz machines, for any model and guide whose sites have densities.
 
     The guide's draws may be discrete or continuous: no gradient passes through them. The guide must draw every latent
@@ -81,8 +83,7 @@ class WakeSleep(ELBO):
         self.num_dreams = whole_number("WakeSleep", "num_dreams", num_dreams, least=0)
         self.wake_every = whole_number("WakeSleep", "wake_every", wake_every)
         self.sleep_every = whole_number("WakeSleep", "sleep_every", sleep_every)
-        if not 0 <= wake_guide < math.inf:
-            raise ValueError(f"WakeSleep: expected wake_guide >= 0; got {wake_guide}.")
+        wake_guide = real_number("WakeSleep", "wake_guide", wake_guide, ">= 0")
         if wake_guide and self.num_samples == 1:
             raise ValueError(
                 "WakeSleep: expected num_samples >= 2 with wake_guide, since one draw says nothing about the guide; "

@@ -43,7 +43,8 @@ class Arguments:
         """The data argument: the positional one, or "x", or the first tensor."""
         if "x" in self.kwargs:
             return self.kwargs["x"]
-        return next(v for v in self.unweighted().values if isinstance(v, Tensor))
+        named = (value for name, value in self.kwargs.items() if name != WEIGHTS)
+        return next(value for value in (*self.args, *named) if isinstance(value, Tensor))
 
     @property
     def weights(self) -> Tensor:
@@ -82,22 +83,29 @@ class Arguments:
     @property
     def num_rows(self) -> int:
         """Length of the leading axis."""
-        return len(self.main)
+        return self.main.shape[0]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Arguments:
-        """The same arguments with every tensor replaced."""
+    def map(self, function: Callable[[Tensor], Tensor], **changes: Any) -> Arguments:
+        """The same arguments with every tensor replaced, and other attributes changed."""
         return replace(
             self,
             args=tuple(function(a) if isinstance(a, Tensor) else a for a in self.args),
             kwargs={k: function(v) if isinstance(v, Tensor) else v for k, v in self.kwargs.items()},
+            **changes,
         )
 
-    def rows(self, index: slice | Tensor) -> Arguments:
-        """The arguments of some rows; a tensor holds their numbers."""
+    def rows(self, which: slice | Tensor, **changes: Any) -> Arguments:
+        """The arguments of some rows, and other attributes changed; a tensor holds the rows' numbers."""
         n = self.num_rows
-        if isinstance(index, Tensor) and index.dtype == torch.long:  # a third of the time of general indexing
-            return self.map(lambda t: t.index_select(0, index.to(t.device)) if t.dim() and len(t) == n else t)
-        return self.map(lambda t: t[index] if t.dim() and len(t) == n else t)
+
+        def some(value: Tensor) -> Tensor:
+            if not value.dim() or value.shape[0] != n:
+                return value
+            if isinstance(which, Tensor) and which.dtype == torch.long:  # a third of the time of general indexing
+                return value.index_select(0, which.to(value.device))
+            return value[which]
+
+        return self.map(some, **changes)
 
     def lasting(self, num_steps: int) -> Arguments:
         """Arguments of zeros that go along another number of steps; see `zeros`."""
@@ -121,7 +129,7 @@ class Arguments:
         order = torch.randperm(self.num_rows)
         for start in range(0, self.num_rows, batch_size):
             index = order[start : start + batch_size].to(self.main.device)
-            yield replace(self.rows(index), index=index)
+            yield self.rows(index, index=index)
 
     def shapes(self) -> dict[str, Any]:
         """Shapes and dtypes, enough to run the program once on zeros."""

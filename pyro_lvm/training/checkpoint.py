@@ -112,7 +112,8 @@ def _program(program: Any, registry: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(config)
     except TypeError:
-        return {"name": None, "described": f"{described} with parts of your own"}
+        plain = {option: value for option, value in config.items() if _plain(value)}
+        return {"name": None, "described": f"{described} with parts of your own", "config": plain}
     return {"name": name, "described": described, "config": config}
 
 
@@ -196,7 +197,7 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
     if model is None:
         model = _make(record["model"], MODELS, "model")
     else:
-        model, guide = _pyro.copy_programs(model, guide)
+        model, guide = _pyro.copy_programs(_completed(model, record["model"].get("config", {})), guide)
     if record["guide"] is not None:
         if guide is None:
             guide = _make(record["guide"], GUIDES, "guide", model)
@@ -236,6 +237,26 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
     return fit
 
 
+def _completed(model: Any, config: dict[str, Any]) -> Any:
+    """A model of ours that leaves sizes to the data, with those of the fit's model; any other as it is.
+
+    Raises:
+        ValueError: What it does not leave open is something else than the fit's.
+    """
+    if not isinstance(model, LatentVariableModel):
+        return model
+    own = model.config
+    for name, value in config.items():
+        mine = own.get(name)
+        if None not in (mine, value) and _plain(mine) and json.loads(json.dumps(mine)) != value:
+            raise ValueError(
+                f"load: expected a {type(model).__name__} with {name}={value!r}, as the one that was fitted; got "
+                f"{mine!r}. Pass that, or leave model out if it has no parts of your own."
+            )
+    sizes = {name: value for name, value in config.items() if name in own and own[name] is None and value is not None}
+    return type(model)(**{**own, **sizes}) if sizes else model
+
+
 def _remade(spec: dict[str, Any]) -> Any:
     """An objective from what `_objective` says of it."""
     options = {name: _remade(value) if isinstance(value, dict) else value for name, value in spec["options"].items()}
@@ -259,6 +280,12 @@ def _restore(fit: Fit, state: dict[str, Any]) -> None:
     fit.scope.adopt(fit.model, fit.guide)
     if isinstance(fit.model, LatentVariableModel):
         fit.model.initial_values = dict(state["initial_values"])
+        lacking = {name for name in fit.tensors() if name.startswith("model:")} - saved.keys()
+        if lacking:
+            raise ValueError(
+                f"load: the file lacks {', '.join(sorted(lacking)[:3])}, as one that another version of this package "
+                "wrote. Fit the model anew."
+            )
     _put(fit, saved)
     arguments = fit.prototype()
     with fit.scope(), torch.random.fork_rng(), _pyro.validation(False), rows(search=False):
@@ -277,5 +304,11 @@ def _put(fit: Fit, saved: dict[str, Any]) -> set[str]:
     tensors = fit.tensors()
     for name, value in saved.items():
         if name in tensors:
+            if isinstance(tensors[name], torch.nn.Parameter) and tensors[name].shape != value.shape:
+                whose, _, own = name.partition(":")
+                raise ValueError(
+                    f"load: expected a {whose} whose '{own}' has shape {tuple(value.shape)}; "
+                    f"got {tuple(tensors[name].shape)}. Pass the one that was fitted, or leave it out if it is ours."
+                )
             tensors[name].data = value.clone()
     return set(tensors)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 
+from pyro_lvm import _pyro
 from pyro_lvm.infer import (
     EM,
     MCMC,
@@ -141,13 +144,21 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
     if guide is None and getattr(inference, "guide", None) is not None:
         return inference.guide
     takes, name = getattr(inference, "guides", None), type(inference).__name__
+    if isinstance(guide, str) and guide not in GUIDES:
+        raise ValueError(f"fit: expected guide to be one of {', '.join(GUIDES)}; got {guide!r}.")
     if guide is not None and takes == ():
         raise ValueError(f"fit: {name} takes no guide; got {guide!r}. Use inference='svi', or leave it out.")
     unsummed = unsummed_sites(trace)
     if not unsummed:
         if guide is not None and takes is not None:
             raise ValueError(f"fit: {name} of a model without priors takes no guide; got {guide!r}. Leave it out.")
-        return None if isinstance(guide, (str, type)) else guide
+        kind = guide if isinstance(guide, type) else type(guide)
+        if kind is str or issubclass(kind, AutoGuide):
+            raise ValueError(
+                f"fit: expected a guide only where there is something to draw: {describe(inference)} sums out every "
+                f"latent site of this model, or all are known; got {guide!r}. Leave it out."
+            )
+        return _made(guide, model)
     if takes == ():
         return None
     if guide is None:
@@ -160,15 +171,37 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
                 "Pass a guide that samples it."
             )
     if isinstance(guide, str):
-        if guide not in GUIDES:
-            raise ValueError(f"fit: expected guide to be one of {', '.join(GUIDES)}; got {guide!r}.")
         if takes is not None and guide not in takes:
             raise ValueError(f"fit: {name} takes guide {' or '.join(map(repr, takes))}; got {guide!r}.")
         guide = GUIDES[guide]
-    if isinstance(guide, type):
-        guide = guide(model)
+    guide = _made(guide, model)
+    trained_by = getattr(guide, "trained_by", None)
+    if trained_by is not None and not isinstance(inference, INFERENCES[trained_by]):  # type: ignore[arg-type]
+        raise ValueError(
+            f"fit: expected a guide that {describe(inference)} can train; got {type(guide).__name__}, which only "
+            f"inference='{trained_by}' does, of models whose continuous sites are parameters with conjugate priors. "
+            f"Pass that inference, or another guide, as {PAIRS.get(type(model), (None, 'normal'))[1]!r}."
+        )
+    return guide
+
+
+def _made(guide: Any, model: Callable) -> Callable | None:
+    """A guide of the model, from a class if it is one.
+
+    Raises:
+        TypeError: It is no program.
+        ValueError: It was made from another model.
+    """
+    guide = guide(model) if isinstance(guide, type) else guide
     if guide is not None and not callable(guide):
-        raise TypeError(f"fit: expected guide to be a name or a Pyro program; got {type(guide).__name__}.")
+        raise TypeError(f"fit: expected guide to be a name or a Pyro program; got {guide!r}.")
+    theirs, ours = _pyro.made_from(guide), _pyro.without_handlers(model)
+    if isinstance(theirs, torch.nn.Module) and theirs is not ours:
+        kind = type(guide).__name__
+        raise ValueError(
+            f"fit: expected a guide made from the model that is fitted, which {kind} runs itself; got one made from "
+            f"another. Pass guide={kind}, the class, or make it from this model."
+        )
     return guide
 
 

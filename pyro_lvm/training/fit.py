@@ -19,12 +19,12 @@ from pyro_lvm.infer.structure import row_plate, structure
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
 from pyro_lvm.training.callbacks import Callback, Checkpoint, EarlyStopping, Progress
-from pyro_lvm.training.choices import choose_guide, choose_inference, discrete_sites, restart_loss
+from pyro_lvm.training.choices import PAIRS, choose_guide, choose_inference, discrete_sites, restart_loss
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.fingerprint import remember
+from pyro_lvm.training.guide_draws import drawn_by
 from pyro_lvm.training.labels import (
     Labelled,
-    Unlabelled,
     as_labelled,
     check_labels,
     labels_of,
@@ -84,7 +84,7 @@ def fit(
             `lengths`; or, to a model of sequences, one series (T, d) or (T,). A step of NaN is missing. An entry that
             is not an argument of the model but one of its sites, or the states of a hidden Markov site, holds known
             values, row by row, and -1 (in whole numbers) or NaN (in others) where it is unknown:
-            `lvm.fit(model, {"x": x, "z": labels})`.
+            `lvm.fit(model, {"x": x, "z": labels})`. A guide that draws the site draws these.
         guide: "map", "normal", "multivariate-normal" or "conjugate"; "local", with a normal law of every row's own,
             or another name of the catalog; a guide or a class made from the model; by default the first that goes with
             the inference if the model has continuous latent sites, else none.
@@ -216,9 +216,13 @@ def start(
                     f"fit: expected restarts=1 with {type(chosen).__name__}; got {restarts}. Raise num_chains."
                 )
             chosen.model = model
-            chosen.guide = choose_guide(guide, model, trace, chosen)
+            # a guide that is asked for draws sites whose values are known too, so that it serves other rows as well
+            asked = getattr(chosen, "guides", None) is None and (guide is not None or type(model) in PAIRS)
+            labelled = bool(labels_of(model, arguments.kwargs))
+            open_sites = structure(model, unlabelled.args, unlabelled.kwargs) if asked and labelled else trace
+            chosen.guide = choose_guide(guide, model, open_sites, chosen)
             exact = isinstance(chosen, CoordinateAscent) or (isinstance(chosen, EM) and not chosen.guide)
-            if initialize and exact and not labels_of(model, arguments.kwargs):
+            if initialize and exact and not labelled:
                 choose_start(model, initialize, chosen, arguments)
             if restart and initialize is None and hasattr(chosen, "seed"):  # else all would start at the same point
                 chosen.seed(*unlabelled.args, **unlabelled.kwargs)
@@ -264,7 +268,11 @@ def train(
     with torch.random.fork_rng():
         known = [data.first()] if isinstance(data, Stream) else [data]
     if any(labels_of(result.model, a.kwargs) for a in (*known, validation) if isinstance(a, Arguments)):
-        inference.model, inference.guide = result.program, result.guide and Unlabelled(result.guide, result.model)
+        inference.guide = result.labelled_guide
+        rows_drawn = getattr(inference, "guides", None) is None  # else only what all rows share, of which none is known
+        inference.model = Labelled(
+            result.model, drawn_by(inference.guide, known[0], result.scope) if rows_drawn else ()
+        )
     numel = result.prototype().main.numel() if isinstance(data, Stream) else data.main.numel()
     with torch.random.fork_rng(), result.scope(), fitting_threads(numel):
         torch.set_rng_state(result.rng_state)

@@ -10,17 +10,39 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import rows
+from pyro_lvm.infer.mismatch import check_sizes
 from pyro_lvm.infer.structure import structure
 
 if TYPE_CHECKING:
-    from pyro_lvm.training.learned import Learned
+    from collections.abc import Callable
 
-__all__ = ["draw_guide", "draws_rows", "guide_sites", "posterior_means"]
+    from pyro_lvm.training.arguments import Arguments
+    from pyro_lvm.training.learned import Learned
+    from pyro_lvm.training.scope import Scope
+
+__all__ = ["draw_guide", "drawn_by", "draws_rows", "guide_sites", "posterior_means"]
 
 
 def draws_rows(fit: Learned) -> bool:
     """Whether the guide draws sites that every row has of its own."""
     return fit.guide is not None and not fit.sampled and bool(fit.guide_sites[1])
+
+
+def drawn_by(guide: Callable | None, arguments: Arguments, scope: Scope) -> list[str]:
+    """Names of the sites that a guide draws given these arguments; it is not to search for their laws.
+
+    Raises:
+        ValueError: The guide is made for rows of another shape.
+    """
+    if guide is None:
+        return []
+    with scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(True), rows(search=False):
+        try:
+            trace = _pyro.plain_trace(guide, arguments.args, arguments.kwargs)
+        except RuntimeError as error:
+            check_sizes("fit", error, guide, guide, arguments.args, arguments.kwargs)
+            raise
+    return [name for name in trace.stochastic_nodes if not _auxiliary(trace.nodes[name])]
 
 
 def draw_guide(fit: Learned, count: int) -> tuple[dict[str, Tensor], Tensor]:

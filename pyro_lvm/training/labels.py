@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain, product
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from pyro_lvm.handlers.clamp import clamp
 from pyro_lvm.handlers.hidden_states import states_of
+from pyro_lvm.handlers.inform import inform
+from pyro_lvm.handlers.rows import settled
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.structure import structure
@@ -27,7 +30,7 @@ from pyro_lvm.training.data import Arguments, as_arguments, as_labels
 
 __all__ = [
     "Labelled",
-    "Unlabelled",
+    "LabelledGuide",
     "as_labelled",
     "check_labels",
     "in_order",
@@ -39,26 +42,31 @@ __all__ = [
 
 
 class Labelled:
-    """A program that also takes values of its sites, by name; -1 in whole numbers and NaN in others mean unknown."""
+    """A program that also takes values of its sites, by name; -1 in whole numbers and NaN in others mean unknown.
 
-    def __init__(self, model: Callable) -> None:
+    Args:
+        model: Any Pyro program.
+        drawn: Sites whose values come from outside, as from a guide that has been told what is known of them.
+    """
+
+    def __init__(self, model: Callable, drawn: Collection[str] = ()) -> None:
         self.model = model
+        self.drawn = frozenset(drawn)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model with the sites that were given clamped."""
-        labels = labels_of(self.model, kwargs)
-        if not labels:
-            return self.model(*args, **kwargs)
-        return _Labels(self.model, labels)(*args, **{k: v for k, v in kwargs.items() if k not in labels})
+        labels, own = _apart(self.model, kwargs)
+        labels = {name: value for name, value in labels.items() if name not in self.drawn}
+        return (_Labels(self.model, labels) if labels else self.model)(*args, **own)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "model":
+        if name.startswith("__") or name in ("model", "drawn"):
             raise AttributeError(name)
         return getattr(self.model, name)
 
 
-class Unlabelled:
-    """A guide that is run with the arguments of a labelled model, and takes only the model's own."""
+class LabelledGuide:
+    """A guide that is run with the arguments of a labelled model, and draws the known values of its sites."""
 
     def __init__(self, guide: Callable, model: Callable) -> None:
         self.guide = guide
@@ -66,8 +74,15 @@ class Unlabelled:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the guide."""
-        labels = labels_of(self.model, kwargs)
-        return self.guide(*args, **{k: v for k, v in kwargs.items() if k not in labels})
+        labels, own = _apart(self.model, kwargs)
+        with _informed(labels):
+            return self.guide(*args, **own)
+
+    def settle(self, *args: Any, **kwargs: Any) -> LabelledGuide:
+        """The guide after its search for the laws of these rows, if it is one that searches."""
+        labels, own = _apart(self.model, kwargs)
+        with _informed(labels):
+            return LabelledGuide(settled(self.guide, args, own), self.model)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("guide", "model"):
@@ -80,18 +95,53 @@ class _Labels(clamp):
 
     def known(self, name: str, fn: Any) -> Tensor | None:
         """A site that can be enumerated stays so even if all is known: its states are few, the rows are many."""
-        given = self.values[name]
-        if given.is_floating_point():
-            entries = ~given.isnan()
-        else:
-            entries = given != -1 if given.dtype.is_signed else torch.ones_like(given, dtype=torch.bool)
-        known = entries.flatten(-fn.event_dim).all(-1) if fn.event_dim else entries
-        if fn.event_dim and bool((entries.flatten(-fn.event_dim).any(-1) != known).any()):
-            raise PlainError(
-                f"labels: expected each row's value of '{name}' to be known or unknown as a whole; got one in part. "
-                "Replace it by NaN throughout."
-            )
+        known = _entries(name, self.values[name], fn.event_dim)
         return known if fn.has_enumerate_support or not bool(known.all()) else None
+
+
+class _Latent(clamp):
+    """The same, but a site stays latent even if all is known."""
+
+    def known(self, name: str, fn: Any) -> Tensor | None:
+        """Which entries are known."""
+        return _entries(name, self.values[name], fn.event_dim)
+
+
+class _Informed(inform):
+    """The same for a guide, which need not draw all of the sites."""
+
+    known = _Latent.known
+
+    def of_model(self, model: Callable) -> Callable:
+        """The model with the same values."""
+        return _Latent(model, self.values)
+
+    def __enter__(self) -> Any:
+        """Install the handler."""
+        result = super().__enter__()
+        self._met = set(self.values)
+        return result
+
+
+def _informed(labels: dict[str, Any]) -> AbstractContextManager[Any]:
+    return _Informed(None, labels) if labels else nullcontext()
+
+
+def _entries(name: str, given: Tensor, event_dim: int) -> Tensor:
+    """Which of the values are known, in the shape of the site's plates."""
+    if given.is_floating_point():
+        entries = ~given.isnan()
+    else:
+        entries = given != -1 if given.dtype.is_signed else torch.ones_like(given, dtype=torch.bool)
+    if not event_dim:
+        return entries
+    known, some = entries.flatten(-event_dim).all(-1), entries.flatten(-event_dim).any(-1)
+    if bool((some != known).any()):
+        raise PlainError(
+            f"labels: expected each row's value of '{name}' to be known or unknown as a whole; got one in part. "
+            "Replace it by NaN throughout."
+        )
+    return known
 
 
 def _parameters(model: Callable) -> set[str] | None:
@@ -112,10 +162,15 @@ def labels_of(model: Callable, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {} if parameters is None else {n: v for n, v in kwargs.items() if n not in parameters and n != WEIGHTS}
 
 
+def _apart(model: Callable, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The labels, and the model's own arguments."""
+    labels = labels_of(model, kwargs)
+    return labels, {name: value for name, value in kwargs.items() if name not in labels} if labels else kwargs
+
+
 def without_labels(model: Callable, arguments: Arguments) -> Arguments:
     """The model's own arguments."""
-    labels = labels_of(model, arguments.kwargs)
-    return replace(arguments, kwargs={k: v for k, v in arguments.kwargs.items() if k not in labels})
+    return replace(arguments, kwargs=_apart(model, arguments.kwargs)[1])
 
 
 def as_labelled(data: Any, model: Callable, device: torch.device | None = None) -> Arguments:
@@ -194,8 +249,8 @@ def check_labels(model: Callable, arguments: Arguments) -> None:
     if stray:
         takes = ", ".join(sorted(_parameters(model) or ()))
         raise ValueError(
-            f"fit: expected data for the model's arguments ({takes}) or its latent sites ({', '.join(sorted(sites))}); "
-            f"got '{stray[0]}'. Rename it, or leave it out."
+            f"data: expected entries for the model's arguments ({takes}) or its latent sites "
+            f"({', '.join(sorted(sites))}); got '{stray[0]}'. Rename it, or leave it out."
         )
     if labels:
         structure(Labelled(model), arguments.args, arguments.kwargs)  # clamping them checks their shapes

@@ -22,7 +22,7 @@ from pyro_lvm.training.learned import Learned
 __all__ = ["LastGood"]
 
 # Steps between copies at most, and their share of all steps before that: a copy takes about as long as a step.
-STEPS, SHARE = 100, 0.1
+STEPS, SHARE = 100, 0.5
 
 
 class LastGood:

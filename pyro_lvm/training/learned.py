@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
@@ -15,7 +16,7 @@ from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.choices import describe
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.guide_draws import draw_guide, guide_sites, posterior_means
-from pyro_lvm.training.labels import Labelled, as_labelled, in_order
+from pyro_lvm.training.labels import Labelled, LabelledGuide, as_labelled, check_labels, in_order, labels_of
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_plate
 
@@ -77,6 +78,7 @@ class Learned:
         self._draws: dict[str, Tensor] | None = None
         self._guide_sites: tuple[list[str], list[str]] | None = None
         self._normalizers: dict[str, LogNormalizer] | None = None
+        self._labels: frozenset[str] = frozenset()
         self.sampled = False
         self.missing: list[str] = []
 
@@ -146,11 +148,25 @@ class Learned:
         """The model, taking known values of its sites by name besides its own arguments."""
         return Labelled(self.model)
 
+    def program_at(self, values: dict[str, Tensor]) -> Callable:
+        """The program at values of its sites, as drawn by a guide: labels of these sites no longer count."""
+        return poutine.condition(Labelled(self.model, values), values)
+
+    @property
+    def labelled_guide(self) -> Callable | None:
+        """The guide, with the program's arguments: it draws the known values of its sites."""
+        return None if self.guide is None else LabelledGuide(self.guide, self.model)
+
     def arguments(self, x: Any) -> Arguments:
         """Rows, checked and converted for this fit's model; a table's columns are found by name."""
         if self.columns:
             x = in_order(x, self.columns)
         arguments = as_labelled(x, self.model, self.device)
+        labels = frozenset(labels_of(self.model, arguments.kwargs))
+        if not labels <= self._labels:  # else they were met before
+            with self.scope():
+                check_labels(self.model, arguments)
+            self._labels |= labels
         if isinstance(self.model, LatentVariableModel):
             self.model.check(arguments.main)
             self.model.check_covariates(len(arguments.main), **{k: v for k, v in arguments.kwargs.items() if k != "x"})

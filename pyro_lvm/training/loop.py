@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.minibatch import minibatch
@@ -104,10 +105,12 @@ class Run:
         losses: list[float] = []
         total = self.data.num_rows
         batches = self.data.batches(self.batch_size)
-        with _pyro.validation(False):  # once, as it takes longer than the step of a small model
+        # Entered once an epoch, as they take longer than the step of a small model.
+        with _pyro.validation(False), rows(total=total) as at_hand, self._counting():
             for batch in batches if self.epochs_done else remember(self.result(), batches):
+                at_hand.index = self._index(batch)
                 first = not self.epochs_done and not losses
-                with _pyro.validation(True) if first else nullcontext(), self._at_hand(batch):
+                with _pyro.validation(True) if first else nullcontext():
                     loss = self.inference.step(*batch.args, **batch.kwargs)
                 if not math.isfinite(loss):
                     raise NonFiniteLoss(f"the loss became {loss}.")
@@ -120,18 +123,17 @@ class Run:
             self.history.setdefault("validation_loss", []).append(value)
         return len(losses)
 
-    @contextmanager
-    def _at_hand(self, batch: Arguments) -> Iterator[None]:
-        """Let a batch count for all rows, and say which of them it holds; a stream's come without numbers."""
+    def _counting(self) -> Any:
+        """A context that lets a batch count for all rows, where their number is known and a batch may hold fewer."""
         total = self.data.num_rows
-        index = batch.index
-        if index is None and isinstance(self.data, Arguments):
-            index = torch.arange(batch.num_rows, device=batch.main.device)
-        counts = nullcontext()
-        if total is not None and batch.num_rows != total:
-            counts = minibatch(total=total, plate=self.plate)
-        with rows(index, total), counts:
-            yield
+        whole = isinstance(self.data, Arguments) and (self.batch_size is None or self.batch_size >= self.data.num_rows)
+        return nullcontext() if total is None or whole else minibatch(total=total, plate=self.plate)
+
+    def _index(self, batch: Arguments) -> Tensor | None:
+        """Which rows a batch holds; a stream's come without numbers."""
+        if batch.index is None and isinstance(self.data, Arguments):
+            return torch.arange(batch.num_rows, device=batch.main.device)
+        return batch.index
 
 
 class _Best:

@@ -180,7 +180,7 @@ def test_large_machine_says_how_to_get_a_normalizer():
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"expected weight of shape .* \(3, 2\); got \(2, 3\). Transpose it"):
         RBM(torch.zeros(2, 3), torch.zeros(3), torch.zeros(2))
-    with pytest.raises(ValueError, match="sample_steps >= 1"):
+    with pytest.raises(ValueError, match="sample_steps to be a whole number >= 1"):
         RBM(torch.zeros(3, 2), torch.zeros(3), torch.zeros(2), sample_steps=0)
     with pytest.raises(ValueError, match="support"):
         RBM(torch.zeros(3, 2), torch.zeros(3), torch.zeros(2), validate_args=True).log_prob(torch.full((3,), 0.5))

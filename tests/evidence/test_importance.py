@@ -162,3 +162,21 @@ def test_a_guide_that_draws_sites_of_another_model_has_no_evidence():
         fit = lvm.fit(model, torch.randn(8), guide=guide, max_epochs=2, seed=0, progress=False)
     with pytest.raises(ValueError, match="the guide draws site 'other', which model does not have"):
         fit.evidence(torch.randn(8))
+
+
+def test_a_guide_that_misses_the_posterior_is_told_what_to_do():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def narrow(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc.expand(len(x)), 0.1))
+
+    x = torch.linspace(-3, 3, 10)
+    fit = lvm.fit(model, x, narrow, lvm.infer.SVI(learning_rate=1e-6), max_epochs=1, seed=0, progress=False)
+    said = r"of \d+ of 10 rows, which have a Pareto k-hat.*Ask for more samples, .*num_samples=500\)"
+    with pytest.warns(UserWarning, match=said):
+        fit.evidence(x, num_samples=50)

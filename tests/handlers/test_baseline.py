@@ -181,7 +181,7 @@ def test_what_is_turned_away():
         lvm.handlers.baseline(both, sites="h")(X)
     with pytest.raises(ValueError, match="expected kind to be one of moving-average, constant"):
         lvm.handlers.baseline(guide, "mean")
-    with pytest.raises(ValueError, match="expected 0 <= decay < 1; got 1"):
+    with pytest.raises(ValueError, match=r"expected decay in \[0, 1\); got 1"):
         lvm.handlers.baseline(guide, decay=1)
     with pytest.raises(ValueError, match="expected a model for kind='self-critic'"):
         lvm.handlers.baseline(guide, "self-critic")

@@ -24,6 +24,20 @@ def level(x, index=None):
         pyro.sample("x", dist.Normal(z, 0.5), obs=x)
 
 
+def level_alone(x):
+    level(x)
+
+
+def two_levels(x):
+    level(x)
+    with pyro.plate("others", 3):
+        pyro.sample("w", dist.Normal(x.new_tensor(0.0), 1.0))
+
+
+def svi_names(fit):
+    return fit.inference.state_dict()["local"]["names"]
+
+
 def level_guide(x, index):
     loc = pyro.param("q_loc", torch.zeros(ROWS).double())
     scale = pyro.param("q_scale", torch.ones(ROWS).double(), constraint=dist.constraints.positive)
@@ -181,12 +195,29 @@ def test_each_row_takes_the_steps_of_an_adam_of_its_own():
 
 @pytest.mark.parametrize("options", [{"inner_steps": 3}, {"local": "z"}, {"inner_steps": -1, "local": "z"}])
 def test_inner_steps_and_local_go_together(options):
-    with pytest.raises(ValueError, match="inner_steps >= 1 together with local"):
+    with pytest.raises(ValueError, match=r"inner_steps >= 1 together with local|inner_steps to be a whole number >= 0"):
         lvm.infer.SVI(level, level_guide, **options)
 
 
 def test_an_unknown_local_name():
     with pyro.get_param_store().scope():
         svi = lvm.infer.SVI(level, level_guide, inner_steps=1, local="w")
-        with pytest.raises(ValueError, match=r"sites of the guide \(z\).*\(q_loc, q_scale, loc\); got 'w'"):
+        with pytest.raises(ValueError, match=r"\(z of this guide\).*\(q_loc, q_scale, loc\); got 'w'"):
             svi.step(X, torch.arange(ROWS))
+
+
+def test_the_local_parameters_of_an_autoguide():
+    """Its sites are points computed from others; with all rows in every step its parameters are the rows' own."""
+    svi = lvm.infer.SVI(inner_steps=20, local="z", learning_rate=0.02, local_learning_rate=0.1, num_particles=4)
+    fit = lvm.fit(level_alone, X, "normal", svi, max_epochs=60, tol=0.0, seed=0, progress=False)
+    assert set(svi_names(fit)) == {"AutoNormal.locs.z", "AutoNormal.scales.z"}
+    exact = fit.params["loc"] + (X - fit.params["loc"]) / 1.25
+    torch.testing.assert_close(fit.transform(X), exact, rtol=0, atol=0.4)  # 6 standard deviations of the draws' mean
+
+
+def test_sites_that_share_all_of_their_parameters_cannot_be_local():
+    svi = lvm.infer.SVI(inner_steps=1, local="z")
+    with pytest.raises(
+        ValueError, match=r"\(none of this guide\).*got 'z'. Name all sites that share parameters together"
+    ):
+        lvm.fit(two_levels, X, "multivariate-normal", svi, max_epochs=1, progress=False)

@@ -57,6 +57,18 @@ def test_gaussian_machine_learns_two_clusters(faithful):
     assert fit.score(x) > one_normal
 
 
+@pytest.mark.parametrize("inference", ["pcd", "cd"])
+@pytest.mark.parametrize("unit", [1e-6, 1e-2, 1e4])
+def test_gaussian_machine_learns_alike_in_all_units(faithful, inference, unit):
+    options = {"inference": inference, "max_epochs": 20, "batch_size": 50, "seed": 0, "progress": False}
+    x = faithful.double()
+    fits = [lvm.fit(lvm.models.GaussianRBM(2), rows, **options) for rows in (x, unit * x)]
+    shifted = fits[1].log_likelihood(unit * x) + 2 * math.log(unit)
+    torch.testing.assert_close(shifted, fits[0].log_likelihood(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fits[1].model.law().weight, unit * fits[0].model.law().weight, rtol=1e-4, atol=0)
+    assert fits[0].history["loss"] == pytest.approx(fits[1].history["loss"], rel=1e-4)
+
+
 def test_parameters_of_known_shape_are_there_at_once():
     assert lvm.models.RBM(3, 5).weight.shape == (5, 3)
     assert lvm.models.GaussianRBM(3, 5).noise_scale.shape == (5,)

@@ -113,3 +113,13 @@ def test_missing_values_are_refused():
 def test_integers_are_read_as_zeros_and_ones():
     one, other = fitted(rows(), epochs=2), fitted(rows().long(), epochs=2)
     assert torch.allclose(one.model.decoder[0].weight, other.model.decoder[0].weight.float())
+
+
+@pytest.mark.parametrize("inference", ["wake-sleep", "nvil", "svi"])
+def test_parameters_are_named_as_in_the_module(inference):
+    fit = lvm.fit(lvm.models.SigmoidBeliefNet((3, 2)), rows(), inference=inference, max_epochs=2, progress=False)
+    own = {f"decoder.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
+    assert set(fit.params) == {*own, "top_bias"}
+    theirs = {f"recognition.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
+    assert set(fit.parameters()) == {*own, "top_bias", *theirs}
+    assert torch.equal(fit.params["decoder.0.weight"], fit.model.decoder[0].weight)

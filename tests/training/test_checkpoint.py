@@ -147,3 +147,42 @@ def test_samplers_and_guides_come_back(faithful, tmp_path):
         again = lvm.load(tmp_path / name)
         assert torch.equal(again.log_likelihood(x), fit.log_likelihood(x))
         assert repr(again) == repr(fit)
+
+
+def test_a_model_with_a_network_of_ones_own_takes_its_sizes_from_the_file(tmp_path):
+    x = torch.bernoulli(torch.full((20, 6), 0.4))
+    decoder = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 6))
+    fit = lvm.fit(lvm.models.VAE(2, decoder=decoder), x, max_epochs=2, seed=0, progress=False)
+    fit.save(tmp_path)
+    for sizes in ({}, {"data_dim": 6}):
+        loaded = lvm.load(tmp_path, model=lvm.models.VAE(2, decoder=decoder, **sizes))
+        assert torch.equal(loaded.transform(x), fit.transform(x))
+        assert torch.equal(loaded.params["decoder.0.weight"], fit.params["decoder.0.weight"])
+    wide = torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.Tanh(), torch.nn.Linear(5, 6))
+    with pytest.raises(ValueError, match=r"a model whose 'decoder.0.weight' has shape \(4, 2\); got \(5, 2\)"):
+        lvm.load(tmp_path, model=lvm.models.VAE(2, decoder=wide))
+    with pytest.raises(ValueError, match=r"expected a VAE with likelihood='bernoulli', .*; got 'gaussian'"):
+        lvm.load(tmp_path, model=lvm.models.VAE(2, decoder=decoder, likelihood="gaussian"))
+    other = lvm.guides.AmortizedGaussian(lvm.models.VAE(3, 6), hidden=[4])
+    with pytest.raises(ValueError, match=r"a guide whose '[\w.]+' has shape .*; got "):
+        lvm.load(tmp_path, model=lvm.models.VAE(2, decoder=decoder), guide=other)
+
+
+def test_a_model_without_sizes_is_loaded_with_those_of_the_file(fit, faithful, tmp_path):
+    fit.save(tmp_path)
+    loaded = lvm.load(tmp_path, model=lvm.models.GaussianMixture(2))
+    assert torch.equal(loaded.log_likelihood(faithful), fit.log_likelihood(faithful))
+    with pytest.raises(ValueError, match=r"load: expected a GaussianMixture with num_components=2, .*; got 3"):
+        lvm.load(tmp_path, model=lvm.models.GaussianMixture(3))
+
+
+def test_a_file_without_all_that_the_model_holds_is_refused(faithful, tmp_path):
+    fit = lvm.fit(lvm.models.GaussianRBM(2), faithful, max_epochs=1, seed=0, progress=False)
+    spread = fit.model.spread.clone()
+    del fit.model.spread  # as if it had been saved when there was none
+    fit.save(tmp_path)
+    with pytest.raises(ValueError, match="load: the file lacks model:spread"):
+        lvm.load(tmp_path)
+    fit.model.register_buffer("spread", spread)
+    fit.save(tmp_path)
+    assert torch.equal(lvm.load(tmp_path).log_likelihood(faithful), fit.log_likelihood(faithful))

@@ -200,7 +200,17 @@ BAD_OPTIONS = [
         {"inference": "gibbs"},
         "expected inference to be one of em, svi, .*; got 'gibbs'",
     ),
-    ({"inference": "svi", "guide": "nope"}, None),
+    ({"inference": "svi", "guide": "nope"}, "expected guide to be one of conjugate, map, .*; got 'nope'"),
+    ({"inference": "em", "guide": "nope"}, "expected guide to be one of conjugate, map, .*; got 'nope'"),
+    (
+        {"inference": "svi", "guide": "normal"},
+        "SVI sums out every latent site of this model.*got 'normal'. Leave it out",
+    ),
+    ({"inference": "svi", "guide": lvm.guides.MAP}, "expected a guide only where there is something to draw"),
+    (
+        {"inference": "svi", "guide": lvm.guides.AutoNormal(lvm.models.GaussianMixture(2))},
+        "expected a guide only where there is something to draw",
+    ),
     ({"guide": "normal", "inference": "em"}, "EM of a model without priors takes no guide"),
     ({"restarts": 0}, "expected restarts to be a whole number >= 1"),
     ({"batch_size": 10}, "EM uses all rows"),
@@ -210,7 +220,7 @@ BAD_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), [case for case in BAD_OPTIONS if case[1]])
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
 def test_bad_options_say_what_to_do(faithful, options, message):
     with pytest.raises(ValueError, match=message):
         lvm.fit(lvm.models.GaussianMixture(2), faithful, progress=False, **options)
@@ -219,6 +229,44 @@ def test_bad_options_say_what_to_do(faithful, options, message):
 def test_an_unknown_guide_name(faithful):
     with pytest.raises(ValueError, match=r"expected guide to be one of conjugate, map, .*; got 'nope'"):
         lvm.fit(lvm.models.GaussianMixture(2, priors=True), faithful, guide="nope", progress=False)
+
+
+def test_a_guide_that_another_inference_trains_says_which(faithful):
+    x = (faithful > faithful.mean(0)).float()
+    for model, other in (
+        (lvm.models.VAE(2, hidden=[4]), "amortized"),
+        (lvm.models.SigmoidBeliefNet(2), "recognition-net"),
+    ):
+        with pytest.raises(ValueError, match=rf"only inference='coordinate-ascent' does.*another guide, as '{other}'"):
+            lvm.fit(model, x, guide="conjugate", progress=False)
+    with pytest.raises(ValueError, match="can train; got Conjugate, which only inference='coordinate-ascent' does"):
+        lvm.fit(lvm.models.GaussianMixture(2, priors=True), faithful, "conjugate", "svi", progress=False)
+
+
+def test_a_guide_of_ones_own_draws_discrete_sites_of_a_model_without_others():
+    class Guide(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.slope = torch.nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x):
+            pyro.module("guide", self)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Bernoulli(logits=self.slope * x))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(2 * z - 1, 1.0), obs=x)
+
+    fit = lvm.fit(model, torch.tensor([-2.0, 2.0]), Guide, "svi", max_epochs=3, seed=0, progress=False)
+    assert type(fit.guide).__name__ == "Guide"
+
+
+def test_a_number_is_not_a_guide(faithful):
+    for priors in (None, True):
+        with pytest.raises(TypeError, match="expected guide to be a name or a Pyro program; got 3"):
+            lvm.fit(lvm.models.GaussianMixture(2, priors=priors), faithful, 3, "svi", progress=False)
 
 
 def test_a_class_or_a_number_is_not_a_model(faithful):

@@ -1,5 +1,7 @@
 """Options of fits and models: what is right by another name is taken, the rest gets one sentence."""
 
+import re
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 import pyro_lvm as lvm
+from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 
 
@@ -131,3 +134,52 @@ def test_restarts_of_a_program_with_constant_starts_are_seeded(faithful):
     assert len({r["loss"] for r in fit.restarts}) == 3
     lvm.fit(lvm.models.GaussianMixture(2), faithful, inference=Seeded(), **options)
     assert len(calls) == 2
+
+
+NOT_NUMBERS = [0, -1, True, "3", None, float("nan"), [2], torch.tensor([1.0, 2.0])]
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS, ids=repr)
+def test_what_is_no_positive_number(value):
+    for caller, name, ask in (
+        ("SVI", "learning_rate", lambda: lvm.infer.SVI(learning_rate=value)),
+        ("NVIL", "learning_rate", lambda: lvm.infer.NVIL(learning_rate=value)),
+        ("RELAX", "learning_rate", lambda: lvm.infer.RELAX(learning_rate=value)),
+        ("VAE", "min_scale", lambda: real_number("VAE", "min_scale", value)),  # behind the hook that checks types
+    ):
+        with pytest.raises(ValueError, match=rf"{caller}: expected {name} > 0; got .*\."):
+            ask()
+
+
+def test_numbers_out_of_range():
+    for limits, wrong in (("in [0, 1)", 1.0), ("in (0, 1]", 0.0), ("in (0, 1)", 1.0), (">= 0", -1e-9), ("> 0", 0.0)):
+        with pytest.raises(ValueError, match=rf"A: expected b {re.escape(limits)}; got {wrong}"):
+            real_number("A", "b", wrong, limits)
+    with pytest.raises(ValueError, match="VAE: expected min_scale > 0 and finite; got inf"):
+        lvm.models.VAE(2, min_scale=float("inf"))
+    for right in (0.5, np.float32(0.5), torch.tensor(0.5)):
+        assert real_number("A", "b", right, "in (0, 1)") == 0.5
+
+
+CALLS = {
+    "steps": (lambda: lvm.infer.ContrastiveDivergence(num_steps=1.5), "negative_phase: expected num_steps to be a who"),
+    "chains": (lambda: lvm.infer.ContrastiveDivergence(1, True, 2.5), "expected num_chains to be a whole number >= 1"),
+    "lone chains": (lambda: lvm.infer.ContrastiveDivergence(1, False, 2), "expected num_chains with persistent=True"),
+    "base": (lambda: lvm.infer.ContrastiveDivergence(base="ws"), "expected base to be an objective .* got 'ws'"),
+    "base class": (lambda: lvm.infer.ContrastiveDivergence(base=lvm.infer.WakeSleep), r"Make one: WakeSleep\(\.\.\.\)"),
+    "loss": (lambda: lvm.infer.SVI(loss="wake-sleep"), "SVI: expected loss to be an objective .* got 'wake-sleep'"),
+    "units": (lambda: lvm.infer.NVIL(-1), "NVIL: expected hidden to be a whole number >= 1; got -1"),
+    "particles": (lambda: lvm.infer.SVI(num_particles=1.5), "SVI: expected num_particles to be a whole number"),
+    "warm-up": (lambda: lvm.infer.MCMC(warmup_steps=-1), "MCMC: expected warmup_steps to be a whole number >= 0"),
+    "floor": (lambda: lvm.infer.EM(variance_floor="a"), "EM: expected variance_floor >= 0; got 'a'"),
+    "guide": (lambda: lvm.handlers.baseline("recognition-net"), "expected guide to be a Pyro program, made already"),
+    "guide class": (lambda: lvm.handlers.baseline(lvm.guides.RecognitionNet), "got the class RecognitionNet"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_options_of_objectives_and_handlers(name):
+    call, message = CALLS[name]
+    with pytest.raises((ValueError, TypeError), match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value)

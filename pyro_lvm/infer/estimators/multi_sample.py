@@ -23,6 +23,7 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.infer.estimators.rows import Rows, counted
 from pyro_lvm.infer.structure import plate_nesting
+from pyro_lvm.ops.constructor_repr import ConstructorRepr
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["Draws", "MultiSampleELBO"]
@@ -73,7 +74,7 @@ class Draws:
         return torch.cat(seen, -1).detach()
 
 
-class MultiSampleELBO(ELBO):
+class MultiSampleELBO(ELBO, ConstructorRepr):
     """An objective that estimates its gradient from several draws of every row.
 
     A further estimator is a subclass that says what its bound is, and which surrogate has its gradient.

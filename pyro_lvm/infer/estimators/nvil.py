@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pyro_lvm.infer.estimators.multi_sample import Draws, MultiSampleELBO
 from pyro_lvm.infer.estimators.networks import OwnNetworks, RowNetwork
+from pyro_lvm.ops.real_number import real_number
+from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["NVIL"]
 
@@ -62,16 +64,12 @@ class NVIL(MultiSampleELBO):
         self, hidden: int = 100, learning_rate: float = 0.001, decay: float = 0.8, normalize: bool = True
     ) -> None:
         super().__init__(1)
-        if not 0 <= decay < 1:
-            raise ValueError(f"NVIL: expected decay in [0, 1); got {decay}.")
-        if not learning_rate > 0:
-            raise ValueError(f"NVIL: expected learning_rate > 0; got {learning_rate}.")
-        self.hidden = hidden
-        self.learning_rate = learning_rate
-        self.decay = decay
+        self.hidden = whole_number("NVIL", "hidden", hidden)
+        self.learning_rate = real_number("NVIL", "learning_rate", learning_rate)
+        self.decay = real_number("NVIL", "decay", decay, "in [0, 1)")
         self.normalize = normalize
         self.averages = torch.zeros(3, dtype=torch.float64)  # weight, mean, variance
-        self.networks = OwnNetworks(RowNetwork, hidden, learning_rate)
+        self.networks = OwnNetworks(RowNetwork, self.hidden, self.learning_rate)
 
     def bound(self, draws: Draws) -> Tensor:
         """Log p - log q of the draw."""

@@ -24,6 +24,7 @@ from pyro_lvm.infer.estimators.multi_sample import Draws, MultiSampleELBO
 from pyro_lvm.infer.estimators.networks import OwnNetworks, RowNetwork
 from pyro_lvm.infer.estimators.rows import Rows, counted
 from pyro_lvm.nn.baselines import Average
+from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.relaxation import Bits, Classes
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -77,11 +78,9 @@ class RELAX(MultiSampleELBO):
         max_plate_nesting: int | None = None,
     ) -> None:
         super().__init__(num_samples, max_plate_nesting)
-        if not learning_rate > 0:
-            raise ValueError(f"RELAX: expected learning_rate > 0; got {learning_rate}.")
         self.hidden = whole_number("RELAX", "hidden", hidden)
-        self.learning_rate = learning_rate
-        self.networks = OwnNetworks(Surrogate, self.hidden, learning_rate)
+        self.learning_rate = real_number("RELAX", "learning_rate", learning_rate)
+        self.networks = OwnNetworks(Surrogate, self.hidden, self.learning_rate)
 
     def bound(self, draws: Draws) -> Tensor:
         """The mean of log p - log q."""
