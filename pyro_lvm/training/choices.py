@@ -64,7 +64,7 @@ INFERENCES: dict[str, Callable[..., Any]] = {
     "importance-weighted": lambda: SVI(loss=ImportanceWeighted()),
     "wake-sleep": lambda: SVI(
         loss=WakeSleep(num_samples=5, wake_guide=1.0), learning_rate=0.03, schedule="linear"
-    ),  # reweighted: for the same time 3 nats a row better on digits than one draw, and bars at every seed
+    ),  # reweighted: in the same time 3 nats a row better on digits than one draw
     "up-down": lambda: SVI(loss=ContrastiveDivergence(persistent=True, base=WakeSleep()), learning_rate=0.003),
     "cd": lambda: SVI(loss=ContrastiveDivergence(), learning_rate=0.003, schedule="linear"),
     "pcd": lambda: SVI(loss=ContrastiveDivergence(persistent=True), learning_rate=0.003, schedule="linear"),
