@@ -40,7 +40,6 @@ import torch
 from torch import Tensor
 
 import pyro_lvm as lvm
-from pyro_lvm.distributions import RBM
 from pyro_lvm.evidence.ais import LogNormalizer, annealed_importance_sampling
 
 BATCH, TRAIN = 100, 50_000
@@ -76,21 +75,13 @@ def rows() -> tuple[Tensor, Tensor, Tensor]:
     return train[:TRAIN], train[TRAIN:], test
 
 
-def larger_side_first(law: RBM) -> RBM:
-    """The machine, or if it has more hidden units the one upside down, whose normalizer is the same."""
-    if law.weight.shape[0] >= law.weight.shape[1]:
-        return law
-    offsets = {"visible_offset": law.hidden_offset, "hidden_offset": law.visible_offset}
-    return RBM(law.weight.mT.contiguous(), law.hidden_bias, law.visible_bias, **offsets)
-
-
 def measure(
     fit: lvm.Fit, scored: Tensor, draws: int, samples: int, chains: int, temperatures: Tensor | None
 ) -> Measured:
     """The bound of every row and the weighted log-likelihood, under a normalizer estimated with care."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # single draws have no error, and many have heavy weights
-        law = larger_side_first(getattr(fit.model, "top", fit.model).law())
+        law = getattr(fit.model, "top", fit.model).law().for_annealing()
         normalizer = annealed_importance_sampling(law, chains, temperatures)
         bound = fit.evidence(scored.repeat(draws, 1), num_samples=1)
         weighted = fit.evidence(scored, num_samples=samples)

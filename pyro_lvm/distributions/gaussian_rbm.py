@@ -76,6 +76,10 @@ class GaussianRBM(RBM):
         """Means of the visible units given hidden ones, batch + (d,)."""
         return self.visible_field(hidden)
 
+    def for_annealing(self) -> GaussianRBM:
+        """The machine itself: its sides are of different kinds."""
+        return self
+
     def annealed(self, inverse_temperature: float) -> GaussianRBM:
         """The machine with weights and hidden biases scaled down, and the mean on its way from the base."""
         beta = inverse_temperature

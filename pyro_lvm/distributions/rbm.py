@@ -275,6 +275,18 @@ class RBM(EnergyDistribution):
             validate_args=False,
         )
 
+    def for_annealing(self) -> EnergyDistribution:
+        """The machine upside down if it has more hidden than visible units: chains of many units hardly get stuck."""
+        if self.weight.shape[0] >= self.weight.shape[1]:
+            return self
+        return RBM(
+            self.weight.mT.contiguous(),
+            self.hidden_bias,
+            self.visible_bias,
+            visible_offset=self.hidden_offset,
+            hidden_offset=self.visible_offset,
+        )
+
     def _path_bias(self, beta: float) -> Tensor:
         return (1 - beta) * self.base_visible_bias + beta * self.visible_bias
 

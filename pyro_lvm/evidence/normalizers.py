@@ -38,7 +38,8 @@ def estimate_normalizers(fit: Learned) -> dict[str, LogNormalizer]:
             fit.program(*arguments.args, **arguments.kwargs)
         torch.manual_seed(fit.seed)
         path = torch.linspace(0, 1, TEMPERATURES, dtype=torch.float64)
-        return {name: annealed_importance_sampling(law, CHAINS, path) for name, law in laws.found.items()}
+        laws_by_site = {name: law.for_annealing() for name, law in laws.found.items()}
+        return {name: annealed_importance_sampling(law, CHAINS, path) for name, law in laws_by_site.items()}
 
 
 class _Laws(Messenger):

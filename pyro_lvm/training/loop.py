@@ -106,11 +106,10 @@ class Run:
         total = self.data.num_rows
         batches = self.data.batches(self.batch_size)
         # Entered once an epoch, as they take longer than the step of a small model.
-        with _pyro.validation(False), rows(total=total) as at_hand, self._counting():
+        with _pyro.validation(False), self._counting():
             for batch in batches if self.epochs_done else remember(self.result(), batches):
-                at_hand.index = self._index(batch)
                 first = not self.epochs_done and not losses
-                with _pyro.validation(True) if first else nullcontext():
+                with _pyro.validation(True) if first else nullcontext(), rows(self._index(batch), total):
                     loss = self.inference.step(*batch.args, **batch.kwargs)
                 if not math.isfinite(loss):
                     raise NonFiniteLoss(f"the loss became {loss}.")

@@ -184,3 +184,12 @@ def test_bad_arguments():
         RBM(torch.zeros(3, 2), torch.zeros(3), torch.zeros(2), sample_steps=0)
     with pytest.raises(ValueError, match="support"):
         RBM(torch.zeros(3, 2), torch.zeros(3), torch.zeros(2), validate_args=True).log_prob(torch.full((3,), 0.5))
+
+
+def test_annealing_goes_along_the_larger_side():
+    """A machine upside down has the same normalizer, offsets and all."""
+    law = machine(3, 7)
+    turned = law.for_annealing()
+    assert tuple(turned.weight.shape) == (7, 3)
+    torch.testing.assert_close(turned.exact_log_normalizer(), law.exact_log_normalizer())
+    assert turned.for_annealing() is turned
