@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_lvm.ops.softplus_sums import softplus_sums
+from pyro_lvm.ops.softplus_sums import softplus_rests
 
 __all__ = ["bernoulli_cost", "normal_divergence"]
 
@@ -44,9 +44,10 @@ class _NormalDivergence(torch.autograd.Function):
 class _BernoulliCost(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, values: Tensor) -> Tensor:
-        probs, flat = logits.sigmoid(), logits.flatten()
+        probs = logits.sigmoid()
         ctx.save_for_backward(probs, values)
-        return softplus_sums(flat, probs.flatten()) - flat.dot(values.flatten())
+        wrong = torch.addcmul(logits.clamp_min(0), logits, values, value=-1)  # max(f, 0) - x f >= 0: sums lose nothing
+        return wrong.sum() + softplus_rests(probs.flatten())
 
     @staticmethod
     @once_differentiable

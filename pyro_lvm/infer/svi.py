@@ -215,8 +215,8 @@ class SVI(ConstructorRepr):
     def held_out_loss(self, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss of other data, in nats: what is outside of the plate of the rows does not count."""
         objective, model, guide = self._prepare(args, kwargs)
-        model, guide = rows_alone(model, guide, args, kwargs)
         with torch.no_grad(), _pyro.exact_log_sums(), in_one_sentence("SVI", self._steps > 0):
+            model, guide = rows_alone(model, guide, args, kwargs)
             return float(objective.loss(model, guide, *args, **kwargs))
 
     def state_dict(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Updates:
         self.make = make
         self.optimizer: torch.optim.Optimizer | None = None
         self.names: dict[str, Tensor] = {}
+        self.met: set[str] = set()
         self.pending: dict[str, Any] | None = None
 
     def step(self, found: dict[str, Tensor], multiplier: float | None = None) -> None:
@@ -56,12 +57,19 @@ class Updates:
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Start anew from `state_dict`; the optimizer follows at the next step, when its parameters are known."""
-        self.optimizer, self.names, self.pending = None, {}, state
+        self.optimizer, self.names, self.met, self.pending = None, {}, set(), state
 
     def _register(self, found: dict[str, Tensor]) -> None:
-        if found.keys() <= self.names.keys():
+        if found.keys() <= self.met:
             return
-        new = {name: tensor for name, tensor in found.items() if name not in self.names}
+        self.met |= found.keys()
+        known, new = {id(tensor) for tensor in self.names.values()}, {}
+        for name, tensor in found.items():
+            if id(tensor) not in known:  # one with two names is one
+                known.add(id(tensor))
+                new[name] = tensor
+        if not new:
+            return
         pending, self.pending = self.pending, None
         if pending and pending["optimizer"] is not None:
             new = {name: new[name] for name in [*pending["names"], *new] if name in new}

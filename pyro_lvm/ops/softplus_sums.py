@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-__all__ = ["softplus_sums"]
+__all__ = ["softplus_rests", "softplus_sums"]
 
 FACTORS = 32
 
@@ -24,6 +24,18 @@ def softplus_sums(fields: Tensor, probs: Tensor) -> Tensor:
     Returns:
         Shape (...).
     """
+    return fields.clamp_min(0).sum(-1) + softplus_rests(probs)
+
+
+def softplus_rests(probs: Tensor) -> Tensor:
+    r"""Sums of :math:`\log(1 + e^f) - \max(f, 0) = -\log \max(p, 1 - p)` over the last axis, all of them small.
+
+    Args:
+        probs: :math:`p = \mathrm{sigmoid}(f)`, shape (..., m).
+
+    Returns:
+        Shape (...).
+    """
     size = math.gcd(probs.shape[-1], FACTORS)
     factors = (1 - probs).clamp_min_(probs).unflatten(-1, (probs.shape[-1] // size, size))
-    return fields.clamp_min(0).sum(-1) - factors.prod(-1).log_().sum(-1)
+    return -factors.prod(-1).log_().sum(-1)

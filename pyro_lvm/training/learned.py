@@ -91,7 +91,8 @@ class Learned:
         NUTS means of `draws`, components as they were drawn: if chains may number them differently, use
         `summary(x)`, which aligns them. What a guide learned inside is in `parameters()`.
         """
-        points = {name: p.value.detach().clone() for name, p in self.parameters(guide=False).items()}
+        with self.scope():  # outside, borrowed networks show the values that they had
+            points = {name: p.value.detach().clone() for name, p in self.parameters(guide=False).items()}
         return {**points, **posterior_means(self)} if self.latent else points
 
     def parameters(self, guide: bool = True) -> dict[str, Parameter]:

@@ -91,8 +91,10 @@ class Scope:
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """What `pyro.param` holds, unconstrained, by name; those in use while inside."""
-        return dict(pyro.get_param_store().named_parameters()) if self._inside else self.state["params"]
+        """What `pyro.param` holds, unconstrained, by name; of borrowed networks what they will be on entry."""
+        if self._inside:
+            return dict(pyro.get_param_store().named_parameters())
+        return {name: self._borrowed.inside.get(name, tensor) for name, tensor in self.state["params"].items()}
 
     @property
     def constrained(self) -> dict[str, Tensor]:

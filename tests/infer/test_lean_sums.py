@@ -48,3 +48,12 @@ def test_logits_out_of_reach_of_the_exponential():
     assert cost.item() == pytest.approx(1e4 + torch.tensor(2.0).log().item())
     cost.backward()
     torch.testing.assert_close(logits.grad, torch.tensor([0.0, -1.0, 0.5]))
+
+
+def test_costs_of_sure_and_right_logits_are_small_and_exact():
+    """Two large sums that nearly cancel would lose them in single precision."""
+    generator = torch.Generator().manual_seed(2)
+    values = (torch.rand(1000, 1000, generator=generator) < 0.5).float()
+    logits = (2 * values - 1) * (8 + torch.rand(1000, 1000, generator=generator))
+    exact = binary_cross_entropy_with_logits(logits.double(), values.double(), reduction="sum")
+    assert bernoulli_cost(logits, values).item() == pytest.approx(exact.item(), rel=1e-4)

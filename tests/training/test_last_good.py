@@ -74,3 +74,11 @@ def test_errors_of_a_program_stay_its_own():
 
     with pytest.raises(ValueError, match="Shape mismatch"):
         lvm.infer.SVI(wrong).step(torch.zeros(8))
+
+
+def test_a_run_that_diverges_is_kept_where_rows_are_held_out():
+    x = lvm.datasets.load("faithful").x.float()
+    svi, model = lvm.infer.SVI(learning_rate=200.0), lvm.models.GaussianMixture(2, covariance="diag")
+    with pytest.warns(RuntimeWarning, match="The last good state is kept"):
+        fit = lvm.fit(model, x[:200], inference=svi, validation=x[200:], max_epochs=20, seed=0, progress=False)
+    assert all(bool(torch.isfinite(value).all()) for value in fit.params.values())
