@@ -231,7 +231,7 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
         setattr(fit, name, record[name])
     fit.seen = state["seen"]
     fit.missing = [] if given else record.get("own", [])
-    _restore(fit, state)
+    _restore(fit, state, ours=record["model"]["name"] is not None)
     if state["draws"] is not None:
         fit.draws = state["draws"]
     return fit
@@ -274,8 +274,11 @@ def _make(spec: dict[str, Any], registry: dict[str, Any], kind: str, *args: Any,
     return registry[spec["name"]](*args, **spec.get("config", {}), **options)
 
 
-def _restore(fit: Fit, state: dict[str, Any]) -> None:
-    """Run the programs once on zeros, so that they create their parameters, then put the saved values in."""
+def _restore(fit: Fit, state: dict[str, Any], ours: bool) -> None:
+    """Run the programs once on zeros, so that they create their parameters, then put the saved values in.
+
+    A model of ours without parts of the user's has the file's shapes: some depend on more of the data than its shape.
+    """
     saved = state["tensors"]
     fit.scope.adopt(fit.model, fit.guide)
     if isinstance(fit.model, LatentVariableModel):
@@ -286,26 +289,27 @@ def _restore(fit: Fit, state: dict[str, Any]) -> None:
                 f"load: the file lacks {', '.join(sorted(lacking)[:3])}, as one that another version of this package "
                 "wrote. Fit the model anew."
             )
-    _put(fit, saved)
+    _put(fit, saved, ours)
     arguments = fit.prototype()
     with fit.scope(), torch.random.fork_rng(), _pyro.validation(False), rows(search=False):
         if not isinstance(fit.model, LatentVariableModel):  # those have their parameters from the start
             fit.model(*arguments.args, **arguments.kwargs)
         if fit.guide is not None:
             fit.guide(*arguments.args, **arguments.kwargs)
-    missing = saved.keys() - _put(fit, saved)
+    missing = saved.keys() - _put(fit, saved, ours)
     if missing:
         raise ValueError(
             f"load: the model or guide does not have {', '.join(sorted(missing)[:3])}. Pass the ones that were fitted."
         )
 
 
-def _put(fit: Fit, saved: dict[str, Any]) -> set[str]:
+def _put(fit: Fit, saved: dict[str, Any], ours: bool) -> set[str]:
     tensors = fit.tensors()
     for name, value in saved.items():
         if name in tensors:
-            if isinstance(tensors[name], torch.nn.Parameter) and tensors[name].shape != value.shape:
-                whose, _, own = name.partition(":")
+            whose, _, own = name.partition(":")
+            free = whose == "model" and ours
+            if isinstance(tensors[name], torch.nn.Parameter) and tensors[name].shape != value.shape and not free:
                 raise ValueError(
                     f"load: expected a {whose} whose '{own}' has shape {tuple(value.shape)}; "
                     f"got {tuple(tensors[name].shape)}. Pass the one that was fitted, or leave it out if it is ours."
