@@ -25,7 +25,7 @@ from pyro_lvm.ops.whole_number import whole_number
 __all__ = ["InverseAutoregressive"]
 
 
-# A flow is learned more slowly than what it bends, and its weights tremble less.
+# A flow is learned more slowly than what it bends.
 RATE = 0.1
 
 

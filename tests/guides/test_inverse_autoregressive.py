@@ -66,6 +66,21 @@ def test_it_bends_where_a_normal_law_cannot():
     assert -evidence - 0.02 < losses["InverseAutoregressive"] < losses["AmortizedGaussian"] - 0.1
 
 
+def test_flows_keep_volumes():
+    """A scale could be traded for that of the normal law, until the noise of the closed form breaks training down."""
+    guide = lvm.guides.InverseAutoregressive(lvm.models.VAE(3, 6, hidden=[8]))
+    for parameter in guide.flows.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    with torch.no_grad():
+        law = guide.posterior(BITS[:5].float())
+        start = law.base_dist.sample()
+        bent = start
+        for transform in law.transforms:
+            bent = transform(bent)
+        assert not torch.allclose(bent, start)
+        torch.testing.assert_close(law.log_prob(bent), law.base_dist.log_prob(start))
+
+
 @pytest.mark.filterwarnings("ignore:evidence:UserWarning")  # two epochs leave a poor guide
 def test_resuming_and_files_are_exact(tmp_path):
     laws.resume_is_exact(vae, BITS, tmp_path / "half", guide="inverse-autoregressive", batch_size=15)
