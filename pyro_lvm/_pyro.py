@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.ops import log_einsum
+from pyro_lvm.ops.networks import serving
 
 __all__ = [
     "DRAWN_ALONE",
@@ -73,8 +74,9 @@ PackedTree = OrderedDict[frozenset[str], list[Tensor]]
 
 
 def plain_trace(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Trace:
-    """A trace of `model` without enumeration; subsample sites are left out."""
-    trace = poutine.trace(model).get_trace(*args, **kwargs)
+    """A trace of `model` without enumeration, its networks serving; subsample sites are left out."""
+    with serving(model):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
     return prune_subsample_sites(trace)
 
 
@@ -182,6 +184,7 @@ def frame(name: str, dim: int, size: int) -> CondIndepStackFrame:
 
 def localise(program: Any) -> None:
     """Let a `PyroModule` that was made while parameters were global keep them to itself from now on."""
+    program = without_handlers(program)
     if isinstance(program, torch.nn.Module):
         for module in program.modules():
             context = getattr(module, "_pyro_context", None)

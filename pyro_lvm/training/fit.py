@@ -221,6 +221,7 @@ def start(
             labelled = bool(labels_of(model, arguments.kwargs))
             open_sites = structure(model, unlabelled.args, unlabelled.kwargs) if asked and labelled else trace
             chosen.guide = choose_guide(guide, model, open_sites, chosen)
+            scope.adopt(chosen.guide)
             exact = isinstance(chosen, CoordinateAscent) or (isinstance(chosen, EM) and not chosen.guide)
             if initialize and exact and not labelled:
                 choose_start(model, initialize, chosen, arguments)

@@ -198,9 +198,11 @@ class Learned:
         """Every tensor that training writes to, by a name unique across store, model and guide."""
         found = {f"store:{name}": tensor for name, tensor in self.scope.params.items()}
         for owner, program in (("model", self.model), ("guide", self.guide)):
+            program = _pyro.without_handlers(program)
             if isinstance(program, torch.nn.Module):
                 found.update({f"{owner}:{n}": t for n, t in program.named_parameters()})
                 found.update({f"{owner}:{n}": t for n, t in program.named_buffers()})
+        found.update({f"network:{name}": tensor for name, tensor in self.scope.buffers.items()})
         return found
 
     @property

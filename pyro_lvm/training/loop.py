@@ -106,7 +106,7 @@ class Run:
         total = self.data.num_rows
         batches = self.data.batches(self.batch_size)
         # Entered once an epoch, as they take longer than the step of a small model.
-        with _pyro.validation(False), self._counting():
+        with _pyro.validation(False), self._counting(), self.scope.learning():
             for batch in batches if self.epochs_done else remember(self.result(), batches):
                 first = not self.epochs_done and not losses
                 with _pyro.validation(True) if first else nullcontext(), rows(self._index(batch), total):

@@ -14,6 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.ops.networks import modes, networks
 
 __all__ = ["Scope", "in_turn"]
 
@@ -46,6 +47,7 @@ class _Borrowed(Messenger):
         self.parameters: dict[str, Tensor] = {}
         self.outside: dict[str, Tensor] = {}
         self.inside: dict[str, Tensor] = {}
+        self.buffers: list[str] = []
 
     def _pyro_param(self, msg: Any) -> None:
         if len(msg["args"]) > 1 and msg["name"] not in pyro.get_param_store():
@@ -65,6 +67,14 @@ class _Borrowed(Messenger):
     def take_network(self, prefix: str, network: torch.nn.Module) -> None:
         """Networks of modules, which keep their parameters to themselves, are not borrowed."""
 
+    def take_buffers(self, prefix: str, network: torch.nn.Module) -> None:
+        """Borrow what a network keeps besides its parameters, which sends no messages."""
+        for inner, tensor in network.named_buffers():
+            name = f"{prefix}.{inner}"
+            self.buffers.append(name)
+            self.parameters[name] = tensor
+            self.outside[name], self.inside[name] = tensor.detach().clone(), tensor.detach().clone()
+
     def swap_in(self) -> None:
         for name, value in self.inside.items():
             self.outside[name] = self.parameters[name].detach().clone()
@@ -81,13 +91,15 @@ class Scope:
 
     Inside `with scope():` a program sees only this scope's parameters. A network that a plain function closes over
     (`pyro.module("net", net)`) is borrowed: its values are swapped in on entry and back out on exit. One thread at a
-    time is inside of any scope; the others wait.
+    time is inside of any scope; the others wait. Networks serve inside of a scope, and learn inside of `learning()`.
     """
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {"params": {}, "constraints": {}}
         self._borrowed = _Borrowed()
         self._inside = False
+        self._networks: dict[str, torch.nn.Module] = {}
+        self._learners: list[torch.nn.Module] = []
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -101,6 +113,12 @@ class Scope:
         """What `pyro.param` holds as programs read it; from inside."""
         return dict(pyro.get_param_store().items())
 
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """What borrowed networks keep besides parameters, such as running means; what they will be on entry."""
+        live = self._borrowed.parameters if self._inside else self._borrowed.inside
+        return {name: live[name] for name in self._borrowed.buffers}
+
     def forget(self, name: str) -> None:
         """Drop a parameter of the store; from inside."""
         del pyro.get_param_store()[name]
@@ -109,6 +127,19 @@ class Scope:
         """Take in programs that may have been made outside of any scope."""
         for program in programs:
             _pyro.localise(program)
+            for name, network in networks(program).items():
+                if all(network is not known for known in self._networks.values()):
+                    while name in self._networks:
+                        name += "'"
+                    self._networks[name] = network
+                    if network is not _pyro.without_handlers(program):
+                        self._borrowed.take_buffers(name, network)
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Networks that normalise by the batch or drop units out do so here, if they did so when they were passed."""
+        with modes(self._learners, training=True):
+            yield
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -121,8 +152,11 @@ class Scope:
             try:
                 with _pyro.module_local_store(self.state), self._borrowed:
                     self._borrowed.swap_in()
+                    parts = [part for network in self._networks.values() for part in network.modules()]
+                    self._learners = [part for part in parts if part.training]
                     try:
-                        yield
+                        with modes(self._learners, training=False):
+                            yield
                     finally:
                         self.state.update(pyro.get_param_store().get_state())
                         self._borrowed.swap_out()
