@@ -89,8 +89,8 @@ class AmortizedGaussian(PyroModule):
             first = next(encoder.parameters(), centre)  # rows come to a given encoder in its own floating-point type
             centre, spread = centre.to(first), spread.to(first)
         self.encoder = encoder
-        self.register_buffer("centre", centre.clone())
-        self.register_buffer("spread", spread.clone())
+        self.register_buffer("unit", 1 / spread)
+        self.register_buffer("offset", -centre / spread)
         self.encoder.to(centre)
 
     def _size(self, model: Any, name: str, given: int | None) -> int:
@@ -139,8 +139,8 @@ class AmortizedGaussian(PyroModule):
 
     def encode(self, x: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and standard deviation of every row, (n, k) each, and what else the encoder makes."""
-        centre, unit = self.centre, 1 / self.spread
-        rows = torch.addcmul(-centre * unit, x.to(centre), unit)  # (x - centre) / spread, in one pass
+        unit = self.unit
+        rows = torch.addcmul(self.offset, x.to(unit), unit)  # (x - centre) / spread, in one pass
         if covariates is not None and self.covariate_dim:
             rows = torch.cat([rows, covariates.to(rows)], -1)
         output, k = network(self, "encoder")(rows), self.latent_dim

@@ -97,7 +97,7 @@ class InverseAutoregressive(AmortizedGaussian):
             _start_at_zero(net)
             nets.append(net)
         self.flows = torch.nn.ModuleList(nets)
-        self.flows.to(self.centre)
+        self.flows.to(self.unit)
 
     @property
     def config(self) -> dict[str, Any]:

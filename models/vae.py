@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_lvm._pyro import network
+from pyro_lvm.distributions.standard_normal import standard_normal
 from pyro_lvm.handlers.plate import plate
 from pyro_lvm.nn.mlp import MLP, layer_sizes
 from pyro_lvm.ops.real_number import real_number
@@ -147,8 +148,7 @@ class VAE(LatentVariableModel):
         covariates = self._checked(covariates, size if x is None else len(x))
         n: Any = len(x) if x is not None else len(covariates) if covariates is not None else size
         with plate("data", n):
-            origin = self.centre.new_zeros(n, self.latent_dim)
-            z = pyro.sample("z", dist.Normal(origin, torch.ones_like(origin)).to_event(1))
+            z = pyro.sample("z", standard_normal(n, self.latent_dim, self.centre))
             return pyro.sample("x", self.decode(z, covariates), obs=x)
 
     def decode(self, z: Float[Tensor, "*batch k"], covariates: Tensor | None = None) -> Any:

@@ -46,14 +46,14 @@ class _BernoulliCost(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, values: Tensor) -> Tensor:
         probs = logits.sigmoid()
         ctx.save_for_backward(probs, values)
-        wrong = torch.addcmul(logits.clamp_min(0), logits, values, value=-1)  # max(f, 0) - x f >= 0: sums lose nothing
+        wrong = logits.clamp_min(0).addcmul_(logits, values, value=-1)  # max(f, 0) - x f >= 0: sums lose nothing
         return wrong.sum() + softplus_rests(probs.flatten())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         probs, values = ctx.saved_tensors
-        return (probs - values).mul_(gradient), None
+        return probs.sub_(values).mul_(gradient), None  # no memory but what was kept; a second pass is refused
 
 
 def normal_divergence(q: Any, p: Any) -> Tensor:

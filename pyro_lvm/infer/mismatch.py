@@ -1,8 +1,9 @@
-"""Why a guide and a model do not run together, found by running each alone."""
+"""Why a guide and a model do not run together, found by running each alone, or do not learn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import rows
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.ops.networks import networks
 
-__all__ = ["check_sizes"]
+__all__ = ["check_sizes", "warn_of_silent_parameters"]
 
 
 def check_sizes(
@@ -59,3 +61,24 @@ def check_sizes(
                 f"{name}: expected a guide that draws site '{site}' in the model's shape {own_shape}; got {drawn}. "
                 f"{advice}"
             ) from error
+
+
+def warn_of_silent_parameters(name: str, programs: Iterable[Callable], found: Mapping[str, Tensor]) -> None:
+    """Warn of parameters that took part in the loss, but of which no message told: no optimizer will move them.
+
+    Args:
+        name: Who trains.
+        programs: The programs that were run.
+        found: The parameters that messages told of, their gradients there.
+    """
+    told = {id(tensor) for tensor in found.values()}
+    every = [item for program in programs for net in networks(program).values() for item in net.named_parameters()]
+    silent = [own for own, tensor in every if tensor.grad is not None and id(tensor) not in told]
+    if silent:
+        warnings.warn(
+            f"{name}: {', '.join(silent[:3])}{', ...' * (len(silent) > 3)} will not be trained, as Pyro is not told of "
+            "them. A PyroModule[torch.nn.Sequential] hides layers that are no PyroModules: use torch.nn.Sequential. If "
+            "they are fixed on purpose, set requires_grad=False.",
+            UserWarning,
+            stacklevel=2,
+        )

@@ -16,7 +16,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
 from pyro_lvm.infer.held_out import rows_alone
 from pyro_lvm.infer.local_parameters import find_local
-from pyro_lvm.infer.mismatch import check_sizes
+from pyro_lvm.infer.mismatch import check_sizes, warn_of_silent_parameters
 from pyro_lvm.infer.nonfinite import NonFiniteLoss, blamed_site, in_one_sentence
 from pyro_lvm.infer.objective import check_objective
 from pyro_lvm.infer.parameters import Parameters
@@ -183,6 +183,8 @@ class SVI(ConstructorRepr):
             if not math.isfinite(loss):
                 raise NonFiniteLoss(f"SVI: the loss became {loss}{blamed_site(model, guide, args, kwargs)}.")
             found = self._tensors(parameters)
+            if not self._steps:
+                warn_of_silent_parameters("SVI", (model, guide), found)
             updates.step(self._chosen(local, found, guide, args, kwargs) if self.local else found, multiplier)
         finally:
             for tensor in (found or self._tensors(parameters)).values():

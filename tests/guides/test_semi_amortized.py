@@ -60,7 +60,7 @@ def test_the_gradient_at_the_end_goes_to_the_encoder_as_if_the_search_had_added_
     linear.model.zero_grad()
     torch.manual_seed(1)
     sites = RowSites("test", linear.model, (linear.x,), {})  # takes a draw of the prior from torch's generator
-    rows = (linear.x - guide.centre) / guide.spread
+    rows = linear.x * guide.unit + guide.offset
     mean, raw = guide.encoder(rows).chunk(2, -1)
     start = torch.cat([mean, (1e-5 + softplus(raw)).log()], -1)
     end = climb(sites.log_joint, start, 3, 0.2).requires_grad_()

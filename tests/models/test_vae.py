@@ -31,7 +31,7 @@ def pair(model, x, **covariates):
 
 def by_hand(guide, x):
     """Mean, scale, and a latent vector by the noise that the guide's draw takes from torch's generator."""
-    loc, raw = guide.encoder((x - guide.centre) / guide.spread).chunk(2, -1)
+    loc, raw = guide.encoder(x * guide.unit + guide.offset).chunk(2, -1)
     scale = softplus(raw) + 1e-5
     return loc, scale, loc + scale * torch.randn(loc.shape, dtype=loc.dtype)
 

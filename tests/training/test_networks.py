@@ -122,6 +122,17 @@ def test_a_network_that_serves_goes_on_serving():
     assert not fit.model.decoder.training
 
 
+class Hidden(Program):
+    def __init__(self):
+        super().__init__()
+        self.decoder = PyroModule[torch.nn.Sequential](torch.nn.Linear(2, 3), PyroModule[torch.nn.Linear](3, 4))
+
+
+def test_layers_that_pyro_is_not_told_of_are_named():
+    with pytest.warns(UserWarning, match=r"decoder.0.weight, decoder.0.bias will not be trained"):
+        train(Hidden())
+
+
 def test_networks_are_found_wherever_a_function_reads_them():
     parts = {"deep": [torch.nn.Linear(1, 1)]}
 
