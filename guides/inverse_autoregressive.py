@@ -3,7 +3,7 @@ r"""A posterior for every row that bends a normal one by inverse autoregressive 
 .. math::
 
     z^0_n &\sim \mathrm{Normal}(g_\mu(x_n), \mathrm{diag}(g_\sigma(x_n)^2)) \\
-    z^t_{nj} &= z^{t-1}_{nj} + m_{tj}, \qquad m_{tj} \text{ from } z^{t-1}_{n,<j} \text{ and } h(x_n)
+    z^t_{nj} &= z^{t-1}_{nj} + m_{tj}, \qquad m_{tj} \text{ from } z^{t-1}_{n,<j} \text{ and, if asked for, } h(x_n)
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ class InverseAutoregressive(AmortizedGaussian):
 
     The bound then takes most of the divergence in its closed form, that of the normal law, and only what the flows bend
     from the draw. Draws cost one pass through the networks, and so do their densities. The density of any other value
-    takes one pass for each of its k coordinates. The order of the coordinates is reversed from flow to flow, and every
-    flow sees features of the row from the encoder.
+    takes one pass for each of its k coordinates. The order of the coordinates is reversed from flow to flow.
+
+    By default all rows share the flows, as they would a learned prior: bent back by them, the posteriors are normal and
+    the prior is not. Flows that see features of the row from the encoder fit the training rows better, and others worse.
 
     The flows do not scale, as those of the paper do: a scale could be traded for that of the normal law, which nothing
     then keeps from growing, and with it the noise of the closed form, until training breaks down.
@@ -46,7 +48,7 @@ class InverseAutoregressive(AmortizedGaussian):
         hidden: Sizes of the encoder's hidden layers; by default the model's in reverse.
         num_flows: T >= 1.
         flow_hidden: Width of each flow's hidden layer; by default the first of the model's hidden layers, at least k.
-        flow_features: Length of h, >= 1.
+        flow_features: Length of h, what the encoder tells the flows of a row, >= 0.
         latent_dim: k >= 1; taken from the model if None, as are the two below.
         data_dim: d >= 1.
         covariate_dim: q >= 0.
@@ -57,6 +59,8 @@ class InverseAutoregressive(AmortizedGaussian):
     References:
         D. Kingma, T. Salimans, R. Jozefowicz, X. Chen, I. Sutskever, M. Welling (2016), Improved variational inference
             with inverse autoregressive flow, NeurIPS, algorithm 1 and equation 10.
+        X. Chen, D. Kingma, T. Salimans, Y. Duan, P. Dhariwal, J. Schulman, I. Sutskever, P. Abbeel (2017), Variational
+            lossy autoencoder, ICLR, section 3.2.
 
     Example:
         >>> import torch, pyro_lvm as lvm
@@ -72,14 +76,14 @@ class InverseAutoregressive(AmortizedGaussian):
         hidden: Sequence[int] | None = None,
         num_flows: int = 2,
         flow_hidden: int | None = None,
-        flow_features: int = 64,
+        flow_features: int = 0,
         latent_dim: int | None = None,
         data_dim: int | None = None,
         covariate_dim: int | None = None,
     ) -> None:
         checked = partial(whole_number, "InverseAutoregressive")
         self.num_flows = checked("num_flows", num_flows)
-        self.features = self.flow_features = checked("flow_features", flow_features)
+        self.features = self.flow_features = checked("flow_features", flow_features, least=0)
         super().__init__(model, encoder, hidden, latent_dim, data_dim, covariate_dim)
         k = self.latent_dim
         width = max(k, [*self.hidden, 512][-1]) if flow_hidden is None else flow_hidden

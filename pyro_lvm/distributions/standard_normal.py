@@ -10,7 +10,11 @@ import torch
 from pyro.distributions.util import is_validation_enabled
 from torch import Tensor
 
-__all__ = ["standard_normal"]
+__all__ = ["StandardNormal", "standard_normal"]
+
+
+class StandardNormal(dist.Normal):
+    """A normal law of mean 0 and standard deviation 1 everywhere."""
 
 
 def standard_normal(rows: int, size: int, like: Tensor) -> Any:
@@ -35,4 +39,4 @@ def standard_normal(rows: int, size: int, like: Tensor) -> Any:
 def _law(rows: int, size: int, dtype: torch.dtype, device: torch.device, checked: bool, inference: bool) -> Any:
     """One for every setting: arguments are checked from then on, or not; tensors of inference allow no gradients."""
     zero, one = torch.zeros((), dtype=dtype, device=device), torch.ones((), dtype=dtype, device=device)
-    return dist.Normal(zero.expand(rows, size), one.expand(rows, size), validate_args=checked).to_event(1)
+    return StandardNormal(zero.expand(rows, size), one.expand(rows, size), validate_args=checked).to_event(1)

@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from pyro_lvm import _pyro
+from pyro_lvm.distributions.standard_normal import StandardNormal
 from pyro_lvm.infer.divergence import divergence_at, has_closed_divergence
-from pyro_lvm.infer.lean_sums import bernoulli_cost, normal_divergence
+from pyro_lvm.infer.lean_sums import bernoulli_cost, normal_divergence, standard_divergence
 from pyro_lvm.infer.structure import plate_nesting, structure
 from pyro_lvm.ops.constructor_repr import ConstructorRepr
 from pyro_lvm.ops.whole_number import whole_number
@@ -159,9 +160,13 @@ class _Loss:
         if prior["is_observed"] or not (_same(site["scale"], prior["scale"]) and _same(site["mask"], prior["mask"])):
             return False
         q, p = (_base(law["fn"]) for law in (site, prior))
-        if self.once and _is_plain(site) and type(q) is type(p) is dist.Normal and q.batch_shape == p.batch_shape:
-            self._add(site["scale"], normal_divergence(q, p))
-            return True
+        if self.once and _is_plain(site) and type(q) is dist.Normal and q.batch_shape == p.batch_shape:
+            if isinstance(p, StandardNormal):
+                self._add(site["scale"], standard_divergence(q))
+                return True
+            if type(p) is dist.Normal:
+                self._add(site["scale"], normal_divergence(q, p))
+                return True
         nats = divergence_at(site["fn"], prior["fn"], site["value"])
         if nats is None:
             return False

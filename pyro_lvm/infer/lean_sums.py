@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from pyro_lvm.ops.softplus_sums import softplus_rests
 
-__all__ = ["bernoulli_cost", "normal_divergence"]
+__all__ = ["bernoulli_cost", "normal_divergence", "standard_divergence"]
 
 
 class _NormalDivergence(torch.autograd.Function):
@@ -64,6 +64,16 @@ def normal_divergence(q: Any, p: Any) -> Tensor:
         p: Another, of the same batch shape.
     """
     return _NormalDivergence.apply(q.loc, q.scale, p.loc, p.scale)
+
+
+def standard_divergence(q: Any) -> Tensor:
+    """The sum of the divergences of normal laws from the standard one, nats, scalar.
+
+    Args:
+        q: A normal distribution.
+    """
+    m, s = q.loc, q.scale
+    return (0.5 * (m * m + s * s - 1) - s.log()).sum()
 
 
 def bernoulli_cost(logits: Tensor, values: Tensor) -> Tensor:

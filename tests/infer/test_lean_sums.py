@@ -6,7 +6,8 @@ import torch
 from torch.distributions import kl_divergence
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from pyro_lvm.infer.lean_sums import bernoulli_cost, normal_divergence
+from pyro_lvm.distributions.standard_normal import standard_normal
+from pyro_lvm.infer.lean_sums import bernoulli_cost, normal_divergence, standard_divergence
 
 
 def draws(seed, *shapes):
@@ -25,6 +26,17 @@ def test_divergence_and_gradients_of_normal_laws(shapes):
         *(torch.autograd.grad(3 * value, parameters, retain_graph=True) for value in (ours, plain)), strict=True
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_divergence_from_the_standard_normal_law():
+    m, raw = draws(3, (5, 2), (5, 2))
+    q, p = dist.Normal(m, raw.exp()), standard_normal(5, 2, m)
+    torch.testing.assert_close(standard_divergence(q), kl_divergence(q, p.base_dist).sum(), rtol=1e-12, atol=1e-12)
+    assert standard_normal(5, 2, m) is p
+    assert standard_normal(5, 2, m.float()) is not p
+    with torch.inference_mode():
+        assert standard_normal(5, 2, m).base_dist.loc.is_inference()
+    assert not standard_normal(5, 2, m).base_dist.loc.is_inference()
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (32, 16), (1,), (0, 3)])
