@@ -37,7 +37,7 @@ class InverseAutoregressive(AmortizedGaussian):
     takes one pass for each of its k coordinates. The order of the coordinates is reversed from flow to flow.
 
     By default all rows share the flows, as they would a learned prior: bent back by them, the posteriors are normal and
-    the prior is not. Flows that see features of the row from the encoder fit the training rows better, and others worse.
+    the prior is not. Flows that see features of the row from the encoder fit training rows better, and others worse.
 
     The flows do not scale, as those of the paper do: a scale could be traded for that of the normal law, which nothing
     then keeps from growing, and with it the noise of the closed form, until training breaks down.
