@@ -26,7 +26,7 @@ __all__ = ["InverseAutoregressive"]
 
 
 # A flow is learned more slowly than what it bends.
-RATE = 0.1
+RATE = 0.3
 
 
 class InverseAutoregressive(AmortizedGaussian):
