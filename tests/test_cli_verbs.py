@@ -150,6 +150,10 @@ def test_further_arrays_are_known_values_or_refused(tmp_path):
     np.savez(tmp_path / "known.npz", x=x, z=np.where(np.arange(150) % 2 == 0, labels, -1))
     done = run("fit", "GaussianMixture", "--data", tmp_path / "known.npz", *options, "--out", tmp_path / "fit")
     assert done.exit_code == 0, done.output
+    fit = lvm.load(tmp_path / "fit")
+    total = f"{fit.evidence({'x': x, 'z': np.load(tmp_path / 'known.npz')['z']}).total:.4f} nats over 150 rows"
+    assert f"log-likelihood {total} and known values of z" in done.output
+    assert f"total {total} and known" in run("score", tmp_path / "fit", "--data", tmp_path / "known.npz").output
     predicted = run("predict", tmp_path / "fit", "--data", tmp_path / "known.npz", "--out", tmp_path / "p.csv")
     assert predicted.exit_code == 0
     np.testing.assert_array_equal(pd.read_csv(tmp_path / "p.csv")["component"][::2], labels[::2])

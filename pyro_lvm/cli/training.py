@@ -143,9 +143,9 @@ def resume(
 
 def _keep(result: Any, rows: Any, out: Path) -> None:
     result.save(out)
-    evidence = result.evidence(_unlabelled(result.model, rows))
+    evidence = result.evidence(rows)
     typer.echo(f"{result}")
-    typer.echo(f"log-likelihood {evidence.total:.4f} nats over {counted(result, evidence)}; saved to {out}")
+    typer.echo(f"log-likelihood {evidence.total:.4f} nats over {counted(result, evidence, rows)}; saved to {out}")
 
 
 def _unlabelled(model: Any, rows: dict[str, Any]) -> dict[str, Any]:
