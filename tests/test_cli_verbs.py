@@ -1,8 +1,11 @@
 """Commands for fits whose rows have units or latent vectors, against the verbs of the same fit."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import pyro_lvm as lvm
@@ -140,6 +143,22 @@ def test_further_arrays_of_a_file_are_arguments_by_name(tmp_path):
     assert fit.model.covariate_dim == 2
     assert run("transform", tmp_path / "fit", "--data", tmp_path / "a.npz", "--out", tmp_path / "z.npy").exit_code == 0
     np.testing.assert_allclose(np.load(tmp_path / "z.npy"), fit.transform({"x": x, "covariates": covariates}))
+    torch.manual_seed(3)
+    expected = fit.sample(60, covariates=torch.from_numpy(covariates)).numpy()
+    pd.DataFrame(covariates, columns=["a", "b"]).to_csv(tmp_path / "c.csv", index=False)
+    for source in ("a.npz", "c.csv"):
+        drawn = run("sample", tmp_path / "fit", "--covariates", tmp_path / source, "--seed", 3)
+        assert drawn.exit_code == 0, drawn.output
+        np.testing.assert_array_equal(pd.read_csv(io.StringIO(drawn.output)), expected)
+    assert (
+        "of shape (7, 2); got (60, 2)"
+        in run("sample", tmp_path / "fit", "--covariates", tmp_path / source, "-n", 7).output
+    )
+    assert run("sample", tmp_path / "fit").output.startswith("pyro-lvm: VAE: expected covariates of shape (100, 2)")
+    np.savez(tmp_path / "b.npz", x=x)
+    assert (
+        "expected an array 'covariates'" in run("sample", tmp_path / "fit", "--covariates", tmp_path / "b.npz").output
+    )
     dropped = run("transform", tmp_path / "fit", "--data", tmp_path / "a.npz", "--drop", "covariates")
     assert "expected covariates of shape (60, 2); got none" in dropped.output
 

@@ -150,11 +150,15 @@ class Fit(Learned):
 
         Args:
             n: Number of rows.
-            num_steps: Steps of each row, >= 1, of a model of sequences; by default those of the training data.
-            covariates: Arguments of the model that are not generated, with n rows.
+            num_steps: Steps of each row, >= 1, of a model of sequences; by default those of the covariates, or else of
+                the training data.
+            covariates: Arguments of the model that are not generated, arrays with n rows.
 
         Returns:
             Shape (n, ...); a dict if the model observes several sites.
+
+        Raises:
+            ValueError: Covariates are missing, do not fit, or are no arguments of the model.
         """
         from pyro_lvm.diagnostics.latents import generate
 
