@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import pyro_lvm as lvm
 from pyro_lvm.cli import app
+from pyro_lvm.training.callbacks import Progress
 
 DIGITS = lvm.datasets.load("digits234").x
 
@@ -185,7 +186,11 @@ def test_further_arrays_are_known_values_or_refused(tmp_path):
     assert "got 'n'. Rename it, or leave it out." in refused.output
 
 
-def test_a_deep_belief_net_is_pretrained(folder, tmp_path):
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_deep_belief_net_is_pretrained(folder, tmp_path, monkeypatch):
     data = ("--data", folder / "x.csv", "--set", "hidden=[4, 3]", "--no-progress", "--batch-size", 20)
     x = np.loadtxt(folder / "x.csv", delimiter=",", dtype=np.float32)
     done = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 3, "--max-epochs", 1, "--out", tmp_path / "net")
@@ -196,6 +201,12 @@ def test_a_deep_belief_net_is_pretrained(folder, tmp_path):
     found = lvm.load(tmp_path / "net").params
     for name, value in expected.params.items():
         np.testing.assert_array_equal(found[name], value)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", interrupt)
+        stopped = run("fit", "DeepBeliefNet", *data, "--out", tmp_path / "part")
+    assert "interrupted in layer 1 of 2" in stopped.output
+    assert f"saved to {tmp_path / 'part'}, as far as it was learned" in stopped.output
+    assert lvm.load(tmp_path / "part").stopped == "interrupted in layer 1 of 2"
     plain = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 0, "--max-epochs", 1, "--out", tmp_path / "plain")
     assert plain.exit_code == 0, plain.output
     untrained = lvm.fit(model, x, seed=0, max_epochs=1, batch_size=20, progress=False)

@@ -115,10 +115,11 @@ def fit(
         given = {name: value for name, value in given.items() if value is not None}
         alone = _unlabelled(made, rows)
         result = lvm.greedy_pretrain(made, alone, guide, inference, seed=seed, progress=progress, **given)
-        result.resume(rows, **common)
+        if not result.stopped.startswith("interrupted"):
+            result.resume(rows, **common)
     else:
         result = lvm.fit(made, rows, guide=guide, inference=inference, seed=seed, restarts=restarts, **common)
-    _keep(result, rows, out)
+    _keep(result, rows, out, progress)
 
 
 @app.command()
@@ -138,14 +139,24 @@ def resume(
     result = load(folder)
     rows = read(result, data, drop, sequence, sample_weights=weights).arguments
     result.resume(rows, max_epochs=max_epochs, batch_size=batch_size, progress=progress)
-    _keep(result, rows, out or folder)
+    _keep(result, rows, out or folder, progress)
 
 
-def _keep(result: Any, rows: Any, out: Path) -> None:
+def _keep(result: Any, rows: Any, out: Path, progress: bool) -> None:
+    from pyro_lvm.ops.progress import without_progress
+
     result.save(out)
-    evidence = result.evidence(rows)
     typer.echo(f"{result}")
-    typer.echo(f"log-likelihood {evidence.total:.4f} nats over {counted(result, evidence, rows)}; saved to {out}")
+    try:
+        if not result.stopped.startswith("interrupted"):
+            with without_progress(not progress):
+                evidence = result.evidence(rows)
+            total = f"{evidence.total:.4f} nats over {counted(result, evidence, rows)}"
+            typer.echo(f"log-likelihood {total}; saved to {out}")
+            return
+    except KeyboardInterrupt:
+        pass
+    typer.echo(f"saved to {out}, as far as it was learned; `pyro-lvm score` gives its log-likelihood")
 
 
 def _unlabelled(model: Any, rows: dict[str, Any]) -> dict[str, Any]:

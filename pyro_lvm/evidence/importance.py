@@ -28,8 +28,10 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.psis import pareto_k
 from pyro_lvm.evidence.exact import Evidence, nesting
+from pyro_lvm.evidence.normalizers import known_normalizers
 from pyro_lvm.handlers.rows import rows, settled
 from pyro_lvm.infer.by_row import row_log_likelihood
+from pyro_lvm.ops.progress import PATIENCE, progress_bar
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -69,7 +71,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     # written in place: small tensors kept between passes would leave the memory of the large ones in pieces
     values, errors = torch.full((2, arguments.num_rows), math.nan, dtype=torch.float64, device=arguments.main.device)
     shapes, start = [], 0
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), progress_bar(len(values), "importance weighting", "row", delay=PATIENCE) as bar:
         torch.manual_seed(fit.seed)
         for table in _log_ratios(fit, arguments, num_samples, each_draw if shared > 1 else None):
             value = table.logsumexp(0) - math.log(num_samples)
@@ -81,6 +83,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
                 errors[part] = means.std(0) / math.sqrt(len(means))
             start = part.stop
             shapes += [0.0 if np.ptp(column) <= EXACT else pareto_k(column) for column in table.T.cpu().numpy()]
+            bar.update(len(value))
     bad = sum(shape > UNRELIABLE for shape in shapes)
     if bad > MANY * len(shapes):
         warnings.warn(
@@ -110,7 +113,7 @@ def weighted_samples(fit: Fit, arguments: Arguments, num_samples: int) -> tuple[
         (num_samples, n, ...); of those that all rows share (num_samples, ...).
     """
     arguments = arguments.unweighted()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), known_normalizers(fit):
         torch.manual_seed(fit.seed)
         index = torch.arange(arguments.num_rows, device=arguments.main.device)
         guide = _settled_guide(fit, arguments)

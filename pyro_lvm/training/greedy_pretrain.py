@@ -68,7 +68,8 @@ def greedy_pretrain(
         progress: Show a progress bar for each machine if someone is watching.
 
     Returns:
-        A fit of the whole net. After Ctrl-C, machines that were not reached are as they started.
+        A fit of the whole net. After Ctrl-C, machines that were not reached are as they started; its `stopped` says
+        which one was being trained.
 
     Raises:
         TypeError: The model is not made of machines.
@@ -102,33 +103,35 @@ def greedy_pretrain(
     count = len(cast(Any, net.model).hidden)
     first = 0 if below is None else _take_over(net, below)
     previous = None if below is None else getattr(below.model, "top", below.model)
-    for level in range(first, count):
-        with torch.random.fork_rng():
-            torch.manual_seed((seed + level) % SEEDS)
-            drawn = row_draws(net, net.guide, rows)[f"h{level}"] if level else rows.main
-        machine = cast(Any, net.model).machine(level)
-        units = as_arguments(drawn, machine)
-        part = start(machine, None, machine_inference, units, (seed + level) % SEEDS, where, 0, 1)
-        if previous is not None:
-            cast(Any, net.model).prepare(part.model, previous)
-        train(
-            part,
-            units,
-            None,
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            tol=None,
-            patience=None,
-            callbacks=list_of_callbacks(callbacks),
-            progress=progress,
-            label=f"layer {level + 1}/{count}",
-        )
-        previous = part.model
-        _place(net, level, previous)
-        if part.stopped == "interrupted":
-            net.stopped = "interrupted"
-            return net
     net.stopped = "pretrained"
+    try:
+        for level in range(first, count):
+            with torch.random.fork_rng():
+                torch.manual_seed((seed + level) % SEEDS)
+                drawn = row_draws(net, net.guide, rows)[f"h{level}"] if level else rows.main
+            machine = cast(Any, net.model).machine(level)
+            units = as_arguments(drawn, machine)
+            part = start(machine, None, machine_inference, units, (seed + level) % SEEDS, where, 0, 1)
+            if previous is not None:
+                cast(Any, net.model).prepare(part.model, previous)
+            train(
+                part,
+                units,
+                None,
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                tol=None,
+                patience=None,
+                callbacks=list_of_callbacks(callbacks),
+                progress=progress,
+                label=f"layer {level + 1}/{count}",
+            )
+            previous = part.model
+            _place(net, level, previous)
+            if part.stopped == "interrupted":
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:  # also while the units of a layer are drawn
+        net.stopped = f"interrupted in layer {level + 1} of {count}"
     return net
 
 
