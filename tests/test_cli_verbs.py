@@ -191,7 +191,7 @@ def interrupt(*_):
 
 
 def test_a_deep_belief_net_is_pretrained(folder, tmp_path, monkeypatch):
-    data = ("--data", folder / "x.csv", "--set", "hidden=[4, 3]", "--no-progress", "--batch-size", 20)
+    data = ("--data", folder / "x.csv", "--set", "hidden=4,3", "--no-progress", "--batch-size", 20)
     x = np.loadtxt(folder / "x.csv", delimiter=",", dtype=np.float32)
     done = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 3, "--max-epochs", 1, "--out", tmp_path / "net")
     assert done.exit_code == 0, done.output
@@ -206,6 +206,7 @@ def test_a_deep_belief_net_is_pretrained(folder, tmp_path, monkeypatch):
         stopped = run("fit", "DeepBeliefNet", *data, "--out", tmp_path / "part")
     assert "interrupted in layer 1 of 2" in stopped.output
     assert f"saved to {tmp_path / 'part'}, as far as it was learned" in stopped.output
+    assert lvm.load(tmp_path / "part").model.hidden == (4, 3)
     assert lvm.load(tmp_path / "part").stopped == "interrupted in layer 1 of 2"
     plain = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 0, "--max-epochs", 1, "--out", tmp_path / "plain")
     assert plain.exit_code == 0, plain.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 from pathlib import Path
@@ -77,7 +78,7 @@ def fit(
     guide: Annotated[str | None, typer.Option(help="One that `pyro-lvm list` names for the model.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of the model, e.g. num_components=3; repeatable."),
+        typer.Option("--set", help="A setting of the model, e.g. num_components=3 or hidden=12,8; repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Makes the run reproducible.")] = 0,
     restarts: Annotated[int, typer.Option(help="Independent starts, of which the best is kept.")] = 1,
@@ -182,11 +183,18 @@ def _settings(model: type, pairs: list[str]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or name not in known:
             raise ValueError(f"--set: expected NAME=VALUE with NAME out of {', '.join(known)}; got '{pair}'.")
-        try:
-            settings[name] = json.loads(text)
-        except ValueError:
-            settings[name] = {"True": True, "False": False, "None": None}.get(text, text)
+        settings[name] = _value(text)
     missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in settings]
     if missing:
         raise ValueError(f"{model.__name__} needs --set {missing[0]}=...")
     return settings
+
+
+def _value(text: str) -> Any:
+    """What JSON or Python reads; else words, several if there are commas."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError):
+            continue
+    return [_value(part.strip()) for part in text.split(",")] if "," in text else text
