@@ -6,6 +6,7 @@ are images is told by `image_shape`; see `image_shape_of` for what is assumed wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def look_of(
     """How the rows of a fit look."""
     x = arguments.main
     names = columns or arguments.names or fit.columns or ()
-    named = not all(str(name).startswith("column ") for name in names)  # those have no header
+    named = len({re.sub(r"\d+", "", str(name)) for name in names}) > 1  # "pixel 1", "pixel 2" are but numbers
     shape = None if arguments.layout is not None else image_shape_of(caller, x.shape[1:], named, image_shape)
     groups = None if labels is None else np.asarray(labels).reshape(-1)
     if groups is not None and len(groups) != len(x):

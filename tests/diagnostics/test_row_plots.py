@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pandas as pd
 import pytest
 import torch
 
@@ -66,6 +67,20 @@ class TestShape:
     )
     def test_square_rows_without_names_are_images(self, row, named, given, expected):
         assert image_shape_of("plot", row, named, given) == expected
+
+    @pytest.mark.parametrize(
+        ("names", "images"),
+        [
+            (range(64), True),
+            ([f"pixel_{i}_{j}" for i in range(8) for j in range(8)], True),
+            (["age", *(f"answer {i}" for i in range(63))], False),
+        ],
+    )
+    def test_columns_of_tables_that_are_but_numbered_are_pixels(self, names, images):
+        table = pd.DataFrame(DIGITS.numpy(), columns=list(names))
+        fit = lvm.fit(lvm.models.RBM(5), table, **OPTIONS)
+        for rows in (table, None):
+            assert (titles(fit.plot(rows, "samples")) == ["64 generated rows"]) == images
 
     @pytest.mark.parametrize("given", [(8, 9), (64,), (8, 4, 2)])
     def test_another_length_is_refused(self, given, vae):
