@@ -31,9 +31,11 @@ from pyro_lvm.evidence.exact import Evidence, nesting
 from pyro_lvm.evidence.normalizers import known_normalizers
 from pyro_lvm.handlers.rows import rows, settled
 from pyro_lvm.infer.by_row import row_log_likelihood
+from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.progress import PATIENCE, progress_bar
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.ops.whole_number import whole_number
+from pyro_lvm.training.choices import closer_guides
 
 if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
@@ -89,8 +91,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
         warnings.warn(
             f"evidence: the guide's samples miss much of the posterior of {bad} of {len(shapes)} rows, which have a "
             f"Pareto k-hat above {UNRELIABLE}: their log-likelihoods are unreliable and probably too low. Ask for more "
-            f"samples, fit.evidence(x, num_samples={10 * num_samples}); if that does not help, train longer, or fit "
-            "with a richer guide, as 'inverse-autoregressive' or 'semi-amortized' in place of 'amortized'.",
+            f"samples, fit.evidence(x, num_samples={10 * num_samples}); if that does not help, {_remedy(fit)}.",
             UserWarning,
             stacklevel=2,
         )
@@ -98,6 +99,15 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     if shared > 1:
         name = f"log predictive density over {-(-num_samples // each_draw)} draws, {name}"
     return Evidence(values, errors, name, weights)
+
+
+def _remedy(fit: Fit) -> str:
+    """What else than more samples brings a guide closer to the posterior."""
+    arguments, sites = fit.prototype(), fit.guide_sites[1]
+    with fit.scope():
+        trace = structure(fit.model, arguments.args, arguments.kwargs, fresh=False)
+    others = " or ".join(map(repr, closer_guides(fit.model, fit.guide, trace, sites)))
+    return f"train longer, or fit with guide {others}" if others else "train longer"
 
 
 def weighted_samples(fit: Fit, arguments: Arguments, num_samples: int) -> tuple[Tensor, dict[str, Tensor]]:

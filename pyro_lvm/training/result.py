@@ -242,8 +242,9 @@ class Fit(Learned):
             kind: "samples", "reconstructions", "filters", "latent", "history", "density", "responsibilities",
                 "states", "transitions", "durations" or "alignment"; `diagnostics.plots` describes each.
             options: Of the picture: `image_shape` (height and width of rows that are images, and 3 if in colour; found
-                for square ones whose columns are but numbered, () for rows that are none), `columns` (their names), `labels` (colours of the latent
-                space), `site` (the parameter that is drawn as filters), `sequence` (which of several).
+                for square ones whose columns are but numbered, () for rows that are none), `columns` (their names),
+                `labels` (colours of the latent space), `site` (the parameter that is drawn as filters), `sequence`
+                (which of several).
 
         Returns:
             A figure of its own; no backend is chosen. Keep it by `figure.savefig("picture.png")`.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
-import pandas as pd
 import pytest
 import torch
 
