@@ -222,7 +222,9 @@ class Fit(Learned):
         """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.
 
         Where a guide draws latent sites of rows, the posterior are its draws given each row, and the log-likelihood
-        has them averaged out: rank such fits by `lvm.compare`, not by ArviZ's own comparison, which wants draws.
+        has them averaged out. ArviZ's own comparisons, `loo`, `waic` and `compare`, weigh draws of what all rows
+        share: for fits that have one point of it the group `log_likelihood` is left out, and its values are
+        `sample_stats["row_log_likelihood"]`. Rank those by `lvm.compare` on rows that were held out.
 
         Returns:
             `arviz.InferenceData` before ArviZ 1.0, `xarray.DataTree` after.
