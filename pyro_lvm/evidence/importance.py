@@ -98,7 +98,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     name = f"importance weighting with {num_samples} samples of the guide"
     if shared > 1:
         name = f"log predictive density over {-(-num_samples // each_draw)} draws, {name}"
-    return Evidence(values, errors, name, weights)
+    return Evidence(values, errors, name, weights, pareto_k=torch.tensor(shapes, dtype=torch.float64))
 
 
 def _remedy(fit: Fit) -> str:

@@ -179,7 +179,10 @@ def test_a_guide_that_misses_the_posterior_is_told_what_to_do():
     fit = lvm.fit(model, x, narrow, lvm.infer.SVI(learning_rate=1e-6), max_epochs=1, seed=0, progress=False)
     said = r"of \d+ of 10 rows, which .* k-hat.*Ask for more samples, .*num_samples=500\); .* guide 'local'\."
     with pytest.warns(UserWarning, match=said):
-        fit.evidence(x, num_samples=50)
+        found = fit.evidence(x, num_samples=50)
+    assert bool((found.pareto_k > 0.7).any())
+    assert f"of the guide, largest Pareto k-hat {found.pareto_k.max():.2f})" in repr(found)
+    assert f"{found.simulation_error_of_total:.3g} of simulation" in repr(found)
 
 
 @pytest.mark.parametrize(
