@@ -87,8 +87,8 @@ def fit(
     pretrain_epochs: Annotated[
         int | None,
         typer.Option(
-            help="Passes over the data for each layer of a deep belief net, before all are trained together: 30 by "
-            "default, 0 to start from random layers."
+            help="Passes over the data for each layer of a deep belief net, before all are trained together: by "
+            "default 30, of few rows more; 0 to start from random layers."
         ),
     ] = None,
     progress: ProgressOption = True,

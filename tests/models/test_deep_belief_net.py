@@ -335,3 +335,15 @@ def test_a_large_top_needs_the_chains():
         WakeSleep().loss_and_grads(model, lvm.guides.RecognitionNet(model), rows(3, 4).float())
     fit = lvm.fit(lvm.models.DeepBeliefNet((22, 21)), rows(30, 4).float(), max_epochs=2, seed=0, progress=False)
     assert "normalizer of 'h1' by AIS" in fit.evidence(rows(3, 4).float(), num_samples=2).estimator
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(60, 334 * 6), (70 * 100, 30 * 70)])
+def test_few_rows_are_passed_over_until_units_differ(rows, steps, monkeypatch):
+    seen = []
+    monkeypatch.setattr(SVI, "step", lambda *_, **__: seen.append(1) or 0.0)
+    x = bars()[:1].repeat(rows, 1)
+    x[0] = 1 - x[0]
+    lvm.greedy_pretrain(
+        lvm.models.DeepBeliefNet((2, 2)), x, batch_size=10 if rows == 60 else 100, seed=0, progress=False
+    )
+    assert len(seen) == 2 * steps
