@@ -113,7 +113,7 @@ def plot(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", help="The picture: a .png, .pdf or .svg.")],
     data: Annotated[
-        str | None, typer.Option("--data", help="Rows to look at; else rows that the fit generates.")
+        str | None, typer.Option("--data", help="Rows to look at; else 400 that the fit generates.")
     ] = None,
     kind: Annotated[
         str | None, typer.Option(help="samples, reconstructions, filters, latent, history, ...; by default what fits.")

@@ -25,6 +25,7 @@ from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.guide_draws import draws_rows
 from pyro_lvm.training.labels import labels_of
+from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.tensors import as_tensor
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ def _checked(fit: Fit, n: int, covariates: dict[str, Any]) -> dict[str, Tensor]:
         given[name] = tensor.to(mine if tensor.is_floating_point() else mine.device)
     if isinstance(fit.model, LatentVariableModel):
         fit.model.check_covariates(n, **given)
+    check_plate(fit, fit.prototype(n))
     return given
 
 

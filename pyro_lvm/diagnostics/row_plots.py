@@ -193,11 +193,12 @@ def draw_reconstructions(figure: Any, fit: Fit, arguments: Arguments, look: Look
     rows, made = (torch.as_tensor(table).double().cpu().numpy() for table in (few.main, expected))
     count = len(rows)
     if look.shape is None and len(look.names) == 2:
-        draw_points(figure, [("rows", rows), ("reconstructed", made)], look.names, "Rows and their reconstructions")
+        title = f"Rows and their reconstructions{_only_first(count, arguments.num_rows)}"
+        draw_points(figure, [("rows", rows), ("reconstructed", made)], look.names, title)
     elif look.shape is None:
         scale = float(min(rows.min(), made.min())), float(max(rows.max(), made.max()))
         left, right = figure.subfigures(1, 2)
-        draw_table(left, rows, look.names, f"{count} rows", scale)
+        draw_table(left, rows, look.names, f"{count} rows{_only_first(count, arguments.num_rows)}", scale)
         draw_table(right, made, look.names, "reconstructed", scale)
     else:
         wide = min(count, 8)
@@ -228,7 +229,7 @@ def draw_latent(figure: Any, fit: Fit, arguments: Arguments, look: Look) -> None
     points = table.double().cpu().numpy().reshape(len(table), -1)[:POINTS]
     names = [f"{site or 'latent'} {i}" for i in range(points.shape[1])]
     groups = None if look.labels is None else look.labels[:POINTS]
-    title = f"Posterior means of {site or 'the latent sites'}"
+    title = f"Posterior means of {site or 'the latent sites'}{_only_first(len(points), len(table))}"
     if points.shape[1] == 1:
         ax = new_axes(figure)
         kinds = [None] if groups is None else list(np.unique(groups))
@@ -255,6 +256,11 @@ def generated(fit: Fit, arguments: Arguments, count: int, means: bool = False) -
         torch.manual_seed(fit.seed)
         rows = generate(fit, count, covariates, means=means)
     return next(iter(rows.values())).double().cpu().numpy()
+
+
+def _only_first(shown: int, count: int) -> str:
+    """What a title says where not all rows are drawn."""
+    return f" (the first {shown} of {count})" if shown < count else ""
 
 
 def _padded(rows: Array, made: Array, wide: int) -> list[Array]:

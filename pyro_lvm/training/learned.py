@@ -175,8 +175,7 @@ class Learned:
             mine = next(iter(self.tensors().values()), arguments.main)
             if mine.is_floating_point() and mine.dtype != arguments.main.dtype:
                 arguments = arguments.map(lambda t: t.to(mine.dtype) if t.is_floating_point() else t)
-        else:
-            check_plate(self, arguments)
+        check_plate(self, arguments)
         return arguments
 
     def observed(self, arguments: Arguments) -> dict[str, Tensor]:

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from pyro_lvm.evidence import Evidence, concatenate, log_likelihood
 from pyro_lvm.ops.whole_number import whole_number
-from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.guide_draws import draws_rows
 from pyro_lvm.training.learned import Learned
-from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.stream import as_stream
 
 if TYPE_CHECKING:
@@ -26,8 +24,9 @@ __all__ = ["Fit"]
 class Fit(Learned):
     """What `lvm.fit` returns.
 
-    Verbs mean what they mean in scikit-learn; all densities are in nats. Its state, with `params`, `draws`, `history`
-    and `converged`, is described in `Learned`.
+    Verbs mean what they mean in scikit-learn; all densities are in nats. Of a posterior, log-likelihoods are averaged
+    over all of its draws, what verbs say of rows besides over 200 of them at most, evenly spaced. Its state, with
+    `params`, `draws`, `history` and `converged`, is described in `Learned`.
     """
 
     def log_likelihood(self, x: Any) -> Tensor:
@@ -163,8 +162,6 @@ class Fit(Learned):
         from pyro_lvm.diagnostics.latents import generate
 
         n = whole_number("sample", "n", n)
-        if not isinstance(self.model, LatentVariableModel):
-            check_plate(self, self.prototype(n))
         num_steps = None if num_steps is None else whole_number("sample", "num_steps", num_steps)
         return _only(generate(self, n, covariates, num_steps))
 
@@ -240,7 +237,7 @@ class Fit(Learned):
         a discrete site; else panels of whatever there is of reconstructions, latent space, filters, samples and loss.
 
         Args:
-            x: Rows to look at, as in `lvm.fit`; without them, rows that the fit generates.
+            x: Rows to look at, as in `lvm.fit`; without them, 400 that the fit generates, or one sequence.
             kind: "samples", "reconstructions", "filters", "latent", "history", "density", "responsibilities",
                 "states", "transitions", "durations" or "alignment"; `diagnostics.plots` describes each.
             options: Of the picture: `image_shape` (height and width of rows that are images, and 3 if in colour; found
