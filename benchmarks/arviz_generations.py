@@ -38,7 +38,8 @@ for name in ("em", "svi", "nuts"):
               for g in ("posterior", "log_likelihood", "observed_data", "sample_stats")}
     tree = trees[name] = space["Groups"](**groups, **facts).build()
     assert type(tree).__name__ == "DataTree", type(tree)
-    assert tree["log_likelihood"]["x"].shape == arrays["log_likelihood/x"].shape
+    rows = tree["sample_stats"]["row_log_likelihood"] if name == "em" else tree["log_likelihood"]["x"]
+    assert rows.shape[-1] == len(tree["observed_data"]["x"])
     assert tree["posterior"]["loc"].dims == ("chain", "draw", "component", "dimension")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -38,7 +38,7 @@ class RBM(LatentVariableModel):
 
     The offsets are coordinates: the family of laws is that of the usual machine, with biases
     :math:`b - W \lambda` and :math:`c - W^\top \mu`. In them, learning does as well on rows whose zeros and ones are
-    exchanged. The hidden offset of Montavon and Mueller is a running mean of the hidden units; here it is a function of
+    exchanged. The hidden offset of Montavon and Müller is a running mean of the hidden units; here it is a function of
     the hidden bias, what the hidden units are at the mean row, which needs no state, and its gradient is taken too.
 
     The normalizer is exact if there are at most 20 visible or hidden units. Train by "pcd" or "cd".
@@ -53,7 +53,8 @@ class RBM(LatentVariableModel):
 
     References:
         P. Smolensky (1986), Information processing in dynamical systems: foundations of harmony theory.
-        G. Montavon, K.-R. Mueller (2012), Deep Boltzmann machines and the centering trick, equation 5.
+        G. Hinton (2002), Training products of experts by minimizing contrastive divergence, Neural Computation 14.
+        G. Montavon, K.-R. Müller (2012), Deep Boltzmann machines and the centering trick, equation 5.
         J. Melchior, A. Fischer, L. Wiskott (2016), How to center deep Boltzmann machines, JMLR 17.
 
     Example:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import pyro_lvm as lvm
 from pyro_lvm.cli import app
 from pyro_lvm.cli import fit as fit_table
+from pyro_lvm.cli.training import _settings
 
 
 def run(*arguments):
@@ -142,6 +143,26 @@ def test_weights_labels_and_columns_that_are_no_data(tmp_path, faithful, entry, 
     assert f"{fit.score(repeated) * 271:.3f}" in ranked
     predicted = run("predict", tmp_path / "fit", *counted[:2], *("--drop", "n", "--drop", "id", "--drop", "group"))
     assert len(predicted.output.splitlines()) == 273
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("12,8", (12, 8)),
+        ("(12, 8)", (12, 8)),
+        ("[12, 8]", [12, 8]),
+        ("12,", (12,)),
+        ("normal,poisson", ["normal", "poisson"]),
+        ("full", "full"),
+        ("null", None),
+        ("None", None),
+        ("true", True),
+        ("False", False),
+    ],
+)
+def test_values_of_settings(text, value):
+    assert _settings(lvm.models.VAE, ["latent_dim=2", f"hidden={text}"])["hidden"] == value
 
 
 def test_empty_cells_are_missing_values(tmp_path, faithful, entry, monkeypatch):

@@ -128,3 +128,25 @@ def test_mistakes_in_one_line(fitted, options):
         assert done.exit_code == 2
         assert message in done.output
         assert len(done.output.strip().splitlines()) == 1
+
+
+def test_sequences_are_generated_given_covariates(frame, tmp_path):
+    warm = (frame[["level"]].to_numpy() > 2).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=frame[["level"]], covariates=warm, day=np.repeat([0, 1, 2], 30))
+    options = ("--sequence-column", "day", "--set", "num_states=2", "--max-epochs", 3, "--out", tmp_path / "fit")
+    done = run("fit", "InputDrivenHMM", "--data", tmp_path / "a.npz", *options)
+    assert done.exit_code == 0, done.output
+    fit, at = lvm.load(tmp_path / "fit"), warm.reshape(3, 30, 1)[:, :12]
+    np.savez(tmp_path / "c.npz", covariates=at)
+    pd.DataFrame({"day": np.repeat(["a", "b", "c"], 12), "warm": at.ravel()}).to_csv(tmp_path / "c.csv", index=False)
+    pd.DataFrame({"warm": at[0, :, 0]}).to_csv(tmp_path / "one.csv", index=False)
+    for count, given in ((3, ["c.npz"]), (3, ["c.csv", "--sequence-column", "day"]), (1, ["one.csv"])):
+        torch.manual_seed(0)
+        expected = fit.sample(count, covariates=at[:count])
+        assert expected.shape == (count, 12, 1)
+        drawn = run("sample", tmp_path / "fit", "--covariates", tmp_path / given[0], *given[1:])
+        assert drawn.exit_code == 0, drawn.output
+        np.testing.assert_allclose(table(drawn.output)["column 0"], expected.flatten(), rtol=1e-6)
+    refused = run("sample", tmp_path / "fit", "--covariates", tmp_path / "c.npz", "--steps", 9)
+    assert len(refused.output.splitlines()) == 1
+    assert "expected covariates of shape (3, 9, 1); got (3, 12, 1)" in refused.output

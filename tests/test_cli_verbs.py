@@ -1,12 +1,16 @@
 """Commands for fits whose rows have units or latent vectors, against the verbs of the same fit."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import pyro_lvm as lvm
 from pyro_lvm.cli import app
+from pyro_lvm.training.callbacks import Progress
 
 DIGITS = lvm.datasets.load("digits234").x
 
@@ -140,6 +144,22 @@ def test_further_arrays_of_a_file_are_arguments_by_name(tmp_path):
     assert fit.model.covariate_dim == 2
     assert run("transform", tmp_path / "fit", "--data", tmp_path / "a.npz", "--out", tmp_path / "z.npy").exit_code == 0
     np.testing.assert_allclose(np.load(tmp_path / "z.npy"), fit.transform({"x": x, "covariates": covariates}))
+    torch.manual_seed(3)
+    expected = fit.sample(60, covariates=torch.from_numpy(covariates)).numpy()
+    pd.DataFrame(covariates, columns=["a", "b"]).to_csv(tmp_path / "c.csv", index=False)
+    for source in ("a.npz", "c.csv"):
+        drawn = run("sample", tmp_path / "fit", "--covariates", tmp_path / source, "--seed", 3)
+        assert drawn.exit_code == 0, drawn.output
+        np.testing.assert_array_equal(pd.read_csv(io.StringIO(drawn.output)), expected)
+    assert (
+        "of shape (7, 2); got (60, 2)"
+        in run("sample", tmp_path / "fit", "--covariates", tmp_path / source, "-n", 7).output
+    )
+    assert run("sample", tmp_path / "fit").output.startswith("pyro-lvm: VAE: expected covariates of shape (100, 2)")
+    np.savez(tmp_path / "b.npz", x=x)
+    assert (
+        "expected an array 'covariates'" in run("sample", tmp_path / "fit", "--covariates", tmp_path / "b.npz").output
+    )
     dropped = run("transform", tmp_path / "fit", "--data", tmp_path / "a.npz", "--drop", "covariates")
     assert "expected covariates of shape (60, 2); got none" in dropped.output
 
@@ -150,6 +170,10 @@ def test_further_arrays_are_known_values_or_refused(tmp_path):
     np.savez(tmp_path / "known.npz", x=x, z=np.where(np.arange(150) % 2 == 0, labels, -1))
     done = run("fit", "GaussianMixture", "--data", tmp_path / "known.npz", *options, "--out", tmp_path / "fit")
     assert done.exit_code == 0, done.output
+    fit = lvm.load(tmp_path / "fit")
+    total = f"{fit.evidence({'x': x, 'z': np.load(tmp_path / 'known.npz')['z']}).total:.4f} nats over 150 rows"
+    assert f"log-likelihood {total} and known values of z" in done.output
+    assert f"total {total} and known" in run("score", tmp_path / "fit", "--data", tmp_path / "known.npz").output
     predicted = run("predict", tmp_path / "fit", "--data", tmp_path / "known.npz", "--out", tmp_path / "p.csv")
     assert predicted.exit_code == 0
     np.testing.assert_array_equal(pd.read_csv(tmp_path / "p.csv")["component"][::2], labels[::2])
@@ -162,8 +186,12 @@ def test_further_arrays_are_known_values_or_refused(tmp_path):
     assert "got 'n'. Rename it, or leave it out." in refused.output
 
 
-def test_a_deep_belief_net_is_pretrained(folder, tmp_path):
-    data = ("--data", folder / "x.csv", "--set", "hidden=[4, 3]", "--no-progress", "--batch-size", 20)
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_deep_belief_net_is_pretrained(folder, tmp_path, monkeypatch):
+    data = ("--data", folder / "x.csv", "--set", "hidden=4,3", "--no-progress", "--batch-size", 20)
     x = np.loadtxt(folder / "x.csv", delimiter=",", dtype=np.float32)
     done = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 3, "--max-epochs", 1, "--out", tmp_path / "net")
     assert done.exit_code == 0, done.output
@@ -173,6 +201,13 @@ def test_a_deep_belief_net_is_pretrained(folder, tmp_path):
     found = lvm.load(tmp_path / "net").params
     for name, value in expected.params.items():
         np.testing.assert_array_equal(found[name], value)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", interrupt)
+        stopped = run("fit", "DeepBeliefNet", *data, "--out", tmp_path / "part")
+    assert "interrupted in layer 1 of 2" in stopped.output
+    assert f"saved to {tmp_path / 'part'}, as far as it was learned" in stopped.output
+    assert lvm.load(tmp_path / "part").model.hidden == (4, 3)
+    assert lvm.load(tmp_path / "part").stopped == "interrupted in layer 1 of 2"
     plain = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 0, "--max-epochs", 1, "--out", tmp_path / "plain")
     assert plain.exit_code == 0, plain.output
     untrained = lvm.fit(model, x, seed=0, max_epochs=1, batch_size=20, progress=False)

@@ -37,6 +37,7 @@ choices.MODELS.update(
         "NeuralHMMAlignment": models.NeuralHMMAlignment,
     }
 )
+choices.LADDERS.update({entry.model: entry.guides for entry in networks.ENTRIES})
 choices.PAIRS.update(
     {
         entry.model: (entry.inferences[0], entry.guides[0] if entry.guides else None)

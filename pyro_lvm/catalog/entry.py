@@ -23,7 +23,8 @@ class Entry:
         model: The class.
         summary: One line.
         inferences: Names that `lvm.fit` takes for it, the default first.
-        guides: Names of its guides for SVI, the default first.
+        guides: Names of its guides for SVI, the default first; those of latent sites of rows in the order of how close
+            they come to the posterior.
         data: Name of an embedded data set that shows it.
         reference: Where it comes from.
         example: Makes a small instance for the laws and the command line.

@@ -111,10 +111,13 @@ def sequential(result: Any) -> bool:
     return getattr(result.model, "sequences", False)
 
 
-def counted(result: Any, evidence: Any) -> str:
-    """How many rows or sequences there are, in words."""
-    count = evidence.num_rows
-    return f"{count:g} {'sequence' if sequential(result) else 'row'}{'' if count == 1 and sequential(result) else 's'}"
+def counted(result: Any, evidence: Any, arguments: dict[str, Any]) -> str:
+    """How many rows or sequences evidence counts, and which sites' known values, in words."""
+    from pyro_lvm.training.labels import labels_of
+
+    count, known = evidence.num_rows, ", ".join(labels_of(result.model, arguments))
+    rows = f"{count:g} {'sequence' if sequential(result) else 'row'}{'' if count == 1 and sequential(result) else 's'}"
+    return f"{rows} and known values of {known}" if known else rows
 
 
 def main() -> None:

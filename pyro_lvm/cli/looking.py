@@ -40,11 +40,12 @@ def score(
 ) -> None:
     """Print the mean log-likelihood of rows, in nats, and how it was computed."""
     result = load(folder)
-    evidence = result.evidence(read(result, data, drop, sequence, sample_weights=weights).arguments, samples)
+    arguments = read(result, data, drop, sequence, sample_weights=weights).arguments
+    evidence = result.evidence(arguments, samples)
     rows, what = evidence.num_rows, "sequence" if sequential(result) else "row"
     error = evidence.error_of_total / rows if len(evidence.values) > 1 else float("nan")
     typer.echo(f"mean {evidence.total / rows:.6f} nats a {what} (standard error over {what}s {error:.6f})")
-    typer.echo(f"total {evidence.total:.4f} nats over {counted(result, evidence)}; {evidence.estimator}")
+    typer.echo(f"total {evidence.total:.4f} nats over {counted(result, evidence, arguments)}; {evidence.estimator}")
 
 
 @app.command()
@@ -112,7 +113,7 @@ def plot(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", help="The picture: a .png, .pdf or .svg.")],
     data: Annotated[
-        str | None, typer.Option("--data", help="Rows to look at; else rows that the fit generates.")
+        str | None, typer.Option("--data", help="Rows to look at; else 400 that the fit generates.")
     ] = None,
     kind: Annotated[
         str | None, typer.Option(help="samples, reconstructions, filters, latent, history, ...; by default what fits.")

@@ -21,7 +21,7 @@ from pyro_lvm.cli.app import (
     read,
     sequential,
 )
-from pyro_lvm.cli.tables import write, write_arrays
+from pyro_lvm.cli.tables import read_covariates, write, write_arrays
 
 __all__ = ["forecast", "impute", "predict", "reconstruct", "sample", "transform"]
 
@@ -132,8 +132,17 @@ def forecast(
 @one_line
 def sample(
     folder: Folder,
-    n: Annotated[int, typer.Option("-n", help="Number of rows, or of sequences.")] = 100,
+    n: Annotated[
+        int | None, typer.Option("-n", help="Number of rows, or of sequences; 100, or those of the covariates.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of each sequence.")] = None,
+    covariates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A row of covariates for each to generate: a table, or `covariates` in an .npz file."
+        ),
+    ] = None,
+    sequence: SequenceOption = None,
     seed: Annotated[int, typer.Option(help="Makes the rows reproducible.")] = 0,
     out: OutOption = None,
 ) -> None:
@@ -141,8 +150,15 @@ def sample(
     import torch
 
     result = load(folder)
+    given: dict[str, Any] = {}
+    if covariates is not None:
+        found = read_covariates(covariates, sequence)
+        single = sequential(result) and not isinstance(found, list) and np.ndim(found) < 3
+        given = {"covariates": [found] if single else found}
+        n = len(given["covariates"]) if n is None else n
+    n = 100 if n is None else n
     torch.manual_seed(seed)
-    rows = result.sample(n, num_steps=steps)
+    rows = result.sample(n, num_steps=steps, **given)
     numbers = rows.reshape(rows.shape[:2].numel() if sequential(result) else n, -1).numpy()
     table = pd.DataFrame(numbers, columns=result.columns or [f"column {i}" for i in range(numbers.shape[1])])
     if sequential(result):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyro_lvm.datasets.tables import read_arrays, read_table
 
-__all__ = ["Table", "write", "write_arrays"]
+__all__ = ["Table", "read_covariates", "write", "write_arrays"]
 
 
 @dataclass
@@ -113,6 +113,24 @@ class Table:
         if self.sequences is None or self.key is None:
             return [0]
         return [self.key.iloc[rows[0]] for rows in self.sequences]
+
+
+def read_covariates(source: str, sequence: str | None = None) -> Any:
+    """Covariates from the array of that name of a .npz file, or from a table that holds nothing else.
+
+    Args:
+        source: As in `Table.read`.
+        sequence: The column of the table whose values tell sequences apart; the covariates are then a list of tables.
+
+    Raises:
+        ValueError: The .npz file has no such array.
+    """
+    if Path(source).suffix.lower() != ".npz":
+        return Table.read(source, None, sequence).arguments["x"]
+    arrays = read_arrays(source)
+    if "covariates" not in arrays:
+        raise ValueError(f"data: expected an array 'covariates' in '{source}'; got {', '.join(arrays) or 'none'}.")
+    return arrays["covariates"]
 
 
 def write(table: pd.DataFrame, out: Path | None) -> None:

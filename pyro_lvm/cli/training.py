@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 from pathlib import Path
@@ -77,7 +78,7 @@ def fit(
     guide: Annotated[str | None, typer.Option(help="One that `pyro-lvm list` names for the model.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of the model, e.g. num_components=3; repeatable."),
+        typer.Option("--set", help="A setting of the model, e.g. num_components=3 or hidden=12,8; repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Makes the run reproducible.")] = 0,
     restarts: Annotated[int, typer.Option(help="Independent starts, of which the best is kept.")] = 1,
@@ -86,8 +87,8 @@ def fit(
     pretrain_epochs: Annotated[
         int | None,
         typer.Option(
-            help="Passes over the data for each layer of a deep belief net, before all are trained together: 30 by "
-            "default, 0 to start from random layers."
+            help="Passes over the data for each layer of a deep belief net, before all are trained together: by "
+            "default 30, of few rows more; 0 to start from random layers."
         ),
     ] = None,
     progress: ProgressOption = True,
@@ -115,10 +116,11 @@ def fit(
         given = {name: value for name, value in given.items() if value is not None}
         alone = _unlabelled(made, rows)
         result = lvm.greedy_pretrain(made, alone, guide, inference, seed=seed, progress=progress, **given)
-        result.resume(rows, **common)
+        if not result.stopped.startswith("interrupted"):
+            result.resume(rows, **common)
     else:
         result = lvm.fit(made, rows, guide=guide, inference=inference, seed=seed, restarts=restarts, **common)
-    _keep(result, rows, out)
+    _keep(result, rows, out, progress)
 
 
 @app.command()
@@ -138,14 +140,24 @@ def resume(
     result = load(folder)
     rows = read(result, data, drop, sequence, sample_weights=weights).arguments
     result.resume(rows, max_epochs=max_epochs, batch_size=batch_size, progress=progress)
-    _keep(result, rows, out or folder)
+    _keep(result, rows, out or folder, progress)
 
 
-def _keep(result: Any, rows: Any, out: Path) -> None:
+def _keep(result: Any, rows: Any, out: Path, progress: bool) -> None:
+    from pyro_lvm.ops.progress import without_progress
+
     result.save(out)
-    evidence = result.evidence(_unlabelled(result.model, rows))
     typer.echo(f"{result}")
-    typer.echo(f"log-likelihood {evidence.total:.4f} nats over {counted(result, evidence)}; saved to {out}")
+    try:
+        if not result.stopped.startswith("interrupted"):
+            with without_progress(not progress):
+                evidence = result.evidence(rows)
+            total = f"{evidence.total:.4f} nats over {counted(result, evidence, rows)}"
+            typer.echo(f"log-likelihood {total}; saved to {out}")
+            return
+    except KeyboardInterrupt:
+        pass
+    typer.echo(f"saved to {out}, as far as it was learned; `pyro-lvm score` gives its log-likelihood")
 
 
 def _unlabelled(model: Any, rows: dict[str, Any]) -> dict[str, Any]:
@@ -171,11 +183,18 @@ def _settings(model: type, pairs: list[str]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or name not in known:
             raise ValueError(f"--set: expected NAME=VALUE with NAME out of {', '.join(known)}; got '{pair}'.")
-        try:
-            settings[name] = json.loads(text)
-        except ValueError:
-            settings[name] = {"True": True, "False": False, "None": None}.get(text, text)
+        settings[name] = _value(text)
     missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in settings]
     if missing:
         raise ValueError(f"{model.__name__} needs --set {missing[0]}=...")
     return settings
+
+
+def _value(text: str) -> Any:
+    """What JSON or Python reads; else words, several if there are commas."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError):
+            continue
+    return [_value(part.strip()) for part in text.split(",")] if "," in text else text

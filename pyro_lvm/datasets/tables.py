@@ -132,8 +132,8 @@ def _numpy(path: Path) -> pd.DataFrame:
 
 
 def _table_of(names: list[str]) -> str | None:
-    """The array that is the table."""
-    return "x" if "x" in names else names[0] if len(names) == 1 else None
+    """The array that is the table: 'x', or the one that numpy was given without a name."""
+    return next((name for name in ("x", "arr_0") if name in names), None)
 
 
 def _rows(array: NDArray[Any]) -> pd.DataFrame:

@@ -42,7 +42,7 @@ class Groups:
         posterior: Draws by site, shape (chain, draw, ...).
         log_likelihood: Nats by row, shape (chain, draw, n).
         observed_data: Shape (n, ...).
-        sample_stats: Shape (chain, draw).
+        sample_stats: Shape (chain, draw, ...).
         coords: Coordinate values by dimension.
         dims: Names of the dimensions of each variable beyond chain and draw.
         attrs: Facts about the fit, kept with the posterior, or with the whole if there is none.
@@ -104,13 +104,13 @@ def groups_of(fit: Fit, arguments: Arguments | None) -> Groups:
     observed = {name: _with_gaps(value, arguments) for name, value in fit.observed(arguments).items()}
     groups = Groups(
         {name: _numpy(v) for name, v in align(fit, arguments, draws).items()},
-        log_likelihood={next(iter(observed), "x"): _numpy(likelihood)},
         observed_data={name: _numpy(value) for name, value in observed.items()},
         attrs=attrs,
     )
+    _score(groups, _numpy(likelihood))
     if fit.guide is not None and likelihood.shape[1] > 1:
         ratios = _importance_ratios(fit, arguments, likelihood * arguments.weights)
-        groups.sample_stats = {"log_importance_ratio": ratios[None]}
+        groups.sample_stats["log_importance_ratio"] = ratios[None]
         groups.attrs["pareto_k"] = pareto_k(ratios)
     if fit.sampled:
         groups.attrs.update(getattr(fit.inference, "diagnostics", {}))
@@ -125,11 +125,11 @@ def _given_rows(fit: Fit, arguments: Arguments, attrs: dict[str, Any]) -> Groups
     observed = {name: value for name, value in fit.observed(arguments).items() if name not in draws}
     groups = Groups(
         {name: _numpy(values)[None] for name, values in draws.items()},
-        log_likelihood={next(iter(observed), "x"): _numpy(evidence.values)[None, None]},
         observed_data={name: _numpy(value) for name, value in observed.items()},
         sample_stats={"log_importance_ratio": _numpy(ratios)[None]},
         attrs={**attrs, "kind": "independent draws of a guide, given each row", "log_likelihood": evidence.estimator},
     )
+    _score(groups, _numpy(evidence.values)[None, None])
     name_axes(groups, fit)
     row = [f"{name}_row" for name in observed][:1]
     groups.dims["log_importance_ratio"] = row
@@ -138,6 +138,19 @@ def _given_rows(fit: Fit, arguments: Arguments, attrs: dict[str, Any]) -> Groups
             rest = groups.posterior[name].ndim - 3
             groups.dims[name] = [*row, *(f"{name}_dim_{i}" for i in range(1, 1 + rest))]
     return groups
+
+
+def _score(groups: Groups, values: NDArray[Any]) -> None:
+    """Put the rows' log-likelihood where ArviZ's comparisons look, if there are draws of it for them to weigh.
+
+    At one point they would fail, or take for a prediction what says how well the rows were learned.
+    """
+    site = next(iter(groups.observed_data), "x")
+    if values.shape[0] * values.shape[1] > 1:
+        groups.log_likelihood[site] = values
+    else:
+        groups.sample_stats["row_log_likelihood"] = values
+        groups.dims["row_log_likelihood"] = [f"{site}_row", *(f"{site}_dim_{i}" for i in range(1, values.ndim - 2))]
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

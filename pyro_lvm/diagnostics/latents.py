@@ -24,6 +24,9 @@ from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.guide_draws import draws_rows
+from pyro_lvm.training.labels import labels_of
+from pyro_lvm.training.sites import check_plate
+from pyro_lvm.training.tensors import as_tensor
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
@@ -206,6 +209,9 @@ def generate(
     fit: Fit, n: int, covariates: dict[str, Any], num_steps: int | None = None, means: bool = False
 ) -> dict[str, Tensor]:
     """New rows of every observed site, each from a draw of its own; or the means of rows given their latent sites."""
+    covariates = _checked(fit, n, covariates)
+    if num_steps is None and getattr(fit.model, "sequences", False):
+        num_steps = next((value.shape[1] for value in covariates.values()), None)
     draws = thinned(fit, n)
     counts = torch.bincount(torch.arange(n) % len(draws), minlength=len(draws)).tolist()
     parts: list[dict[str, Tensor]] = []
@@ -218,6 +224,19 @@ def generate(
     rows = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
     shuffled = torch.randperm(n) if len(draws) > 1 and not covariates else torch.arange(n)
     return {name: values[shuffled] for name, values in rows.items()}
+
+
+def _checked(fit: Fit, n: int, covariates: dict[str, Any]) -> dict[str, Tensor]:
+    if stray := labels_of(fit.model, covariates):
+        raise ValueError(f"sample: expected arguments of {fit.name}; got '{min(stray)}'. Rename it, or leave it out.")
+    mine, given = next(iter(fit.tensors().values()), torch.empty(0)), {}
+    for name, value in covariates.items():
+        tensor = as_tensor(value, name)
+        given[name] = tensor.to(mine if tensor.is_floating_point() else mine.device)
+    if isinstance(fit.model, LatentVariableModel):
+        fit.model.check_covariates(n, **given)
+    check_plate(fit, fit.prototype(n))
+    return given
 
 
 def _generate(

@@ -29,6 +29,7 @@ from pyro_lvm.diagnostics.row_plots import (
 )
 from pyro_lvm.training.arguments import Arguments
 from pyro_lvm.training.guide_draws import draws_rows
+from pyro_lvm.training.sites import check_plate
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
@@ -87,8 +88,10 @@ def _known(caller: str, draw: Callable[..., Figure], options: dict[str, Any]) ->
 def _invented(fit: Fit) -> Any:
     """Rows that the fit generates, to look at it without data."""
     prototype = fit.prototype(1)
+    count = INVENTED if prototype.layout is None else 1
+    check_plate(fit, fit.prototype(count))
     try:
-        rows = generated(fit, prototype, INVENTED if prototype.layout is None else 1)
+        rows = generated(fit, prototype, count)
         return fit.arguments(torch.from_numpy(rows).to(prototype.main))
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ValueError(

@@ -20,6 +20,7 @@ from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.infer.by_row import row_log_likelihood
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.guide_draws import draws_rows
+from pyro_lvm.training.sites import check_plate
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
@@ -140,6 +141,7 @@ def grid_log_density(fit: Fit, arguments: Arguments, points: Array) -> Array:
     main = arguments.main
     tensor = torch.from_numpy(points).to(main).reshape(-1, *main.shape[1:])
     grid = Arguments((tensor,)) if arguments.args else Arguments(kwargs=dict.fromkeys(arguments.kwargs, tensor))
+    check_plate(fit, grid)
     with fit.scope(), _pyro.validation(False):
         depth = nesting(fit, grid)
         values = torch.stack(

@@ -25,9 +25,9 @@ def image_shape_of(
     Args:
         caller: Who asks, for the error.
         row_shape: Shape of a row.
-        named: Whether the columns have names, as those of tables do.
+        named: Whether the columns have names, as those of tables do, that differ in more than numbers.
         given: Height and width, and 3 for colours; an empty one if rows are no images. If None, rows of shape (h, w)
-            or (h, w, 3) are images, and so are rows of at least 16 columns without names whose number is a square.
+            or (h, w, 3) are images, and so are rows of at least 16 columns without such names whose number is a square.
 
     Raises:
         ValueError: The given shape does not hold as many numbers as a row.

@@ -6,6 +6,7 @@ are images is told by `image_shape`; see `image_shape_of` for what is assumed wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def look_of(
     """How the rows of a fit look."""
     x = arguments.main
     names = columns or arguments.names or fit.columns or ()
-    named = not all(str(name).startswith("column ") for name in names)  # those have no header
+    named = len({re.sub(r"\d+", "", str(name)) for name in names}) > 1  # "pixel 1", "pixel 2" are but numbers
     shape = None if arguments.layout is not None else image_shape_of(caller, x.shape[1:], named, image_shape)
     groups = None if labels is None else np.asarray(labels).reshape(-1)
     if groups is not None and len(groups) != len(x):
@@ -192,11 +193,12 @@ def draw_reconstructions(figure: Any, fit: Fit, arguments: Arguments, look: Look
     rows, made = (torch.as_tensor(table).double().cpu().numpy() for table in (few.main, expected))
     count = len(rows)
     if look.shape is None and len(look.names) == 2:
-        draw_points(figure, [("rows", rows), ("reconstructed", made)], look.names, "Rows and their reconstructions")
+        title = f"Rows and their reconstructions{_only_first(count, arguments.num_rows)}"
+        draw_points(figure, [("rows", rows), ("reconstructed", made)], look.names, title)
     elif look.shape is None:
         scale = float(min(rows.min(), made.min())), float(max(rows.max(), made.max()))
         left, right = figure.subfigures(1, 2)
-        draw_table(left, rows, look.names, f"{count} rows", scale)
+        draw_table(left, rows, look.names, f"{count} rows{_only_first(count, arguments.num_rows)}", scale)
         draw_table(right, made, look.names, "reconstructed", scale)
     else:
         wide = min(count, 8)
@@ -227,7 +229,7 @@ def draw_latent(figure: Any, fit: Fit, arguments: Arguments, look: Look) -> None
     points = table.double().cpu().numpy().reshape(len(table), -1)[:POINTS]
     names = [f"{site or 'latent'} {i}" for i in range(points.shape[1])]
     groups = None if look.labels is None else look.labels[:POINTS]
-    title = f"Posterior means of {site or 'the latent sites'}"
+    title = f"Posterior means of {site or 'the latent sites'}{_only_first(len(points), len(table))}"
     if points.shape[1] == 1:
         ax = new_axes(figure)
         kinds = [None] if groups is None else list(np.unique(groups))
@@ -254,6 +256,11 @@ def generated(fit: Fit, arguments: Arguments, count: int, means: bool = False) -
         torch.manual_seed(fit.seed)
         rows = generate(fit, count, covariates, means=means)
     return next(iter(rows.values())).double().cpu().numpy()
+
+
+def _only_first(shown: int, count: int) -> str:
+    """What a title says where not all rows are drawn."""
+    return f" (the first {shown} of {count})" if shown < count else ""
 
 
 def _padded(rows: Array, made: Array, wide: int) -> list[Array]:

@@ -67,7 +67,7 @@ class RBM(EnergyDistribution):
 
     References:
         P. Smolensky (1986), Information processing in dynamical systems: foundations of harmony theory.
-        G. Montavon, K.-R. Mueller (2012), Deep Boltzmann machines and the centering trick, equation 5.
+        G. Montavon, K.-R. Müller (2012), Deep Boltzmann machines and the centering trick, equation 5.
         R. Salakhutdinov, I. Murray (2008), On the quantitative analysis of deep belief networks, section 4.1.
 
     Example:

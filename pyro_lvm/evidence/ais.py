@@ -24,6 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pyro_lvm.ops.progress import PATIENCE, progress_bar
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["Annealed", "LogNormalizer", "annealed_importance_sampling", "reverse_annealed_importance_sampling"]
@@ -121,9 +122,11 @@ def default_temperatures() -> Tensor:
 
 def _walk(law: Annealed, values: Tensor, path: list[float]) -> Tensor:
     total = torch.zeros(len(values), dtype=torch.float64, device=values.device)
-    for beta, next_beta in pairwise(path):
-        values, increment = law.annealed_step(values, beta, next_beta)
-        total += increment
+    with progress_bar(len(path) - 1, "annealing", "step", delay=PATIENCE) as bar:
+        for beta, next_beta in pairwise(path):
+            values, increment = law.annealed_step(values, beta, next_beta)
+            total += increment
+            bar.update()
     if not bool(torch.isfinite(total).all()):
         raise ValueError(
             "annealed importance sampling: expected finite weights; got a chain whose energy is not. "

@@ -40,6 +40,8 @@ class Evidence:
         weights: How many rows each row counts for, shape (n,).
         shared_error: The part of the standard error that is one error, the same in all rows, nats: that of an estimated
             normalizer. Over n rows it adds up to n times as much, other errors only to the root of n times as much.
+        pareto_k: Shape of the tail of each row's importance weights, (n,), where there are some: above 0.7 the row's
+            value and its error are not to be trusted.
     """
 
     values: Tensor
@@ -47,6 +49,19 @@ class Evidence:
     estimator: str
     weights: Tensor
     shared_error: float = 0.0
+    pareto_k: Tensor | None = None
+
+    def __repr__(self) -> str:
+        if not self.num_rows:
+            return f"Evidence(no rows; {self.estimator})"
+        said = f"Evidence({self.total:.4f} nats over {self.num_rows:g} rows, {self.total / self.num_rows:.4f} a row"
+        simulation = self.simulation_error_of_total
+        if len(self.values) > 1:
+            said += f", standard error {self.error_of_total:.3g} over rows"
+        if simulation:
+            said += f", {simulation:.3g} of simulation"
+        tail = "" if self.pareto_k is None else f", largest Pareto k-hat {float(self.pareto_k.max()):.2f}"
+        return f"{said};\n         {self.estimator}{tail})"
 
     @property
     def num_rows(self) -> float:
@@ -90,6 +105,7 @@ class Evidence:
             values=self.values.double() - other.values.double().to(self.values.device),
             standard_error=torch.zeros_like(errors) if same else errors.sqrt(),
             shared_error=0.0 if same else math.hypot(self.shared_error, other.shared_error),
+            pareto_k=None,
         )
 
     def _counted(self) -> tuple[Tensor, Tensor]:
@@ -106,6 +122,7 @@ def concatenate(parts: Sequence[Evidence]) -> Evidence:
         parts[0].estimator,
         torch.cat([part.weights for part in parts]),
         max(part.shared_error for part in parts),
+        torch.cat(shapes) if (shapes := [part.pareto_k for part in parts if part.pareto_k is not None]) else None,
     )
 
 

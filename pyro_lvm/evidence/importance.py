@@ -28,10 +28,14 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.psis import pareto_k
 from pyro_lvm.evidence.exact import Evidence, nesting
+from pyro_lvm.evidence.normalizers import known_normalizers
 from pyro_lvm.handlers.rows import rows, settled
 from pyro_lvm.infer.by_row import row_log_likelihood
+from pyro_lvm.infer.structure import structure
+from pyro_lvm.ops.progress import PATIENCE, progress_bar
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.ops.whole_number import whole_number
+from pyro_lvm.training.choices import closer_guides
 
 if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
@@ -69,7 +73,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     # written in place: small tensors kept between passes would leave the memory of the large ones in pieces
     values, errors = torch.full((2, arguments.num_rows), math.nan, dtype=torch.float64, device=arguments.main.device)
     shapes, start = [], 0
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), progress_bar(len(values), "importance weighting", "row", delay=PATIENCE) as bar:
         torch.manual_seed(fit.seed)
         for table in _log_ratios(fit, arguments, num_samples, each_draw if shared > 1 else None):
             value = table.logsumexp(0) - math.log(num_samples)
@@ -81,20 +85,29 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
                 errors[part] = means.std(0) / math.sqrt(len(means))
             start = part.stop
             shapes += [0.0 if np.ptp(column) <= EXACT else pareto_k(column) for column in table.T.cpu().numpy()]
+            bar.update(len(value))
     bad = sum(shape > UNRELIABLE for shape in shapes)
     if bad > MANY * len(shapes):
         warnings.warn(
             f"evidence: the guide's samples miss much of the posterior of {bad} of {len(shapes)} rows, which have a "
             f"Pareto k-hat above {UNRELIABLE}: their log-likelihoods are unreliable and probably too low. Ask for more "
-            f"samples, fit.evidence(x, num_samples={10 * num_samples}); if that does not help, train longer, or fit "
-            "with a richer guide, as 'inverse-autoregressive' or 'semi-amortized' in place of 'amortized'.",
+            f"samples, fit.evidence(x, num_samples={10 * num_samples}); if that does not help, {_remedy(fit)}.",
             UserWarning,
             stacklevel=2,
         )
     name = f"importance weighting with {num_samples} samples of the guide"
     if shared > 1:
         name = f"log predictive density over {-(-num_samples // each_draw)} draws, {name}"
-    return Evidence(values, errors, name, weights)
+    return Evidence(values, errors, name, weights, pareto_k=torch.tensor(shapes, dtype=torch.float64))
+
+
+def _remedy(fit: Fit) -> str:
+    """What else than more samples brings a guide closer to the posterior."""
+    arguments, sites = fit.prototype(), fit.guide_sites[1]
+    with fit.scope():
+        trace = structure(fit.model, arguments.args, arguments.kwargs, fresh=False)
+    others = " or ".join(map(repr, closer_guides(fit.model, fit.guide, trace, sites)))
+    return f"train longer, or fit with guide {others}" if others else "train longer"
 
 
 def weighted_samples(fit: Fit, arguments: Arguments, num_samples: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -110,7 +123,7 @@ def weighted_samples(fit: Fit, arguments: Arguments, num_samples: int) -> tuple[
         (num_samples, n, ...); of those that all rows share (num_samples, ...).
     """
     arguments = arguments.unweighted()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), known_normalizers(fit):
         torch.manual_seed(fit.seed)
         index = torch.arange(arguments.num_rows, device=arguments.main.device)
         guide = _settled_guide(fit, arguments)

@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from pyro_lvm import _pyro
 from pyro_lvm.distributions.energy import EnergyDistribution
 from pyro_lvm.evidence.ais import LogNormalizer, annealed_importance_sampling
+from pyro_lvm.handlers.rows import rows
 
 if TYPE_CHECKING:
     from pyro_lvm.training.learned import Learned
@@ -34,7 +35,7 @@ def estimate_normalizers(fit: Learned) -> dict[str, LogNormalizer]:
     """Normalizers of sites whose law, one for all rows, neither knows its own nor is small enough to sum up."""
     arguments = fit.prototype()
     with fit.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
-        with _Laws() as laws:
+        with rows(search=False), _Laws() as laws:
             fit.program(*arguments.args, **arguments.kwargs)
         torch.manual_seed(fit.seed)
         path = torch.linspace(0, 1, TEMPERATURES, dtype=torch.float64)
@@ -43,7 +44,7 @@ def estimate_normalizers(fit: Learned) -> dict[str, LogNormalizer]:
 
 
 class _Laws(Messenger):
-    """Collect laws without a normalizer; draws of theirs, which may be costly, are not needed."""
+    """Collect laws without a normalizer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,9 +56,6 @@ class _Laws(Messenger):
             return
         if law.given_log_normalizer is None and not law.is_small and not law.parameter_shape:
             self.found[msg["name"]] = law
-        if msg["value"] is None:
-            msg["value"] = law.base_sample(1)[0].expand(law.shape())
-            msg["done"] = True
 
 
 class _Given(Messenger):

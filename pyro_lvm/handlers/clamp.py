@@ -9,7 +9,7 @@ A row :math:`n` whose value :math:`v_n` of site :math:`z` is known contributes :
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -68,6 +68,8 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         True
     """
 
+    caller: ClassVar[str] = "clamp"  # in errors
+
     def __new__(
         cls,
         model: Callable | None = None,
@@ -88,16 +90,18 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
     ) -> None:
         super().__init__()
         if not isinstance(values, Mapping) or not values:
-            raise ValueError(f"clamp: expected values by site name, as in {{'z': labels}}; got {values!r}.")
+            raise ValueError(f"{self.caller}: expected values by site name, as in {{'z': labels}}; got {values!r}.")
         self.values = {name: torch.as_tensor(value) for name, value in values.items()}
         masks = mask if isinstance(mask, Mapping) else dict.fromkeys(self.values, mask)
         stray = sorted(masks.keys() - self.values.keys())
         if stray:
-            raise ValueError(f"clamp: expected masks for {', '.join(self.values)}; got one for '{stray[0]}'.")
+            raise ValueError(f"{self.caller}: expected masks for {', '.join(self.values)}; got one for '{stray[0]}'.")
         self.masks = {name: torch.as_tensor(value) for name, value in masks.items() if value is not None}
         for name, value in self.masks.items():
             if value.dtype != torch.bool:
-                raise ValueError(f"clamp: expected the mask of '{name}' to be True or False; got {value.dtype}.")
+                raise ValueError(
+                    f"{self.caller}: expected the mask of '{name}' to be True or False; got {value.dtype}."
+                )
         self._met: set[str] = set()
 
     def __enter__(self) -> Any:
@@ -111,7 +115,7 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         missing = sorted(self.values.keys() - self._met)
         if missing and kind is None:
             raise ValueError(
-                f"clamp: expected values of sites that the program has; it has no site '{missing[0]}'. "
+                f"{self.caller}: expected values of sites that the program has; it has no site '{missing[0]}'. "
                 "Check the name given to pyro.sample."
             )
 
@@ -124,14 +128,16 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         states = states_of(msg)
         if states in self.values:
             self._met.add(states)
-            msg["fn"] = clamped_states(msg, states, self.values[states], self.masks.get(states))
+            msg["fn"] = clamped_states(self.caller, msg, states, self.values[states], self.masks.get(states))
         if name not in self.values:
             return
         self._met.add(name)
         if msg["is_observed"]:
-            raise PlainError(f"clamp: expected latent sites; '{name}' is observed by the program. Leave it out.")
+            raise PlainError(
+                f"{self.caller}: expected latent sites; '{name}' is observed by the program. Leave it out."
+            )
         given, known = self.values[name], self.known(name, fn)
-        check_known(msg, given, known)
+        check_known(self.caller, msg, given, known)
         if known is None and not msg["done"]:
             msg["value"] = _typed(given, fn).expand(_plates(msg) + fn.event_shape)
             msg["is_observed"] = True
@@ -185,24 +191,24 @@ def _typed(given: Tensor, fn: Any) -> Tensor:
     return given if given.is_floating_point() else given.to(torch.get_default_dtype())
 
 
-def check_known(msg: Any, given: Tensor, known: Tensor | None) -> None:
+def check_known(caller: str, msg: Any, given: Tensor, known: Tensor | None) -> None:
     """Raise a ValueError unless known values fit a site, also in their range if that is checked at all."""
-    _check_shapes(msg, given, known)
+    _check_shapes(caller, msg, given, known)
     if getattr(msg["fn"], "_validate_args", True):
-        _check_values(msg, given, known)
+        _check_values(caller, msg, given, known)
 
 
-def _check_shapes(msg: Any, given: Tensor, known: Tensor | None) -> None:
+def _check_shapes(caller: str, msg: Any, given: Tensor, known: Tensor | None) -> None:
     name, plates, event = msg["name"], _plates(msg), msg["fn"].event_shape
     batch = given.shape[: max(0, given.dim() - len(event))]
     if given.shape[len(batch) :] != event or not _fits(batch, plates):
         raise PlainError(
-            f"clamp: expected values of '{name}' of shape {tuple(plates + event)}, its plates and event; "
+            f"{caller}: expected values of '{name}' of shape {tuple(plates + event)}, its plates and event; "
             f"got {tuple(given.shape)}. Give one value per row, whatever stands where the mask is False."
         )
     if known is not None and not _fits(known.shape, plates):
         raise PlainError(
-            f"clamp: expected the mask of '{name}' of shape {tuple(plates)}, its plates; got {tuple(known.shape)}. "
+            f"{caller}: expected the mask of '{name}' of shape {tuple(plates)}, its plates; got {tuple(known.shape)}. "
             "Give one True or False per row."
         )
 
@@ -213,7 +219,7 @@ def _fits(shape: torch.Size, target: torch.Size) -> bool:
     )
 
 
-def _check_values(msg: Any, given: Tensor, known: Tensor | None) -> None:
+def _check_values(caller: str, msg: Any, given: Tensor, known: Tensor | None) -> None:
     name, fn = msg["name"], msg["fn"]
     missing = given.isnan()
     missing = missing.flatten(-fn.event_dim).any(-1) if fn.event_dim else missing
@@ -225,6 +231,6 @@ def _check_values(msg: Any, given: Tensor, known: Tensor | None) -> None:
             entry = given.expand(*bad.shape, *fn.event_shape)[place]
             what = what or (f"{entry.item():g}" if not entry.dim() else str(entry.tolist()))
             raise PlainError(
-                f"clamp: expected known values of '{name}' in its support ({fn.support}); got {what} at {place}. "
+                f"{caller}: expected known values of '{name}' in its support ({fn.support}); got {what} at {place}. "
                 "Correct it, or mark it as unknown."
             )

@@ -35,10 +35,11 @@ def states_of(site: Any) -> str | None:
     return site["infer"].get("states", f"{site['name']}_states")
 
 
-def clamped_states(site: Any, name: str, given: Tensor, known: Tensor | None) -> HMM:
+def clamped_states(caller: str, site: Any, name: str, given: Tensor, known: Tensor | None) -> HMM:
     """A hidden Markov site's distribution, some of its states known.
 
     Args:
+        caller: Who asks, for errors.
         site: The site's message.
         name: What its states are called.
         given: States, of the site's plates and then its steps; -1, or NaN among numbers that are not whole, where
@@ -61,8 +62,8 @@ def clamped_states(site: Any, name: str, given: Tensor, known: Tensor | None) ->
     shape = (*plates, steps)
     if not _fits(given, shape) or given.shape[-1] != steps:
         raise PlainError(
-            f"clamp: expected states '{name}' of shape {shape}, one a step; got {tuple(given.shape)}. Write -1 where "
-            "a state is unknown, and in padding."
+            f"{caller}: expected states '{name}' of shape {shape}, one a step; got {tuple(given.shape)}. Write -1 "
+            "where a state is unknown, and in padding."
         )
     if known is None:
         known = torch.ones((), dtype=torch.bool, device=given.device)
@@ -70,7 +71,7 @@ def clamped_states(site: Any, name: str, given: Tensor, known: Tensor | None) ->
         known = known.unsqueeze(-1)
     elif not _fits(known, shape):
         raise PlainError(
-            f"clamp: expected the mask of '{name}' of shape {shape} or {tuple(plates)}; got {tuple(known.shape)}. "
+            f"{caller}: expected the mask of '{name}' of shape {shape} or {tuple(plates)}; got {tuple(known.shape)}. "
             "Give one True or False per step, or per sequence."
         )
     known = known & ~given.isnan() & (given != -1)
@@ -80,7 +81,7 @@ def clamped_states(site: Any, name: str, given: Tensor, known: Tensor | None) ->
     if bool(wrong.any()):
         place = tuple(wrong.nonzero()[0].tolist())
         raise PlainError(
-            f"clamp: expected known states of '{name}' to be whole numbers from 0 to {fn.num_states - 1}; got "
+            f"{caller}: expected known states of '{name}' to be whole numbers from 0 to {fn.num_states - 1}; got "
             f"{given.expand(wrong.shape)[place].item():g} at {place}. Correct it, or write -1 where it is unknown."
         )
     states = torch.where(known, given.nan_to_num(-1.0), -1).long()

@@ -10,7 +10,7 @@ With known values :math:`v_n` of rows :math:`n \in K` the evidence lower bound i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -58,6 +58,8 @@ class inform(clamp):  # noqa: N801 - handlers are verbs, as in Pyro
         5.0
     """
 
+    caller: ClassVar[str] = "inform"
+
     def __new__(cls, guide: Callable | None = None, values: Mapping[str, Any] | None = None, mask: Any = None) -> Any:
         """Wrap a guide, or make a context."""
         return super().__new__(cls, guide, values, mask)
@@ -100,7 +102,7 @@ class inform(clamp):  # noqa: N801 - handlers are verbs, as in Pyro
                 f"(in '{min(self._parts)}'). Use guide 'normal', 'local', an amortised one, or one of your own."
             )
         given, known = self.values[name], self._known(name, fn)
-        check_known(msg, given, known)
+        check_known(self.caller, msg, given, known)
         msg["fn"] = PartlyKnown(fn, given, known)
 
     def _known(self, name: str, fn: Any) -> Tensor:

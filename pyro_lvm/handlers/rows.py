@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,8 @@ class rows(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
     Args:
         index: Which rows of the data set they are, integers of shape (n,); None if they are new.
         total: Number of rows of the data set.
-        search: Whether a guide should search for the posterior of new rows; not where only its sites matter.
+        search: Whether a guide should search for the posterior of new rows, and whether laws that are drawn from by
+            long Markov chains should run them; not where only the sites of programs matter.
 
     Raises:
         ValueError: The index comes without the total.
@@ -42,6 +44,11 @@ class rows(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         self.index = index
         self.total = total
         self.search = search
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not self.search and not msg["is_observed"] and hasattr(msg["fn"], "sample_steps"):
+            msg["fn"] = copy.copy(msg["fn"])
+            msg["fn"].sample_steps = 1
 
     def _pyro_rows(self, msg: Any) -> None:
         if msg["value"] is None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_lvm.ops.plain_error import PlainError
+
 __all__ = ["Steps", "check_lengths", "checked_covariates"]
 
 
@@ -55,14 +57,14 @@ def checked_covariates(caller: str, covariates: Any, rows: Any, width: int | Non
     wanted = (*rows, width)
     shown = ", ".join(str(size or name) for size, name in zip(wanted, "nTq", strict=True))
     if covariates is None:
-        raise ValueError(
+        raise PlainError(
             f"{caller}: expected covariates of shape ({shown}); got none. "
             "Pass a dict of both, {'x': x, 'covariates': u}; to sample(n, covariates=u)."
         )
     covariates = torch.as_tensor(covariates)
     shape = tuple(covariates.shape)
     if len(shape) != 3 or any(want not in (None, got) for want, got in zip(wanted, shape, strict=True)):
-        raise ValueError(
+        raise PlainError(
             f"{caller}: expected covariates of shape ({shown}); got {shape}. Give one row of them for each step of x."
         )
     return covariates

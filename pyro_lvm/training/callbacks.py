@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tqdm.auto import tqdm
+from pyro_lvm.ops.progress import progress_bar
 
 if TYPE_CHECKING:
     from pyro_lvm.training.loop import Run
@@ -72,14 +71,7 @@ class Progress:
     """A progress bar with loss and rate; silent where nobody watches."""
 
     def __init__(self, enabled: bool, total: int, description: str) -> None:
-        self.bar: Any = tqdm(
-            total=total,
-            desc=description,
-            unit="epoch",
-            disable=None if enabled else True,
-            leave=False,
-            file=sys.stderr,
-        )
+        self.bar = progress_bar(total, description, "epoch", enabled)
 
     def __call__(self, run: Run) -> None:
         """Advance by one epoch."""

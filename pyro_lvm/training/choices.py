@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -30,11 +30,13 @@ from pyro_lvm.protocols import Inference, Sampler
 __all__ = [
     "GUIDES",
     "INFERENCES",
+    "LADDERS",
     "MODELS",
     "OBJECTIVES",
     "PAIRS",
     "choose_guide",
     "choose_inference",
+    "closer_guides",
     "describe",
     "discrete_sites",
     "restart_loss",
@@ -77,6 +79,25 @@ MODELS: dict[str, Callable] = {}
 
 PAIRS: dict[type, tuple[str, str | None]] = {}
 """The inference and the guide, by name, that go with a model whose sites do not tell; filled in by the catalog."""
+
+
+LADDERS: dict[type, tuple[str, ...]] = {}
+"""The guides of a model, by name, each as close to the posterior as those before it; filled in by the catalog."""
+
+
+def closer_guides(model: Callable, guide: Any, trace: poutine.Trace, sites: Collection[str]) -> list[str]:
+    """Guides by name that a model takes and that may come closer to its posterior than the one at hand.
+
+    Args:
+        model: Any Pyro program.
+        guide: The guide at hand.
+        trace: Of the model.
+        sites: Latent sites of rows that the guide draws.
+    """
+    vectors = any(getattr(trace.nodes[name]["fn"].support, "is_discrete", False) for name in sites)
+    names = LADDERS.get(type(model), () if vectors else ("local",))
+    at = next((i + 1 for i, name in enumerate(names) if type(guide) is GUIDES[name]), 0)
+    return list(names[at:])
 
 
 def unsummed_sites(trace: poutine.Trace) -> list[str]:

@@ -10,6 +10,7 @@ by as much as the new law fits the draws of q better than the machine below did.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -19,12 +20,14 @@ from pyro_lvm.diagnostics.row_latents import row_draws
 from pyro_lvm.training.callbacks import Callback
 from pyro_lvm.training.data import as_arguments
 from pyro_lvm.training.fingerprint import remember
-from pyro_lvm.training.fit import start, train
+from pyro_lvm.training.fit import SVI_STEPS, start, train
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.scope import in_turn
 
 __all__ = ["greedy_pretrain"]
+
+LEAST_EPOCHS = 30
 
 
 @in_turn
@@ -36,7 +39,7 @@ def greedy_pretrain(
     *,
     machine_inference: Any = None,
     below: Fit | None = None,
-    max_epochs: int = 30,
+    max_epochs: int | None = None,
     batch_size: int = 100,
     seed: int | None = None,
     device: str | torch.device = "auto",
@@ -59,7 +62,8 @@ def greedy_pretrain(
         inference: What `resume` fine-tunes by, as for `lvm.fit`; by default "up-down".
         machine_inference: What each machine is trained by, a name or an object; by default the catalog's.
         below: A pretrained net of fewer layers, or a trained `RBM`, whose layers are taken over.
-        max_epochs: Passes over the rows for each machine.
+        max_epochs: Passes over the rows for each machine; by default 30, or of few rows as many as take 2000 steps: in
+            fewer the units of a machine are still alike.
         batch_size: Rows per step.
         seed: Makes the run reproducible; by default drawn from torch's generator.
         device: As for `lvm.fit`.
@@ -68,7 +72,8 @@ def greedy_pretrain(
         progress: Show a progress bar for each machine if someone is watching.
 
     Returns:
-        A fit of the whole net. After Ctrl-C, machines that were not reached are as they started.
+        A fit of the whole net. After Ctrl-C, machines that were not reached are as they started; its `stopped` says
+        which one was being trained.
 
     Raises:
         TypeError: The model is not made of machines.
@@ -99,36 +104,39 @@ def greedy_pretrain(
         )
     for _ in remember(net, [rows]):
         pass
+    max_epochs = max_epochs or max(LEAST_EPOCHS, math.ceil(SVI_STEPS / math.ceil(rows.num_rows / batch_size)))
     count = len(cast(Any, net.model).hidden)
     first = 0 if below is None else _take_over(net, below)
     previous = None if below is None else getattr(below.model, "top", below.model)
-    for level in range(first, count):
-        with torch.random.fork_rng():
-            torch.manual_seed((seed + level) % SEEDS)
-            drawn = row_draws(net, net.guide, rows)[f"h{level}"] if level else rows.main
-        machine = cast(Any, net.model).machine(level)
-        units = as_arguments(drawn, machine)
-        part = start(machine, None, machine_inference, units, (seed + level) % SEEDS, where, 0, 1)
-        if previous is not None:
-            cast(Any, net.model).prepare(part.model, previous)
-        train(
-            part,
-            units,
-            None,
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            tol=None,
-            patience=None,
-            callbacks=list_of_callbacks(callbacks),
-            progress=progress,
-            label=f"layer {level + 1}/{count}",
-        )
-        previous = part.model
-        _place(net, level, previous)
-        if part.stopped == "interrupted":
-            net.stopped = "interrupted"
-            return net
     net.stopped = "pretrained"
+    try:
+        for level in range(first, count):
+            with torch.random.fork_rng():
+                torch.manual_seed((seed + level) % SEEDS)
+                drawn = row_draws(net, net.guide, rows)[f"h{level}"] if level else rows.main
+            machine = cast(Any, net.model).machine(level)
+            units = as_arguments(drawn, machine)
+            part = start(machine, None, machine_inference, units, (seed + level) % SEEDS, where, 0, 1)
+            if previous is not None:
+                cast(Any, net.model).prepare(part.model, previous)
+            train(
+                part,
+                units,
+                None,
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                tol=None,
+                patience=None,
+                callbacks=list_of_callbacks(callbacks),
+                progress=progress,
+                label=f"layer {level + 1}/{count}",
+            )
+            previous = part.model
+            _place(net, level, previous)
+            if part.stopped == "interrupted":
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:  # also while the units of a layer are drawn
+        net.stopped = f"interrupted in layer {level + 1} of {count}"
     return net
 
 

@@ -93,6 +93,8 @@ class LabelledGuide:
 class _Labels(clamp):
     """Values that say themselves where they are known."""
 
+    caller = "labels"
+
     def known(self, name: str, fn: Any) -> Tensor | None:
         """A site that can be enumerated stays so even if all is known: its states are few, the rows are many."""
         known = _entries(name, self.values[name], fn.event_dim)
@@ -102,6 +104,8 @@ class _Labels(clamp):
 class _Latent(clamp):
     """The same, but a site stays latent even if all is known."""
 
+    caller = "labels"
+
     def known(self, name: str, fn: Any) -> Tensor | None:
         """Which entries are known."""
         return _entries(name, self.values[name], fn.event_dim)
@@ -110,7 +114,7 @@ class _Latent(clamp):
 class _Informed(inform):
     """The same for a guide, which need not draw all of the sites."""
 
-    known = _Latent.known
+    caller, known = "labels", _Latent.known
 
     def of_model(self, model: Callable) -> Callable:
         """The model with the same values."""

@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.handlers.rows import rows
 from pyro_lvm.infer.parameters import Parameter, Parameters
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.protocols import LatentVariableModel
@@ -174,13 +175,12 @@ class Learned:
             mine = next(iter(self.tensors().values()), arguments.main)
             if mine.is_floating_point() and mine.dtype != arguments.main.dtype:
                 arguments = arguments.map(lambda t: t.to(mine.dtype) if t.is_floating_point() else t)
-        else:
-            check_plate(self, arguments)
+        check_plate(self, arguments)
         return arguments
 
     def observed(self, arguments: Arguments) -> dict[str, Tensor]:
         """The values that the model observes in the rows, by site."""
-        with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
+        with self.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False), rows(search=False):
             trace = _pyro.plain_trace(self.program, arguments.args, arguments.kwargs)
         return {name: trace.nodes[name]["value"] for name in trace.observation_nodes}
 

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from pyro_lvm.evidence import Evidence, concatenate, log_likelihood
 from pyro_lvm.ops.whole_number import whole_number
-from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.guide_draws import draws_rows
 from pyro_lvm.training.learned import Learned
-from pyro_lvm.training.sites import check_plate
 from pyro_lvm.training.stream import as_stream
 
 if TYPE_CHECKING:
@@ -26,8 +24,9 @@ __all__ = ["Fit"]
 class Fit(Learned):
     """What `lvm.fit` returns.
 
-    Verbs mean what they mean in scikit-learn; all densities are in nats. Its state, with `params`, `draws`, `history`
-    and `converged`, is described in `Learned`.
+    Verbs mean what they mean in scikit-learn; all densities are in nats. Of a posterior, log-likelihoods are averaged
+    over all of its draws, what verbs say of rows besides over 200 of them at most, evenly spaced. Its state, with
+    `params`, `draws`, `history` and `converged`, is described in `Learned`.
     """
 
     def log_likelihood(self, x: Any) -> Tensor:
@@ -150,17 +149,19 @@ class Fit(Learned):
 
         Args:
             n: Number of rows.
-            num_steps: Steps of each row, >= 1, of a model of sequences; by default those of the training data.
-            covariates: Arguments of the model that are not generated, with n rows.
+            num_steps: Steps of each row, >= 1, of a model of sequences; by default those of the covariates, or else of
+                the training data.
+            covariates: Arguments of the model that are not generated, arrays with n rows.
 
         Returns:
             Shape (n, ...); a dict if the model observes several sites.
+
+        Raises:
+            ValueError: Covariates are missing, do not fit, or are no arguments of the model.
         """
         from pyro_lvm.diagnostics.latents import generate
 
         n = whole_number("sample", "n", n)
-        if not isinstance(self.model, LatentVariableModel):
-            check_plate(self, self.prototype(n))
         num_steps = None if num_steps is None else whole_number("sample", "num_steps", num_steps)
         return _only(generate(self, n, covariates, num_steps))
 
@@ -218,7 +219,9 @@ class Fit(Learned):
         """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.
 
         Where a guide draws latent sites of rows, the posterior are its draws given each row, and the log-likelihood
-        has them averaged out: rank such fits by `lvm.compare`, not by ArviZ's own comparison, which wants draws.
+        has them averaged out. ArviZ's own comparisons, `loo`, `waic` and `compare`, weigh draws of what all rows
+        share: for fits that have one point of it the group `log_likelihood` is left out, and its values are
+        `sample_stats["row_log_likelihood"]`. Rank those by `lvm.compare` on rows that were held out.
 
         Returns:
             `arviz.InferenceData` before ArviZ 1.0, `xarray.DataTree` after.
@@ -234,12 +237,13 @@ class Fit(Learned):
         a discrete site; else panels of whatever there is of reconstructions, latent space, filters, samples and loss.
 
         Args:
-            x: Rows to look at, as in `lvm.fit`; without them, rows that the fit generates.
+            x: Rows to look at, as in `lvm.fit`; without them, 400 that the fit generates, or one sequence.
             kind: "samples", "reconstructions", "filters", "latent", "history", "density", "responsibilities",
                 "states", "transitions", "durations" or "alignment"; `diagnostics.plots` describes each.
             options: Of the picture: `image_shape` (height and width of rows that are images, and 3 if in colour; found
-                for square ones, () for rows that are none), `columns` (their names), `labels` (colours of the latent
-                space), `site` (the parameter that is drawn as filters), `sequence` (which of several).
+                for square ones whose columns are but numbered, () for rows that are none), `columns` (their names),
+                `labels` (colours of the latent space), `site` (the parameter that is drawn as filters), `sequence`
+                (which of several).
 
         Returns:
             A figure of its own; no backend is chosen. Keep it by `figure.savefig("picture.png")`.

@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.structure import FEW_ROWS
+from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def _mismatch(trace: poutine.Trace, exact: bool) -> str | None:
 
 def check_plate(fit: Learned, arguments: Arguments) -> None:
     """Raise a ValueError if a fit's program has as many rows as its training data, whatever the arguments."""
+    if isinstance(fit.model, LatentVariableModel):  # whose plates are the data's
+        return
     trained = Arguments.rows_of(fit.shapes)
     with fit.scope():
         if trained is not None and has_fixed_plate(fit.model, arguments, fit.plate, trained):

@@ -75,6 +75,7 @@ ODD = {
     "cut.npy": b"\x93NUMPY\x01\x00",
     "nothing.npy": b"",
     "several.npz": ({"a": np.zeros(2), "b": np.zeros(2)}, "it holds a, b; name the array to use 'x'"),
+    "labels.npz": ({"z": np.zeros(2)}, "it holds z; name the array to use 'x'"),
     "no array.npz": ({}, "it holds no array"),
     "objects.npz": ({"x": np.array([None, {}])}, "Object arrays cannot be loaded"),
     "rubbish.npz": b"PK\x03\x04rubbish",

@@ -23,7 +23,7 @@ def test_draws_given_rows_with_their_ratios(guide):
     fit = lvm.fit(lvm.models.VAE(2, hidden=[8]), ROWS, guide=guide, **OPTIONS)
     data = fit.to_arviz(ROWS)
     assert dict(data.posterior.sizes) == {"chain": 1, "draw": 100, "x_row": 12, "z_dim_1": 2}
-    np.testing.assert_allclose(data.log_likelihood["x"][0, 0], fit.log_likelihood(ROWS))
+    np.testing.assert_allclose(data.sample_stats["row_log_likelihood"][0, 0], fit.log_likelihood(ROWS))
     np.testing.assert_allclose(data.observed_data["x"], ROWS)
     z = torch.from_numpy(data.posterior["z"].to_numpy()[0])
     ratio = torch.from_numpy(data.sample_stats["log_importance_ratio"].to_numpy()[0])
@@ -36,7 +36,7 @@ def test_draws_given_rows_with_their_ratios(guide):
         expected = dist.Normal(loc, scale).to_event(1).log_prob(z)
         torch.testing.assert_close((joint - ratio).float(), expected, atol=1e-4, rtol=1e-4)
     bound = ratio.mean(0)
-    assert bool((bound < torch.from_numpy(data.log_likelihood["x"].to_numpy()[0, 0]) + 1e-6).all())
+    assert bool((bound < torch.from_numpy(data.sample_stats["row_log_likelihood"].to_numpy()[0, 0]) + 1e-6).all())
     assert "importance weighting with 1000" in data.posterior.attrs["log_likelihood"]
 
 
@@ -66,6 +66,6 @@ def test_layers_of_units_and_a_machine(tmp_path):
     machine = lvm.fit(lvm.models.RBM(3), ROWS, **OPTIONS)
     found = machine.to_arviz(ROWS)
     assert found.posterior["weight"].shape == (1, 1, 5, 3)
-    np.testing.assert_allclose(found.log_likelihood["v"][0, 0], machine.log_likelihood(ROWS), rtol=1e-5)
+    np.testing.assert_allclose(found.sample_stats["row_log_likelihood"][0, 0], machine.log_likelihood(ROWS), rtol=1e-5)
     machine.save(tmp_path / "machine")
     assert torch.equal(lvm.load(tmp_path / "machine").transform(ROWS), machine.transform(ROWS))

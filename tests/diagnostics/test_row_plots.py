@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
 import pyro_lvm as lvm
-from pyro_lvm.diagnostics import plots
+from pyro_lvm.diagnostics import plots, row_plots
 from pyro_lvm.diagnostics.row_plot_parts import image_shape_of, mosaic
 
 DIGITS = lvm.datasets.load("digits234").x[:80].float()
@@ -66,6 +67,20 @@ class TestShape:
     )
     def test_square_rows_without_names_are_images(self, row, named, given, expected):
         assert image_shape_of("plot", row, named, given) == expected
+
+    @pytest.mark.parametrize(
+        ("names", "images"),
+        [
+            (range(64), True),
+            ([f"pixel_{i}_{j}" for i in range(8) for j in range(8)], True),
+            (["age", *(f"answer {i}" for i in range(63))], False),
+        ],
+    )
+    def test_columns_of_tables_that_are_but_numbered_are_pixels(self, names, images):
+        table = pd.DataFrame(DIGITS.numpy(), columns=list(names))
+        fit = lvm.fit(lvm.models.RBM(5), table, **OPTIONS)
+        for rows in (table, None):
+            assert (titles(fit.plot(rows, "samples")) == ["64 generated rows"]) == images
 
     @pytest.mark.parametrize("given", [(8, 9), (64,), (8, 4, 2)])
     def test_another_length_is_refused(self, given, vae):
@@ -239,3 +254,24 @@ class TestOverview:
     def test_one_sentence_for_what_does_not_fit(self, vae, kind, options, message):
         with pytest.raises(ValueError, match=message):
             vae.plot(DIGITS, kind, **options)
+
+    def test_a_plate_of_fixed_size_is_told_how_many_rows_a_picture_takes(self):
+        def fixed(x):
+            loc = pyro.param("loc", torch.zeros(2))
+            with pyro.plate("data", 37):
+                z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
+                pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+        x = torch.linspace(-1, 1, 37)
+        fit = lvm.fit(fixed, x, inference="em", **OPTIONS)
+        for options, count in (({}, 400), ({"x": x}, 400), ({"kind": "samples"}, 500)):
+            with pytest.raises(ValueError, match=f"plate 'data' has 37 rows whatever the data; got {count}"):
+                fit.plot(**options)
+
+    def test_titles_say_that_not_all_rows_are_drawn(self, vae, monkeypatch):
+        monkeypatch.setattr(row_plots, "POINTS", 50)
+        assert titles(vae.plot(DIGITS, "latent")) == ["Posterior means of the latent sites (the first 50 of 80)"]
+        assert titles(vae.plot(DIGITS, "reconstructions", image_shape=())) == [
+            "60 rows (the first 60 of 80)",
+            "reconstructed",
+        ]

@@ -177,6 +177,25 @@ def test_a_guide_that_misses_the_posterior_is_told_what_to_do():
 
     x = torch.linspace(-3, 3, 10)
     fit = lvm.fit(model, x, narrow, lvm.infer.SVI(learning_rate=1e-6), max_epochs=1, seed=0, progress=False)
-    said = r"of \d+ of 10 rows, which have a Pareto k-hat.*Ask for more samples, .*num_samples=500\)"
+    said = r"of \d+ of 10 rows, which .* k-hat.*Ask for more samples, .*num_samples=500\); .* guide 'local'\."
     with pytest.warns(UserWarning, match=said):
-        fit.evidence(x, num_samples=50)
+        found = fit.evidence(x, num_samples=50)
+    assert bool((found.pareto_k > 0.7).any())
+    assert f"of the guide, largest Pareto k-hat {found.pareto_k.max():.2f})" in repr(found)
+    assert f"{found.simulation_error_of_total:.3g} of simulation" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "remedy"),
+    [
+        (lvm.models.VAE(1, hidden=[4]), "amortized", "'inverse-autoregressive' or 'semi-amortized' or 'local'"),
+        (lvm.models.VAE(1, hidden=[4]), "semi-amortized", "'local'"),
+        (lvm.models.VAE(1, hidden=[4]), "local", ""),
+        (lvm.models.SigmoidBeliefNet((2,)), None, ""),
+        (linear, guide, "'local'"),
+    ],
+)
+def test_only_guides_that_a_model_takes_are_advised(model, guide, remedy):
+    data = torch.bernoulli(torch.full((6, 4), 0.5)) if isinstance(model, torch.nn.Module) else ROWS[:6]
+    fit = lvm.fit(model, data, guide=guide, max_epochs=1, seed=0, progress=False)
+    assert importance._remedy(fit) == "train longer" + (f", or fit with guide {remedy}" if remedy else "")

@@ -82,6 +82,8 @@ def test_the_error_of_a_normalizer_is_shared_by_all_rows():
     assert found.minus(found).error_of_total == 0
     known = lvm.evidence.Evidence(exact(), torch.zeros(25), "exact", torch.ones(25))
     assert known.simulation_error_of_total == 0
+    assert repr(known).count("\n") == 1
+    assert f"Evidence({known.total:.4f} nats over 25 rows, {known.total / 25:.4f} a row" in repr(known)
     assert found.minus(known).simulation_error_of_total == pytest.approx(found.simulation_error_of_total)
     # the estimate is off by one number, so the total is off by as many times that as there are rows
     assert abs(found.total - known.total) < 4 * found.simulation_error_of_total

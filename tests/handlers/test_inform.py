@@ -213,6 +213,27 @@ def test_guides_that_draw_sites_together_are_refused():
         lvm.handlers.inform(lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), {"w": torch.zeros(())})(X)
 
 
+@pytest.mark.parametrize(
+    ("values", "mask", "message"),
+    [
+        ([], None, "expected values by site name"),
+        ({"w": torch.zeros(3)}, None, "expected values of sites that the program has"),
+        ({"z": torch.zeros(2)}, None, "expected values of 'z' of shape"),
+        ({"z": torch.zeros(3)}, torch.ones(2) > 0, "expected the mask of 'z' of shape"),
+        ({"z": torch.zeros(3)}, torch.ones(3), "expected the mask of 'z' to be True or False"),
+        ({"z": torch.full((3,), torch.nan)}, None, "expected known values of 'z' in its support"),
+    ],
+)
+def test_errors_name_the_handler_that_was_called(values, mask, message):
+    def program():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for handler in (lvm.handlers.clamp, lvm.handlers.inform):
+        with pytest.raises(ValueError, match=f"^{handler.__name__}: {message}"):
+            handler(program, values, mask)()
+
+
 def test_the_law_itself():
     base = dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)
     given, known = torch.tensor([[1.0, 2.0]]), torch.tensor([True, False, True, False])

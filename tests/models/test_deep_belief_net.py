@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 
 import pyro_lvm as lvm
+from pyro_lvm.distributions import RBM
 from pyro_lvm.infer import SVI, ContrastiveDivergence, WakeSleep
 
 ERRORS = 4
@@ -267,8 +268,34 @@ def test_an_interruption_keeps_the_machines_so_far():
         raise KeyboardInterrupt
 
     fit = pretrained(callbacks=interrupt)
-    assert fit.stopped == "interrupted"
+    assert fit.stopped == "interrupted in layer 1 of 2"
     assert all(bool(value.isfinite().all()) for value in fit.params.values())
+
+
+def test_an_interruption_between_machines_keeps_those_so_far(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lvm.models.DeepBeliefNet, "prepare", interrupt)
+    fit = pretrained((4, 3))
+    assert fit.stopped == "interrupted in layer 2 of 2"
+    monkeypatch.undo()
+    whole = pretrained((4, 3))
+    for program, other in ((fit.model, whole.model), (fit.guide, whole.guide)):
+        for name in {"decoder", "recognition"} & set(dict(program.named_children())):
+            torch.testing.assert_close(getattr(program, name)[0].weight, getattr(other, name)[0].weight)
+
+
+def test_chains_are_long_only_where_rows_are_drawn(monkeypatch):
+    steps, gibbs = [], RBM.gibbs
+    monkeypatch.setattr(RBM, "gibbs", lambda law, value, count=1: steps.append(count) or gibbs(law, value, count))
+    fit = pretrained((22, 21), x=bars().repeat(1, 2))
+    fit.resume(bars().repeat(1, 2), max_epochs=1, progress=False)
+    fit.evidence(bars()[:3].repeat(1, 2), num_samples=10)
+    fit.to_arviz(bars()[:3].repeat(1, 2))
+    assert max(steps) == 1
+    fit.sample(2)
+    assert max(steps) == 1000
 
 
 def test_what_is_no_deep_belief_net_is_refused():
@@ -308,3 +335,15 @@ def test_a_large_top_needs_the_chains():
         WakeSleep().loss_and_grads(model, lvm.guides.RecognitionNet(model), rows(3, 4).float())
     fit = lvm.fit(lvm.models.DeepBeliefNet((22, 21)), rows(30, 4).float(), max_epochs=2, seed=0, progress=False)
     assert "normalizer of 'h1' by AIS" in fit.evidence(rows(3, 4).float(), num_samples=2).estimator
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(60, 334 * 6), (70 * 100, 30 * 70)])
+def test_few_rows_are_passed_over_until_units_differ(rows, steps, monkeypatch):
+    seen = []
+    monkeypatch.setattr(SVI, "step", lambda *_, **__: seen.append(1) or 0.0)
+    x = bars()[:1].repeat(rows, 1)
+    x[0] = 1 - x[0]
+    lvm.greedy_pretrain(
+        lvm.models.DeepBeliefNet((2, 2)), x, batch_size=10 if rows == 60 else 100, seed=0, progress=False
+    )
+    assert len(seen) == 2 * steps

@@ -1,6 +1,7 @@
 """Facts about the checkout: packaging, arrows between packages, exports, the README."""
 
 import ast
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -85,6 +86,20 @@ def test_the_readme_lists_the_catalog_and_its_files():
         assert f"`{name}`" in readme
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
         assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("name", lvm.CATALOG)
+def test_a_model_has_one_reference_wherever_it_is_named(name):
+    """First authors and years are the same in the catalog, in the README and in the class or its module."""
+    entry = lvm.CATALOG[name]
+    row = re.search(rf"^\| `{name}` .*\| ([^|]*) \|$", (ROOT / "README.md").read_text(), flags=re.M).group(1)
+    cited = re.findall(r"([^\W\d]+)[^;()]*\((\d{4})\)", entry.reference)
+    assert cited
+    if not row.startswith("the same"):
+        assert re.findall(r"([^\W\d]+)[^;()]*\((\d{4})\)", row) == cited
+    documented = inspect.getsource(inspect.getmodule(entry.model))
+    for author, year in cited:
+        assert re.search(rf"{author}[^\n]*\({year}\)", documented), (author, year)
 
 
 def test_the_readme_examples_run(tmp_path, monkeypatch):

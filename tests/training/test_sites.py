@@ -146,7 +146,7 @@ def test_a_model_without_parameters(durations):
     fit = lvm.fit(program, durations, progress=False)
     assert fit.params == {}
     data = fit.to_arviz(durations)
-    assert data.log_likelihood["x"].shape == (1, 1, 272)
+    assert data.sample_stats["row_log_likelihood"].shape == (1, 1, 272)
     assert data.attrs["inference_library"] == "pyro_lvm"
     assert fit.to_arviz().attrs["kind"] == "one point"
     assert fit.aic(durations) == pytest.approx(-2 * fit.score(durations) * 272)
