@@ -106,6 +106,7 @@ class EM(ConstructorRepr):
     """
 
     guides = ("map",)
+    scales_each_batch = True
 
     def __init__(
         self,

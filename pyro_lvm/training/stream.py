@@ -23,12 +23,14 @@ class Stream:
     Attributes:
         source: Gives the batches of one epoch each time it is iterated over.
         num_rows: Rows of all batches together, if known.
+        rows_per_batch: Rows of every batch, where there is no small last one.
         convert: Checks and converts a batch.
     """
 
     source: Any
     num_rows: int | None
     convert: Callable[[Any], Arguments] = as_arguments
+    rows_per_batch: int | None = None
 
     def through(self, convert: Callable[[Any], Arguments]) -> Stream:
         """The same batches, each converted."""
@@ -87,8 +89,9 @@ def as_stream(data: Any, batch_size: int | None = None, num_rows: Any = None) ->
             f"fit: {type(data).__name__} brings its own batches; got batch_size={batch_size}. Leave it out."
         )
     if num_rows is not None:
-        return Stream(data, whole_number("fit", "num_rows", num_rows))
-    return Stream(data, length_hint(rows) or None)
+        num_rows = whole_number("fit", "num_rows", num_rows)
+    each = data.batch_size if isinstance(data, DataLoader) and data.drop_last else None
+    return Stream(data, num_rows or length_hint(rows) or None, rows_per_batch=each)
 
 
 def _gives_batches(data: Any) -> bool:
