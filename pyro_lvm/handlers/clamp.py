@@ -215,9 +215,10 @@ def _fits(shape: torch.Size, target: torch.Size) -> bool:
 
 def _check_values(msg: Any, given: Tensor, known: Tensor | None) -> None:
     name, fn = msg["name"], msg["fn"]
-    missing = given.isnan()
-    missing = missing.flatten(-fn.event_dim).any(-1) if fn.event_dim else missing
-    outside = ~fn.support.check(given)
+    missing, infinite = given.isnan(), given.isinf()
+    if fn.event_dim:
+        missing, infinite = (bad.flatten(-fn.event_dim).any(-1) for bad in (missing, infinite))
+    outside = ~fn.support.check(given) | infinite
     for bad, what in ((missing, "NaN"), (outside & ~missing, "")):
         bad = bad if known is None else bad & known
         if bool(bad.any()):

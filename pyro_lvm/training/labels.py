@@ -16,6 +16,7 @@ import torch
 from pyro import poutine
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from pyro_lvm.handlers.clamp import clamp
 from pyro_lvm.handlers.hidden_states import states_of
@@ -26,7 +27,7 @@ from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.plain_error import PlainError
 from pyro_lvm.training.arguments import WEIGHTS
-from pyro_lvm.training.data import Arguments, as_arguments, as_labels
+from pyro_lvm.training.data import Arguments, as_arguments, as_labels, from_dataset
 
 __all__ = [
     "Labelled",
@@ -179,6 +180,7 @@ def as_labelled(data: Any, model: Callable, device: torch.device | None = None) 
     Raises:
         ValueError: There are no data besides labels, or another number of labels than rows.
     """
+    data = from_dataset(data, model) if isinstance(data, Dataset) else data
     named = data.kwargs if isinstance(data, Arguments) else data
     labels = labels_of(model, named) if isinstance(named, Mapping) else {}
     if isinstance(data, Arguments):
@@ -199,6 +201,12 @@ def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
             raise ValueError(
                 f"labels: expected one value of '{name}' for each of the {rows} rows; got shape {tuple(value.shape)}. "
                 "Write -1 (in whole numbers) or NaN where it is unknown."
+            )
+        if bool(value.isinf().any()):
+            where = tuple(value.isinf().nonzero()[0].tolist())
+            raise ValueError(
+                f"labels: expected values of '{name}' to be finite; got {value[where].item():g} at row {where[0]}. "
+                "Write NaN where it is unknown."
             )
     moved = {name: value.to(arguments.main.device) for name, value in labels.items()}
     return replace(arguments, kwargs={**arguments.kwargs, **moved})

@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_lvm.ops.whole_number import whole_number
-from pyro_lvm.training.data import Arguments, as_arguments, unpacked
+from pyro_lvm.training.data import Arguments, unpacked
 
 __all__ = ["Stream", "as_stream"]
 
@@ -24,19 +24,19 @@ class Stream:
         source: Gives the batches of one epoch each time it is iterated over.
         num_rows: Rows of all batches together, if known.
         rows_per_batch: Rows of every batch, where there is no small last one.
-        convert: Checks and converts a batch.
+        convert: Checks and converts a batch; by default batches stay as they come.
     """
 
     source: Any
     num_rows: int | None
-    convert: Callable[[Any], Arguments] = as_arguments
+    convert: Callable[[Any], Any] = lambda batch: batch
     rows_per_batch: int | None = None
 
     def through(self, convert: Callable[[Any], Arguments]) -> Stream:
         """The same batches, each converted."""
         return replace(self, convert=convert)
 
-    def batches(self, batch_size: int | None = None) -> Iterator[Arguments]:
+    def batches(self, batch_size: int | None = None) -> Iterator[Any]:
         """One epoch; the batches are the stream's own.
 
         Raises:
@@ -52,8 +52,8 @@ class Stream:
                 "Let its __iter__ start from the beginning."
             )
 
-    def first(self) -> Arguments:
-        """The first batch."""
+    def first(self) -> Any:
+        """The first batch, converted if the others are."""
         return next(self.batches())
 
     def num_batches(self, first: Arguments) -> int | None:

@@ -7,6 +7,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
 from torch import nn
 from torch.distributions import kl_divergence
+from torch.utils.data import DataLoader, Dataset
 
 import pyro_lvm as lvm
 from pyro_lvm.distributions.partly_known import PartlyKnown
@@ -245,6 +246,73 @@ def test_means_of_points_carry_no_graph():
     found = lvm.fit(model, data, "map", max_epochs=2, seed=0, progress=False).transform(data)
     assert not found.requires_grad
     assert torch.equal(found[KNOWN], Z[KNOWN, 0])
+
+
+def level(x):
+    """A latent number for each row."""
+    slope = pyro.param("slope", torch.tensor(1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(slope * z, 0.5), obs=x)
+
+
+def level_guide(x):
+    loc = pyro.param("guess", torch.tensor(0.1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc * x, 0.25))
+
+
+LEVELS = torch.randn(60, generator=torch.Generator().manual_seed(4))
+ANSWERS = 2 * LEVELS + 0.5 * torch.randn(60, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("known", [60, 55])
+def test_labels_of_a_continuous_site_leave_the_defaults_as_they_are(known):
+    """The first 50 rows alone, at which structure is looked, are known throughout."""
+    labels = torch.where(torch.arange(60) < known, LEVELS, torch.nan)
+    for data, model in (({"x": ANSWERS, "z": labels}, level), (ANSWERS, lvm.handlers.clamp(level, {"z": LEVELS}))):
+        fit = lvm.fit(model, data, max_epochs=2, seed=0, progress=False)
+        assert isinstance(fit.inference, lvm.infer.SVI)
+        assert isinstance(fit.guide, lvm.guides.AutoNormal)
+    assert lvm.fit(level, {"x": ANSWERS, "z": LEVELS}, inference="em", seed=0, progress=False).guide is None
+
+
+class Labelled60(Dataset):
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, i):
+        return {"x": ANSWERS[i], "z": LEVELS[i] if i % 3 == 0 else torch.tensor(torch.nan)}
+
+
+class Parts:
+    """Batches, of which only those after the first have labels."""
+
+    def __iter__(self):
+        yield {"x": ANSWERS[:20]}
+        for rows in (slice(20, 40), slice(40, 60)):
+            yield {"x": ANSWERS[rows], "z": LEVELS[rows]}
+
+
+@pytest.mark.parametrize("data", [Labelled60(), DataLoader(Labelled60(), batch_size=20), Parts()])
+def test_labels_come_in_datasets_and_in_any_batch_of_a_stream(data):
+    svi = lvm.infer.SVI(learning_rate=0.05)
+    fit = lvm.fit(level, data, level_guide, svi, max_epochs=120, seed=0, progress=False)
+    assert fit.params["slope"].item() == pytest.approx(2.0, abs=0.3)
+    known = {"x": ANSWERS, "z": LEVELS}
+    joint = dist.Normal(0.0, 1.0).log_prob(LEVELS)
+    joint = joint + dist.Normal(fit.params["slope"] * LEVELS, 0.5).log_prob(ANSWERS)
+    torch.testing.assert_close(fit.evidence(known, 10).values.float(), joint)
+
+
+@pytest.mark.parametrize("infinite", [torch.inf, -torch.inf])
+def test_infinite_labels_are_refused(infinite):
+    labels = LEVELS.clone()
+    labels[57] = infinite
+    with pytest.raises(ValueError, match=rf"'z' to be finite; got {infinite:g} at row 57\. Write NaN"):
+        lvm.fit(level, {"x": ANSWERS, "z": labels}, progress=False)
+    with pytest.raises(ValueError, match=rf"known values of 'z' in its support .* got {infinite:g} at \(57,\)"):
+        lvm.handlers.clamp(level, {"z": labels})(ANSWERS)
 
 
 @pytest.mark.parametrize("guide", ["local", "own"])
