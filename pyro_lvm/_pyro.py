@@ -182,6 +182,7 @@ def frame(name: str, dim: int, size: int) -> CondIndepStackFrame:
 
 def localise(program: Any) -> None:
     """Let a `PyroModule` that was made while parameters were global keep them to itself from now on."""
+    program = without_handlers(program)
     if isinstance(program, torch.nn.Module):
         for module in program.modules():
             context = getattr(module, "_pyro_context", None)

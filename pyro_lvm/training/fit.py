@@ -136,6 +136,7 @@ def fit(
         torch.manual_seed(seed)
         arguments = as_labelled(data if stream is None else stream.first(), model, where)
         model, arguments = unclamp(model, arguments)
+        guide, arguments = unclamp(guide, arguments, model)
     held_out = None if validation is None else as_labelled(validation, model, where)
     results: list[Fit] = []
     for restart in range(restarts):

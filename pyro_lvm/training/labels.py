@@ -228,18 +228,23 @@ def in_order(table: Any, columns: tuple[str, ...]) -> Any:
     return table if tuple(named) == columns else table[[named[name] for name in columns]]
 
 
-def unclamp(model: Callable, arguments: Arguments) -> tuple[Callable, Arguments]:
-    """Turn `clamp(model, values, mask)` into the model, and the values into labels of the rows, where they are.
+def unclamp(program: Any, arguments: Arguments, model: Callable | None = None) -> tuple[Any, Arguments]:
+    """Turn `clamp(program, values, mask)` into the program, and the values into labels of the rows, where they are.
 
-    The labels then follow their rows into batches, and the fit's model is free for other rows.
+    The labels then follow their rows into batches, and the fit's program is free for other rows.
+
+    Args:
+        program: A model, or a guide, around which `clamp` or `inform` may stand.
+        arguments: All rows.
+        model: Whose sites they are, if not the program's.
     """
-    handler = getattr(model, "clamp", None)
+    handler = getattr(program, "clamp", None)
     if not isinstance(handler, clamp):
-        return model, arguments
-    inner: Callable = model.model  # type: ignore[attr-defined]
+        return program, arguments
+    inner: Callable = program.model
     values, rows = handler.values, arguments.num_rows
-    if _parameters(inner) is None or any(not v.dim() or len(v) != rows for v in values.values()):
-        return model, arguments
+    if _parameters(model or inner) is None or any(not v.dim() or len(v) != rows for v in values.values()):
+        return program, arguments
     labels = {}
     for name, value in values.items():
         value = value.long() if value.dtype == torch.bool else value

@@ -305,6 +305,27 @@ def test_labels_come_in_datasets_and_in_any_batch_of_a_stream(data):
     torch.testing.assert_close(fit.evidence(known, 10).values.float(), joint)
 
 
+def test_values_that_a_guide_was_informed_of_are_labels_of_the_rows():
+    model = lvm.models.VAE(2, hidden=[4])
+    options = {"max_epochs": 3, "batch_size": 4, "seed": 0, "progress": False}
+    for guide in (lvm.guides.AmortizedGaussian(initialized(model)), row_guide):
+        informed = lvm.handlers.inform(guide, {"z": Z}, mask=KNOWN)
+        fits = [lvm.fit(model, *given, **options) for given in ((X, informed), (SOME, guide))]
+        assert fits[0].history == fits[1].history
+        assert torch.equal(fits[0].evidence(X[:5], 20).values, fits[1].evidence(X[:5], 20).values)
+
+
+def initialized(model):
+    model.initialize(X)
+    return model
+
+
+def row_guide(x):
+    loc = pyro.param("loc", torch.zeros(2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc.expand(len(x), 2), 1.0).to_event(1))
+
+
 @pytest.mark.parametrize("infinite", [torch.inf, -torch.inf])
 def test_infinite_labels_are_refused(infinite):
     labels = LEVELS.clone()
