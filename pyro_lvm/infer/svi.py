@@ -106,7 +106,7 @@ class SVI(ConstructorRepr):
         real_number("SVI", "learning_rate", learning_rate)
         num_particles = whole_number("SVI", "num_particles", num_particles)
         check_objective("SVI", "loss", loss)
-        if isinstance(schedule, str) and schedule not in SCHEDULES:
+        if schedule is not None and not callable(schedule) and schedule not in list(SCHEDULES):
             raise ValueError(
                 f"SVI: expected schedule to be one of {', '.join(SCHEDULES)}, or a function of the fraction done; "
                 f"got {schedule!r}."
@@ -257,7 +257,8 @@ class SVI(ConstructorRepr):
         if self.num_steps is None:
             raise ValueError("SVI: a schedule needs the number of steps. Pass num_steps=, or train by lvm.fit.")
         shape = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
-        return shape(min(1.0, self._steps / self.num_steps))
+        done = min(1.0, self._steps / self.num_steps)
+        return real_number("SVI", f"schedule({done:g})", shape(done), ">= 0")
 
     def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Callable, Callable]:
         if self.model is None:
@@ -266,7 +267,8 @@ class SVI(ConstructorRepr):
             )
         guide = self.guide or no_guide
         if self.objective is None:
-            self.objective = self._default_loss(guide, args, kwargs)
+            with in_one_sentence("SVI", started=False):
+                self.objective = self._default_loss(guide, args, kwargs)
         if not isinstance(self.objective, TraceEnum_ELBO):
             return self.objective, self.model, guide
         if self._enumerating is None or self._enumerated is not self.model:

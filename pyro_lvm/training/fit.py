@@ -15,6 +15,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.infer.coordinate_ascent import CoordinateAscent
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.mcmc import MCMC
+from pyro_lvm.infer.nonfinite import in_one_sentence
 from pyro_lvm.infer.structure import row_plate, structure
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
@@ -205,7 +206,7 @@ def start(
             check_labels(model, arguments)
             if isinstance(model, LatentVariableModel):
                 name_states(model, arguments)
-            with _pyro.validation(True):
+            with _pyro.validation(True), in_one_sentence("fit", started=False):
                 trace = structure(Labelled(model), arguments.args, arguments.kwargs)
             # what is known of these rows may be latent in others: a guide serves both
             labelled = bool(labels_of(model, arguments.kwargs))
