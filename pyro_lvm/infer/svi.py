@@ -16,7 +16,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
 from pyro_lvm.infer.held_out import rows_alone
 from pyro_lvm.infer.local_parameters import find_local
-from pyro_lvm.infer.mismatch import check_sizes
+from pyro_lvm.infer.mismatch import check_names, check_sizes
 from pyro_lvm.infer.nonfinite import NonFiniteLoss, blamed_site, in_one_sentence
 from pyro_lvm.infer.objective import check_objective
 from pyro_lvm.infer.parameters import Parameters
@@ -157,6 +157,8 @@ class SVI(ConstructorRepr):
         Raises:
             NonFiniteLoss: The loss is not finite; no parameter was changed.
         """
+        if not self._steps and self.model is not None:
+            check_names("SVI", self.model, self.guide, args, kwargs)
         try:
             for _ in range(self.inner_steps):
                 self._one(args, kwargs, self._local_updates, local=True)
