@@ -21,7 +21,7 @@ from pyro_lvm.distributions.partly_known import LOG_ZERO
 from pyro_lvm.handlers.hidden_states import clamped_states, states_of
 from pyro_lvm.ops.plain_error import PlainError
 
-__all__ = ["check_known", "clamp"]
+__all__ = ["check_known", "check_values", "clamp"]
 
 
 class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
@@ -189,7 +189,7 @@ def check_known(msg: Any, given: Tensor, known: Tensor | None) -> None:
     """Raise a ValueError unless known values fit a site, also in their range if that is checked at all."""
     _check_shapes(msg, given, known)
     if getattr(msg["fn"], "_validate_args", True):
-        _check_values(msg, given, known)
+        check_values(msg, given, known)
 
 
 def _check_shapes(msg: Any, given: Tensor, known: Tensor | None) -> None:
@@ -213,7 +213,8 @@ def _fits(shape: torch.Size, target: torch.Size) -> bool:
     )
 
 
-def _check_values(msg: Any, given: Tensor, known: Tensor | None) -> None:
+def check_values(msg: Any, given: Tensor, known: Tensor | None) -> None:
+    """Raise a ValueError unless known values of a site, `msg["name"]`, are in the support of its law `msg["fn"]`."""
     name, fn = msg["name"], msg["fn"]
     missing, infinite = given.isnan(), given.isinf()
     if fn.event_dim:

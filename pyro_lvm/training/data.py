@@ -94,7 +94,12 @@ def from_dataset(data: Any, model: Any) -> Any:
     items = [data[i] for i in range(len(data))]
     if getattr(model, "sequences", False) and not isinstance(items[0], (tuple, Mapping)) and are_sequences(items):
         return items
-    return unpacked(default_collate(items))
+    try:
+        return unpacked(default_collate(items))
+    except RuntimeError:  # items of unequal lengths
+        if not isinstance(items[0], Mapping):
+            raise
+        return {name: [item[name] for item in items] for name in items[0]}
 
 
 def _as_sequences(arguments: Arguments, model: Any) -> Arguments:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from itertools import chain, product
 from typing import Any
@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_lvm.handlers.clamp import clamp
+from pyro_lvm.handlers.clamp import check_values, clamp
 from pyro_lvm.handlers.hidden_states import states_of
 from pyro_lvm.handlers.inform import inform
 from pyro_lvm.handlers.rows import settled
@@ -159,7 +159,7 @@ def _parameters(model: Callable) -> set[str] | None:
 
 def labels_of(model: Callable, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that are not arguments of the model; weights of rows are never labels."""
-    parameters = _parameters(model)
+    parameters = _parameters(model) if kwargs else None
     return {} if parameters is None else {n: v for n, v in kwargs.items() if n not in parameters and n != WEIGHTS}
 
 
@@ -267,6 +267,16 @@ def check_labels(model: Callable, arguments: Arguments) -> None:
         )
     if labels:
         structure(Labelled(model), arguments.args, arguments.kwargs)  # clamping them checks their shapes
+    for name in labels.keys() & sites.keys():
+        if states_of(sites[name]) != name:
+            _check_range(sites[name], labels[name])
+
+
+def _check_range(site: Any, label: Tensor) -> None:
+    """Raise a ValueError unless the known values of all rows are in the support of a site of some of them."""
+    known = _entries(site["name"], label, site["fn"].event_dim)
+    with suppress(RuntimeError):  # the support is another one for every row
+        check_values(site, label, known)
 
 
 def _latent_sites(model: Callable, arguments: Arguments) -> dict[str, Any]:

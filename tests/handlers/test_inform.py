@@ -305,6 +305,37 @@ def test_labels_come_in_datasets_and_in_any_batch_of_a_stream(data):
     torch.testing.assert_close(fit.evidence(known, 10).values.float(), joint)
 
 
+def test_labels_out_of_range_are_found_in_rows_of_any_batch():
+    labels = (LEVELS > 0).long()
+    labels[57] = 2
+    with pytest.raises(ValueError, match=r"known values of 'z' in its support .*; got 2 at \(57,\)\. Correct it"):
+        lvm.fit(
+            lvm.models.GaussianMixture(2),
+            {"x": ANSWERS[:, None], "z": labels},
+            inference="svi",
+            batch_size=20,
+            progress=False,
+        )
+
+
+class Walks(Dataset):
+    """Sequences of unequal lengths, each with its states."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        rows = slice(10 * i, 10 * i + 5 + i)
+        return {"x": ANSWERS[rows, None], "z": (LEVELS[rows] > 0).long()}
+
+
+def test_datasets_of_ragged_sequences_with_labels_are_lists():
+    items = [Walks()[i] for i in range(4)]
+    lists = {name: [item[name] for item in items] for name in ("x", "z")}
+    fits = [lvm.fit(lvm.models.GaussianHMM(2), d, max_epochs=2, seed=0, progress=False) for d in (Walks(), lists)]
+    assert fits[0].history == fits[1].history
+
+
 def test_values_that_a_guide_was_informed_of_are_labels_of_the_rows():
     model = lvm.models.VAE(2, hidden=[4])
     options = {"max_epochs": 3, "batch_size": 4, "seed": 0, "progress": False}
