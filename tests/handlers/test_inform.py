@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
 from torch import nn
 from torch.distributions import kl_divergence
@@ -344,6 +345,25 @@ def test_values_that_a_guide_was_informed_of_are_labels_of_the_rows():
         fits = [lvm.fit(model, *given, **options) for given in ((X, informed), (SOME, guide))]
         assert fits[0].history == fits[1].history
         assert torch.equal(fits[0].evidence(X[:5], 20).values, fits[1].evidence(X[:5], 20).values)
+
+
+def test_handlers_around_guides_that_run_their_model():
+    def program(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def made():
+        return lvm.guides.AutoNormal(program)
+
+    informed = lvm.handlers.inform(made(), {"loc": torch.tensor(3.0)})
+    guides = (made(), poutine.block(made(), hide=["nothing"]), informed)
+    fits = [lvm.fit(program, ANSWERS, guide, max_epochs=3, seed=0, progress=False) for guide in guides]
+    assert fits[0].history == fits[1].history
+    assert torch.equal(fits[0].log_likelihood(ANSWERS), fits[1].log_likelihood(ANSWERS))
+    assert fits[0].tensors().keys() == fits[1].tensors().keys()
+    exact = dist.Normal(3.0, 1.0).log_prob(ANSWERS)
+    torch.testing.assert_close(fits[2].log_likelihood(ANSWERS).float(), exact)
 
 
 def initialized(model):
