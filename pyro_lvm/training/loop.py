@@ -107,15 +107,16 @@ class Run:
         losses: list[float] = []
         counts: list[int] = []
         total = self.data.num_rows
-        alone = getattr(self.inference, "scales_each_batch", False)
+        largest, alone = 0, getattr(self.inference, "scales_each_batch", False)
         batches = self.data.batches(self.batch_size)
         counting = self._counting()
         # Entered once an epoch, as they take longer than the step of a small model.
         with _pyro.validation(False), counting or nullcontext():
             for batch in batches if self.epochs_done else remember(self.result(), batches):
                 first = not self.epochs_done and not losses
-                if counting and not losses and not alone:
-                    counting.batch_size = self._usual_rows or self._expected_rows(batch)
+                if counting and not alone and batch.num_rows > largest:
+                    largest = batch.num_rows
+                    counting.batch_size = self._usual_rows or self._expected_rows(largest)
                 with _pyro.validation(True) if first else nullcontext(), rows(self._index(batch), total):
                     loss = self.inference.step(*batch.args, **batch.kwargs)
                 if not math.isfinite(loss):
@@ -139,11 +140,11 @@ class Run:
         whole = isinstance(self.data, Arguments) and (self.batch_size is None or self.batch_size >= self.data.num_rows)
         return None if total is None or whole else minibatch(total=total, plate=self.plate)
 
-    def _expected_rows(self, first: Arguments) -> float:
-        """Rows of a batch on average over the first epoch, in which all are as large as the first one but the last."""
-        total = self.data.num_rows or first.num_rows
+    def _expected_rows(self, largest: int) -> float:
+        """Rows of a batch on average over the first epoch, if all but the last are as large as the largest so far."""
+        total = self.data.num_rows or largest
         known = self.data.rows_per_batch if isinstance(self.data, Stream) else None
-        return known or total / math.ceil(total / first.num_rows)
+        return known or total / math.ceil(total / largest)
 
     def _index(self, batch: Arguments) -> Tensor | None:
         """Which rows a batch holds; a stream's come without numbers."""

@@ -99,6 +99,10 @@ def test_every_row_counts_once_however_small_its_batch_is():
         assert fit.history["loss"][0] == pytest.approx(loss.item(), rel=1e-6)
         mean_gradient = (1 - fit.params["loc"].item()) / (1e-9 * steps)
         assert mean_gradient == pytest.approx(1 + each * (1 - seen).sum().item(), rel=1e-5)
+    uneven = Batches(x, [10, 50, 40])  # their mean size is known after an epoch
+    fit = lvm.fit(program, uneven, num_rows=100, max_epochs=2, **{**OPTIONS, "inference": svi})
+    loss = -dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)) - dist.Normal(1.0, 1.0).log_prob(x).sum()
+    assert fit.history["loss"][1] == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_the_loss_of_stepwise_em_is_that_of_all_rows():
