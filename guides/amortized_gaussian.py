@@ -95,6 +95,12 @@ class AmortizedGaussian(PyroModule):
 
     def _size(self, model: Any, name: str, given: int | None) -> int:
         known = getattr(model, name, None) if given is None else given
+        if known is None and model is not None and not hasattr(model, name):
+            kind = getattr(model, "__name__", type(model).__name__)
+            raise ValueError(
+                f"{type(self).__name__}: expected a model of one latent vector 'z' for each row, as VAE, that tells "
+                f"its {name}; got {kind}. Use another guide, as 'local', or pass {name}= if it has such a site."
+            )
         if known is None:
             raise ValueError(
                 f"{type(self).__name__}: expected {name}, which the model does not tell. Initialise the model, or pass "

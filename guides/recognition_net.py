@@ -50,6 +50,12 @@ class RecognitionNet(PyroModule):
     def __init__(self, model: Any) -> None:
         super().__init__()
         units, data_dim = getattr(model, "layers", None), getattr(model, "data_dim", None)
+        if not hasattr(model, "layers"):
+            kind = getattr(model, "__name__", type(model).__name__)
+            raise ValueError(
+                f"RecognitionNet: expected a model whose latent sites are layers of units, as SigmoidBeliefNet; got "
+                f"{kind}. Use another guide, as 'amortized' for a VAE."
+            )
         if units is None or data_dim is None:
             raise ValueError(
                 f"RecognitionNet: expected a model with layers of known sizes; got {type(model).__name__} with "

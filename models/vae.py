@@ -10,6 +10,7 @@ r"""Variational autoencoder: a network makes the law of every row from a normal 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from pyro_lvm._pyro import network
 from pyro_lvm.distributions.standard_normal import standard_normal
 from pyro_lvm.handlers.plate import plate
 from pyro_lvm.nn.mlp import MLP, layer_sizes
+from pyro_lvm.ops.plain_error import PlainError
 from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
@@ -33,6 +35,9 @@ __all__ = ["VAE"]
 
 # Values of each kind of row that the decoder makes for every column.
 OUTPUTS = {"bernoulli": 1, "gaussian": 2}
+
+# What torch says of tensors that a network cannot take.
+SIZES = re.compile(r"shapes?\b|dimensions?\b|channels\b|\bsizes? of\b")
 
 
 class VAE(LatentVariableModel):
@@ -162,15 +167,23 @@ class VAE(LatentVariableModel):
             A distribution over rows, batch shape (...), event shape (d,).
 
         Raises:
-            ValueError: A given decoder's output has the wrong length.
+            ValueError: A given decoder does not take such vectors, or its output has the wrong length.
         """
         if covariates is not None:
             z = torch.cat([z, covariates.to(z).expand(*z.shape[:-1], -1)], -1)
         centre, columns = self.centre, OUTPUTS[self.likelihood]
-        output = network(self, "decoder")(z.to(centre))
+        try:
+            output = network(self, "decoder")(z.to(centre))
+        except RuntimeError as error:
+            if not self._given or SIZES.search(str(error)) is None:
+                raise
+            raise PlainError(
+                f"VAE: expected a decoder of vectors of length {z.shape[-1]} (latent_dim={self.latent_dim}, then the "
+                f"covariates); torch says of this one: {error}. Change its first layer."
+            ) from error
         width = columns * len(centre)
         if output.shape[-1] != width:
-            raise ValueError(
+            raise PlainError(
                 f"VAE: expected a decoder of {width} outputs ({columns} for each of {self.data_dim} "
                 f"columns of {self.likelihood} rows); got {output.shape[-1]}. Change its last layer."
             )

@@ -149,7 +149,7 @@ def copy_programs(*programs: Any) -> tuple[Any, ...]:
     """
     guides = [
         (guide, guide._model, guide.master)
-        for program in programs
+        for program in map(without_handlers, programs)
         if isinstance(program, AutoGuide)
         for guide in program.modules()
         if isinstance(guide, AutoGuide)

@@ -21,7 +21,7 @@ from pyro_lvm.distributions.partly_known import LOG_ZERO
 from pyro_lvm.handlers.hidden_states import clamped_states, states_of
 from pyro_lvm.ops.plain_error import PlainError
 
-__all__ = ["check_known", "clamp"]
+__all__ = ["check_known", "check_values", "clamp"]
 
 
 class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
@@ -195,7 +195,7 @@ def check_known(caller: str, msg: Any, given: Tensor, known: Tensor | None) -> N
     """Raise a ValueError unless known values fit a site, also in their range if that is checked at all."""
     _check_shapes(caller, msg, given, known)
     if getattr(msg["fn"], "_validate_args", True):
-        _check_values(caller, msg, given, known)
+        check_values(caller, msg, given, known)
 
 
 def _check_shapes(caller: str, msg: Any, given: Tensor, known: Tensor | None) -> None:
@@ -219,11 +219,13 @@ def _fits(shape: torch.Size, target: torch.Size) -> bool:
     )
 
 
-def _check_values(caller: str, msg: Any, given: Tensor, known: Tensor | None) -> None:
+def check_values(caller: str, msg: Any, given: Tensor, known: Tensor | None) -> None:
+    """Raise a ValueError unless known values of a site, `msg["name"]`, are in the support of its law `msg["fn"]`."""
     name, fn = msg["name"], msg["fn"]
-    missing = given.isnan()
-    missing = missing.flatten(-fn.event_dim).any(-1) if fn.event_dim else missing
-    outside = ~fn.support.check(given)
+    missing, infinite = given.isnan(), given.isinf()
+    if fn.event_dim:
+        missing, infinite = (bad.flatten(-fn.event_dim).any(-1) for bad in (missing, infinite))
+    outside = ~fn.support.check(given) | infinite
     for bad, what in ((missing, "NaN"), (outside & ~missing, "")):
         bad = bad if known is None else bad & known
         if bool(bad.any()):

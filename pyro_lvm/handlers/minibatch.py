@@ -8,12 +8,13 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 
 from pyro_lvm.ops.plain_error import PlainError
+from pyro_lvm.ops.real_number import real_number
 
 __all__ = ["minibatch"]
 
 
 class minibatch(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
-    r"""Scale every site of the data plate by `total / batch`, so that a batch's loss estimates the whole data's.
+    r"""Scale every site of the data plate by `total / batch_size`, so that a batch's loss estimates the whole data's.
 
     The model need not know the total: it opens its plate with the size of the batch.
 
@@ -21,9 +22,12 @@ class minibatch(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         model: The program to wrap; leave out to use the handler as a context.
         total: Number of rows of the whole data set.
         plate: Name of the plate of the rows; any other plate is left alone.
+        batch_size: Rows of a batch on average over an epoch. Every row then counts alike, those of a small last batch
+            too, and the mean loss of the batches is that of all rows. By default the rows of the batch at hand, which
+            then counts for all rows however small it is.
 
     Raises:
-        ValueError: `total` is smaller than the batch.
+        ValueError: `total` is smaller than the batch, or `batch_size` is not positive.
 
     Example:
         >>> import torch, pyro_lvm as lvm
@@ -39,10 +43,19 @@ class minibatch(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         handler.__init__(None, **kwargs)
         return handler(model)
 
-    def __init__(self, model: Callable | None = None, *, total: int, plate: str = "data") -> None:
+    def __init__(
+        self, model: Callable | None = None, *, total: int, plate: str = "data", batch_size: float | None = None
+    ) -> None:
         super().__init__()
+        if batch_size is not None:
+            real_number("minibatch", "batch_size", batch_size)
         self.total = total
         self.plate = plate
+        self.batch_size = batch_size
+
+    def scale(self, rows: int) -> float:
+        """What each row of a batch of so many counts for."""
+        return self.total / (self.batch_size or rows)
 
     def _pyro_sample(self, msg: Any) -> None:
         for frame in msg["cond_indep_stack"]:
@@ -52,4 +65,4 @@ class minibatch(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
                         f"minibatch: expected plate '{self.plate}' of at most total={self.total} rows; "
                         f"got {frame.size}. Pass the size of the whole data set as total."
                     )
-                msg["scale"] = msg["scale"] * (self.total / frame.size)
+                msg["scale"] = msg["scale"] * self.scale(frame.size)

@@ -132,7 +132,7 @@ class ContrastiveDivergence(ELBO, ConstructorRepr):
         for handler in _pyro.sample_listeners():
             if not isinstance(handler, minibatch):
                 return None
-            scale *= handler.total / len(args[0])
+            scale *= handler.scale(len(args[0]))
         with _pyro.reading(model):
             law = model.law()
         state = chains.get(site)

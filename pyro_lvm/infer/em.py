@@ -106,6 +106,7 @@ class EM(ConstructorRepr):
     """
 
     guides = ("map",)
+    scales_each_batch = True
 
     def __init__(
         self,
@@ -128,8 +129,7 @@ class EM(ConstructorRepr):
             raise ValueError("EM: expected acceleration or decay; got both. Extrapolation needs full batches.")
         if not all(0 < power <= 1 for power in annealing):
             raise ValueError(f"EM: expected inverse temperatures in (0, 1]; got annealing={tuple(annealing)}.")
-        self.model = model
-        self.guide = guide
+        self.model, self.guide = model, guide
         self.max_plate_nesting = max_plate_nesting
         self.variance_floor = real_number("EM", "variance_floor", variance_floor, ">= 0")
         self.gradient_steps = whole_number("EM", "gradient_steps", gradient_steps)

@@ -6,15 +6,62 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import rows
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
+from pyro_lvm.infer.structure import REFUSALS, structure
 from pyro_lvm.ops.networks import networks
 
-__all__ = ["check_sizes", "warn_of_silent_parameters"]
+__all__ = ["check_names", "check_sizes", "warn_of_silent_parameters"]
+
+
+def check_names(name: str, model: Callable, guide: Callable | None, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise a sentence if a guide does not draw the sites of a model, before anything is learned.
+
+    A guide that was made from the model it runs has its sites. The model's discrete sites may be left to be summed out,
+    and points (`Delta`), whose densities count nothing, may be left out. A program that does not run says so itself.
+
+    Args:
+        name: Of the inference.
+        model: Any Pyro program.
+        guide: Its guide, if it has one.
+        args: The arguments of both.
+        kwargs: Their keyword arguments.
+
+    Raises:
+        ValueError: The guide lacks a latent site, or draws another one.
+    """
+    if guide is None or _pyro.made_from(guide) is not None:
+        return
+    try:
+        with _pyro.validation(False):
+            theirs, ours = (structure(program, args, kwargs) for program in (guide, model))
+    except REFUSALS:
+        return
+    drawn = [n for n in theirs.stochastic_nodes if not theirs.nodes[n]["infer"].get("is_auxiliary")]
+    latent = ours.stochastic_nodes
+    needed = [n for n in latent if not _may_be_left(ours.nodes[n]["fn"])]
+    lacking = [n for n in needed if n not in drawn]
+    stray = [n for n in drawn if n not in latent]
+    if not lacking and not stray:
+        return
+    has = f"the model's latent sites ({', '.join(latent)})" if latent else "latent sites of the model, which has none"
+    got = f"it lacks '{lacking[0]}'" if lacking else f"it draws '{stray[0]}'"
+    if lacking and stray:
+        got = f"it draws '{stray[0]}', and not '{lacking[0]}'"
+    advice = "Rename its sites" if stray else f"Add pyro.sample('{lacking[0]}', ...) to it"
+    raise ValueError(f"{name}: expected a guide of {has}; {got}. {advice}, or make it from the model that is trained.")
+
+
+def _may_be_left(fn: Any) -> bool:
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    return getattr(fn, "has_enumerate_support", False) or isinstance(base, dist.Delta)
 
 
 def check_sizes(

@@ -15,8 +15,14 @@ from pyro_lvm import _pyro
 
 __all__ = ["NonFiniteLoss", "blamed_site", "in_one_sentence"]
 
-# What torch says of a distribution's argument, and of probabilities that it is to draw from.
-REFUSED = re.compile(r"Expected parameter (\w+) .*?of distribution (\w+)\(.*to satisfy the constraint", re.DOTALL)
+# What torch says of a distribution's argument, of its value, and of probabilities that it is to draw from.
+REFUSED = re.compile(
+    r"Expected parameter (\w+) .*?of distribution (\w+)\(.*to satisfy the constraint (.*?), but", re.DOTALL
+)
+OUTSIDE = re.compile(
+    r"log_prob at site '(.+?)':\s*Expected value argument .*?within the support \((.*?)\) of the distribution (\w+)\(",
+    re.DOTALL,
+)
 NOT_PROBABLE = re.compile(r"Expected p_in >= 0|probability tensor contains either|invalid multinomial distribution")
 
 
@@ -30,11 +36,12 @@ def in_one_sentence(name: str, started: bool, parameters: Callable[[], Mapping[s
 
     Args:
         name: Of the inference.
-        started: Whether it has moved the parameters: else an argument out of range is the program's own.
+        started: Whether it has moved the parameters: else an argument out of range is the program's own mistake.
         parameters: What programs have read: with one that is not finite, whatever they stumble over is its fault.
 
     Raises:
         NonFiniteLoss: Instead of an error of torch's linear algebra, argument checks or samplers.
+        ValueError: The same, of a program that has not learned anything yet.
     """
     advice = "Rescale the data so that values vary by about one, use float64, or start from other parameters."
     try:
@@ -51,9 +58,23 @@ def in_one_sentence(name: str, started: bool, parameters: Callable[[], Mapping[s
             raise NonFiniteLoss(
                 f"{name}: parameter '{lost}' became infinite or NaN. Lower the learning rate."
             ) from error
+        if outside := OUTSIDE.search(str(error)):
+            raise ValueError(
+                f"{name}: expected values of site '{outside[1]}' in the support {outside[2]} of its {outside[3]} law; "
+                "got others. Correct the data, or the guide that draws them."
+            ) from error
         refused, improbable = REFUSED.match(str(error)), NOT_PROBABLE.search(str(error))
-        if not started or not (refused or improbable):
+        if not (refused or improbable):
             raise
+        if not started:
+            got = "probabilities that are none"
+            if refused:
+                nan = re.search(r"\bnan\b", str(error)[refused.end() :].split("Trace Shapes:")[0])
+                got = f"'{refused[1]}' of a {refused[2]} site {'that is NaN' if nan else f'outside of {refused[3]}'}"
+            raise ValueError(
+                f"{name}: expected a program whose distributions have their arguments in range from the start; got "
+                f"{got}. Check the values at which parameters start, and the data."
+            ) from error
         what = f"'{refused[1]}' of a {refused[2]} site left its range" if refused else "probabilities left their range"
         raise NonFiniteLoss(f"{name}: {what}. {advice}") from error
 

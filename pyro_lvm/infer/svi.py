@@ -16,7 +16,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
 from pyro_lvm.infer.held_out import rows_alone
 from pyro_lvm.infer.local_parameters import find_local
-from pyro_lvm.infer.mismatch import check_sizes, warn_of_silent_parameters
+from pyro_lvm.infer.mismatch import check_names, check_sizes, warn_of_silent_parameters
 from pyro_lvm.infer.nonfinite import NonFiniteLoss, blamed_site, in_one_sentence
 from pyro_lvm.infer.objective import check_objective
 from pyro_lvm.infer.parameters import Parameters
@@ -106,7 +106,7 @@ class SVI(ConstructorRepr):
         real_number("SVI", "learning_rate", learning_rate)
         num_particles = whole_number("SVI", "num_particles", num_particles)
         check_objective("SVI", "loss", loss)
-        if isinstance(schedule, str) and schedule not in SCHEDULES:
+        if schedule is not None and not callable(schedule) and schedule not in list(SCHEDULES):
             raise ValueError(
                 f"SVI: expected schedule to be one of {', '.join(SCHEDULES)}, or a function of the fraction done; "
                 f"got {schedule!r}."
@@ -157,6 +157,8 @@ class SVI(ConstructorRepr):
         Raises:
             NonFiniteLoss: The loss is not finite; no parameter was changed.
         """
+        if not self._steps and self.model is not None:
+            check_names("SVI", self.model, self.guide, args, kwargs)
         try:
             for _ in range(self.inner_steps):
                 self._one(args, kwargs, self._local_updates, local=True)
@@ -259,7 +261,8 @@ class SVI(ConstructorRepr):
         if self.num_steps is None:
             raise ValueError("SVI: a schedule needs the number of steps. Pass num_steps=, or train by lvm.fit.")
         shape = SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
-        return shape(min(1.0, self._steps / self.num_steps))
+        done = min(1.0, self._steps / self.num_steps)
+        return real_number("SVI", f"schedule({done:g})", shape(done), ">= 0")
 
     def _prepare(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Callable, Callable]:
         if self.model is None:
@@ -268,7 +271,8 @@ class SVI(ConstructorRepr):
             )
         guide = self.guide or no_guide
         if self.objective is None:
-            self.objective = self._default_loss(guide, args, kwargs)
+            with in_one_sentence("SVI", started=False):
+                self.objective = self._default_loss(guide, args, kwargs)
         if not isinstance(self.objective, TraceEnum_ELBO):
             return self.objective, self.model, guide
         if self._enumerating is None or self._enumerated is not self.model:

@@ -281,15 +281,14 @@ def _restore(fit: Fit, state: dict[str, Any], ours: bool) -> None:
     """
     saved = state["tensors"]
     fit.scope.adopt(fit.model, fit.guide)
+    _put(fit, saved, ours)
     if isinstance(fit.model, LatentVariableModel):
         fit.model.initial_values = dict(state["initial_values"])
         lacking = {name for name in fit.tensors() if name.startswith("model:")} - saved.keys()
         if lacking:
-            raise ValueError(
-                f"load: the file lacks {', '.join(sorted(lacking)[:3])}, as one that another version of this package "
-                "wrote. Fit the model anew."
-            )
-    _put(fit, saved, ours)
+            wrote = "as one that another version of this package wrote. Fit the model anew."
+            own = "which this model has. Pass the one that was fitted."
+            raise ValueError(f"load: the file lacks {', '.join(sorted(lacking)[:3])}, {wrote if ours else own}")
     arguments = fit.prototype()
     with fit.scope(), torch.random.fork_rng(), _pyro.validation(False), rows(search=False):
         if not isinstance(fit.model, LatentVariableModel):  # those have their parameters from the start

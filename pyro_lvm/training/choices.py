@@ -39,6 +39,7 @@ __all__ = [
     "closer_guides",
     "describe",
     "discrete_sites",
+    "discrete_vectors",
     "restart_loss",
 ]
 
@@ -120,6 +121,11 @@ def discrete_sites(trace: poutine.Trace) -> list[str]:
     return [name for name in trace.stochastic_nodes if name not in unsummed]
 
 
+def discrete_vectors(trace: poutine.Trace) -> list[str]:
+    """Latent sites that are vectors of discrete values, which no default guide can draw."""
+    return [n for n in unsummed_sites(trace) if getattr(trace.nodes[n]["fn"].support, "is_discrete", False)]
+
+
 def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> Any:
     """An inference object from what the user passed.
 
@@ -185,7 +191,7 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
     if guide is None:
         guide = takes[0] if takes else PAIRS.get(type(model), (None, "normal"))[1]
     if guide in ("normal", "multivariate-normal", "map"):
-        vectors = [n for n in unsummed if getattr(trace.nodes[n]["fn"].support, "is_discrete", False)]
+        vectors = discrete_vectors(trace)
         if vectors:
             raise ValueError(
                 f"fit: site '{vectors[0]}' is a vector of discrete values, which guide {guide!r} cannot hold. "

@@ -28,7 +28,7 @@ from pyro_lvm.training.sequences import (
 )
 from pyro_lvm.training.tensors import as_tensor
 
-__all__ = ["Arguments", "as_arguments", "as_labels", "unpacked"]
+__all__ = ["Arguments", "as_arguments", "as_labels", "from_dataset", "unpacked"]
 
 
 def as_arguments(data: Any, model: Any = None, device: torch.device | None = None) -> Arguments:
@@ -46,7 +46,7 @@ def as_arguments(data: Any, model: Any = None, device: torch.device | None = Non
         TypeError: The data are of an unknown kind.
     """
     if isinstance(data, Dataset):
-        data = _from_dataset(data, model)
+        data = from_dataset(data, model)
     if isinstance(data, Arguments):
         arguments = _as_sequences(data, model)
     elif wanted(data, model):
@@ -78,7 +78,13 @@ def _dict_value(name: Any, value: Any) -> Any:
     return as_tensor(value, str(name))
 
 
-def _from_dataset(data: Any, model: Any) -> Any:
+def from_dataset(data: Any, model: Any) -> Any:
+    """What `as_arguments` takes, from a `torch.utils.data.Dataset`, which is read whole.
+
+    Raises:
+        ValueError: There are no rows.
+        TypeError: It is a stream.
+    """
     if isinstance(data, TensorDataset):
         return Arguments(tuple(data.tensors))
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
@@ -88,7 +94,12 @@ def _from_dataset(data: Any, model: Any) -> Any:
     items = [data[i] for i in range(len(data))]
     if getattr(model, "sequences", False) and not isinstance(items[0], (tuple, Mapping)) and are_sequences(items):
         return items
-    return unpacked(default_collate(items))
+    try:
+        return unpacked(default_collate(items))
+    except RuntimeError:  # items of unequal lengths
+        if not isinstance(items[0], Mapping):
+            raise
+        return {name: [item[name] for item in items] for name in items[0]}
 
 
 def _as_sequences(arguments: Arguments, model: Any) -> Arguments:

@@ -15,11 +15,19 @@ from pyro_lvm import _pyro
 from pyro_lvm.infer.coordinate_ascent import CoordinateAscent
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.mcmc import MCMC
+from pyro_lvm.infer.nonfinite import in_one_sentence
 from pyro_lvm.infer.structure import row_plate, structure
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
 from pyro_lvm.training.callbacks import Callback, Checkpoint, EarlyStopping, Progress
-from pyro_lvm.training.choices import PAIRS, choose_guide, choose_inference, discrete_sites, restart_loss
+from pyro_lvm.training.choices import (
+    PAIRS,
+    choose_guide,
+    choose_inference,
+    discrete_sites,
+    discrete_vectors,
+    restart_loss,
+)
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.fingerprint import remember
 from pyro_lvm.training.guide_draws import drawn_by
@@ -92,7 +100,8 @@ def fit(
             for a model without continuous latent sites, else SVI.
         max_epochs: Passes over the data; by default 2000 for EM and 2000 steps for SVI.
         batch_size: Rows per step; by default all of them (for SVI up to 4096 rows, else 1024), or a stream's own.
-        num_rows: Rows of a stream, if its length does not tell; each batch then counts for all rows, else for itself.
+        num_rows: Rows of a stream, if its length does not tell; batches then count for all rows, every row alike, else
+            for themselves.
         validation: Held-out data like `data`: early stopping then watches it, and the best state is kept.
         restarts: Independent starts; the best is returned and all are reported in `fit.restarts`. EM and
             coordinate ascent of a model that draws its start take each from the best of five draws or more, by ten
@@ -128,6 +137,7 @@ def fit(
         torch.manual_seed(seed)
         arguments = as_labelled(data if stream is None else stream.first(), model, where)
         model, arguments = unclamp(model, arguments)
+        guide, arguments = unclamp(guide, arguments, model)
     held_out = None if validation is None else as_labelled(validation, model, where)
     results: list[Fit] = []
     for restart in range(restarts):
@@ -196,9 +206,14 @@ def start(
             check_labels(model, arguments)
             if isinstance(model, LatentVariableModel):
                 name_states(model, arguments)
-            with _pyro.validation(True):
+            with _pyro.validation(True), in_one_sentence("fit", started=False):
                 trace = structure(Labelled(model), arguments.args, arguments.kwargs)
-            chosen = choose_inference(inference, model, trace)
+            # what is known of these rows may be latent in others: a guide serves both
+            labelled = bool(labels_of(model, arguments.kwargs))
+            open_sites = structure(model, unlabelled.args, unlabelled.kwargs) if labelled else trace
+            if guide is None and type(model) not in PAIRS and discrete_vectors(open_sites):
+                open_sites = trace  # no default guide can draw them
+            chosen = choose_inference(inference, model, open_sites if inference is None else trace)
             check_sites(Labelled(model), arguments, trace, exact=isinstance(chosen, EM) or bool(discrete_sites(trace)))
             weighted = arguments.kwargs.get("sample_weights") is not None
             if weighted and discrete_sites(trace) and not isinstance(chosen, (EM, CoordinateAscent)):
@@ -216,11 +231,8 @@ def start(
                     f"fit: expected restarts=1 with {type(chosen).__name__}; got {restarts}. Raise num_chains."
                 )
             chosen.model = model
-            # a guide that is asked for draws sites whose values are known too, so that it serves other rows as well
-            asked = getattr(chosen, "guides", None) is None and (guide is not None or type(model) in PAIRS)
-            labelled = bool(labels_of(model, arguments.kwargs))
-            open_sites = structure(model, unlabelled.args, unlabelled.kwargs) if asked and labelled else trace
-            chosen.guide = choose_guide(guide, model, open_sites, chosen)
+            drawn_rows = getattr(chosen, "guides", None) is None  # else only what all rows share is drawn
+            chosen.guide = choose_guide(guide, model, open_sites if drawn_rows else trace, chosen)
             scope.adopt(chosen.guide)
             exact = isinstance(chosen, CoordinateAscent) or (isinstance(chosen, EM) and not chosen.guide)
             if initialize and exact and not labelled:
@@ -265,15 +277,16 @@ def train(
 ) -> None:
     """Train a fit in place, from its own random state; a stream's batches are converted by the fit."""
     inference = result.inference
-    data = data.through(result.arguments) if isinstance(data, Stream) else data
-    with torch.random.fork_rng():
-        known = [data.first()] if isinstance(data, Stream) else [data]
-    if any(labels_of(result.model, a.kwargs) for a in (*known, validation) if isinstance(a, Arguments)):
-        inference.guide = result.labelled_guide
-        rows_drawn = getattr(inference, "guides", None) is None  # else only what all rows share, of which none is known
-        inference.model = Labelled(
-            result.model, drawn_by(inference.guide, known[0], result.scope) if rows_drawn else ()
-        )
+    for rows in (data, validation):
+        if isinstance(rows, Arguments):
+            _take_labels(result, rows)
+
+    def taken(batch: Any) -> Arguments:
+        rows = result.arguments(batch)
+        _take_labels(result, rows)
+        return rows
+
+    data = data.through(taken) if isinstance(data, Stream) else data
     numel = result.prototype().main.numel() if isinstance(data, Stream) else data.main.numel()
     with torch.random.fork_rng(), result.scope(), fitting_threads(numel):
         torch.set_rng_state(result.rng_state)
@@ -316,6 +329,17 @@ def train(
                 bar.close()
             result.converged, result.stopped = run.converged, run.stopped
         result.rng_state = torch.get_rng_state()
+
+
+def _take_labels(result: Fit, rows: Arguments) -> None:
+    """Let model and guide take known values of sites, from the first rows on that come with some."""
+    inference = result.inference
+    if isinstance(inference.model, Labelled) or not labels_of(result.model, rows.kwargs):
+        return
+    inference.guide = result.labelled_guide
+    rows_drawn = getattr(inference, "guides", None) is None  # else only what all rows share, of which none is known
+    drawn = drawn_by(inference.guide, rows, result.scope) if rows_drawn else ()
+    inference.model = Labelled(result.model, drawn)
 
 
 def _sample(result: Fit, sampler: Sampler, arguments: Arguments, progress: bool, label: str) -> None:

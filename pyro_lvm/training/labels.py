@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from itertools import chain, product
 from typing import Any
@@ -16,8 +16,9 @@ import torch
 from pyro import poutine
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from pyro_lvm.handlers.clamp import clamp
+from pyro_lvm.handlers.clamp import check_values, clamp
 from pyro_lvm.handlers.hidden_states import states_of
 from pyro_lvm.handlers.inform import inform
 from pyro_lvm.handlers.rows import settled
@@ -26,7 +27,7 @@ from pyro_lvm.infer.parameters import Parameters
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.plain_error import PlainError
 from pyro_lvm.training.arguments import WEIGHTS
-from pyro_lvm.training.data import Arguments, as_arguments, as_labels
+from pyro_lvm.training.data import Arguments, as_arguments, as_labels, from_dataset
 
 __all__ = [
     "Labelled",
@@ -162,7 +163,7 @@ def _parameters(model: Callable) -> set[str] | None:
 
 def labels_of(model: Callable, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that are not arguments of the model; weights of rows are never labels."""
-    parameters = _parameters(model)
+    parameters = _parameters(model) if kwargs else None
     return {} if parameters is None else {n: v for n, v in kwargs.items() if n not in parameters and n != WEIGHTS}
 
 
@@ -183,6 +184,7 @@ def as_labelled(data: Any, model: Callable, device: torch.device | None = None) 
     Raises:
         ValueError: There are no data besides labels, or another number of labels than rows.
     """
+    data = from_dataset(data, model) if isinstance(data, Dataset) else data
     named = data.kwargs if isinstance(data, Arguments) else data
     labels = labels_of(model, named) if isinstance(named, Mapping) else {}
     if isinstance(data, Arguments):
@@ -204,6 +206,12 @@ def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
                 f"labels: expected one value of '{name}' for each of the {rows} rows; got shape {tuple(value.shape)}. "
                 "Write -1 (in whole numbers) or NaN where it is unknown."
             )
+        if bool(value.isinf().any()):
+            where = tuple(value.isinf().nonzero()[0].tolist())
+            raise ValueError(
+                f"labels: expected values of '{name}' to be finite; got {value[where].item():g} at row {where[0]}. "
+                "Write NaN where it is unknown."
+            )
     moved = {name: value.to(arguments.main.device) for name, value in labels.items()}
     return replace(arguments, kwargs={**arguments.kwargs, **moved})
 
@@ -224,18 +232,23 @@ def in_order(table: Any, columns: tuple[str, ...]) -> Any:
     return table if tuple(named) == columns else table[[named[name] for name in columns]]
 
 
-def unclamp(model: Callable, arguments: Arguments) -> tuple[Callable, Arguments]:
-    """Turn `clamp(model, values, mask)` into the model, and the values into labels of the rows, where they are.
+def unclamp(program: Any, arguments: Arguments, model: Callable | None = None) -> tuple[Any, Arguments]:
+    """Turn `clamp(program, values, mask)` into the program, and the values into labels of the rows, where they are.
 
-    The labels then follow their rows into batches, and the fit's model is free for other rows.
+    The labels then follow their rows into batches, and the fit's program is free for other rows.
+
+    Args:
+        program: A model, or a guide, around which `clamp` or `inform` may stand.
+        arguments: All rows.
+        model: Whose sites they are, if not the program's.
     """
-    handler = getattr(model, "clamp", None)
+    handler = getattr(program, "clamp", None)
     if not isinstance(handler, clamp):
-        return model, arguments
-    inner: Callable = model.model  # type: ignore[attr-defined]
+        return program, arguments
+    inner: Callable = program.model
     values, rows = handler.values, arguments.num_rows
-    if _parameters(inner) is None or any(not v.dim() or len(v) != rows for v in values.values()):
-        return model, arguments
+    if _parameters(model or inner) is None or any(not v.dim() or len(v) != rows for v in values.values()):
+        return program, arguments
     labels = {}
     for name, value in values.items():
         value = value.long() if value.dtype == torch.bool else value
@@ -258,6 +271,16 @@ def check_labels(model: Callable, arguments: Arguments) -> None:
         )
     if labels:
         structure(Labelled(model), arguments.args, arguments.kwargs)  # clamping them checks their shapes
+    for name in labels.keys() & sites.keys():
+        if states_of(sites[name]) != name:
+            _check_range(sites[name], labels[name])
+
+
+def _check_range(site: Any, label: Tensor) -> None:
+    """Raise a ValueError unless the known values of all rows are in the support of a site of some of them."""
+    known = _entries(site["name"], label, site["fn"].event_dim)
+    with suppress(RuntimeError):  # the support is another one for every row
+        check_values("labels", site, label, known)
 
 
 def _latent_sites(model: Callable, arguments: Arguments) -> dict[str, Any]:

@@ -197,8 +197,8 @@ class Learned:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training writes to, by a name unique across store, model and guide."""
         found = {f"store:{name}": tensor for name, tensor in self.scope.params.items()}
-        for owner, program in (("model", self.model), ("guide", self.guide)):
-            program = _pyro.without_handlers(program)
+        for owner, wrapped in (("model", self.model), ("guide", self.guide)):
+            program = _pyro.without_handlers(wrapped)
             if isinstance(program, torch.nn.Module):
                 found.update({f"{owner}:{n}": t for n, t in program.named_parameters()})
                 found.update({f"{owner}:{n}": t for n, t in program.named_buffers()})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ class Run:
     converged: bool = False
     stopped: str = ""
     _broken: bool = field(default=False, repr=False)
+    _usual_rows: float | None = field(default=None, repr=False)
 
     def train(self, max_epochs: int, callbacks: Sequence[Callback]) -> None:
         """Run epochs until a callback stops them, the limit is reached, or the user interrupts."""
@@ -103,18 +105,28 @@ class Run:
     def _epoch(self) -> int:
         """One pass over the data; the number of steps."""
         losses: list[float] = []
+        counts: list[int] = []
         total = self.data.num_rows
+        largest, alone = 0, getattr(self.inference, "scales_each_batch", False)
         batches = self.data.batches(self.batch_size)
+        counting = self._counting()
         # Entered once an epoch, as they take longer than the step of a small model.
-        with _pyro.validation(False), self._counting(), self.scope.learning():
+        with _pyro.validation(False), counting or nullcontext(), self.scope.learning():
             for batch in batches if self.epochs_done else remember(self.result(), batches):
                 first = not self.epochs_done and not losses
+                if counting and not alone and batch.num_rows > largest:
+                    largest = batch.num_rows
+                    counting.batch_size = self._usual_rows or self._expected_rows(largest)
                 with _pyro.validation(True) if first else nullcontext(), rows(self._index(batch), total):
                     loss = self.inference.step(*batch.args, **batch.kwargs)
                 if not math.isfinite(loss):
                     raise NonFiniteLoss(f"the loss became {loss}.")
                 losses.append(loss)
-        self.history["loss"].append(sum(losses) / (1 if total is None else len(losses)))
+                counts.append(batch.num_rows)
+        self._usual_rows = sum(counts) / len(counts)
+        weights = counts if alone else [1] * len(losses)
+        epoch = sum(map(operator.mul, losses, weights))
+        self.history["loss"].append(sum(losses) if total is None else epoch / sum(weights))
         if self.validation is not None:
             score: Callable[..., float] = getattr(self.inference, "held_out_loss", None) or self.inference.loss
             with rows():
@@ -122,11 +134,17 @@ class Run:
             self.history.setdefault("validation_loss", []).append(value)
         return len(losses)
 
-    def _counting(self) -> Any:
-        """A context that lets a batch count for all rows, where their number is known and a batch may hold fewer."""
+    def _counting(self) -> minibatch | None:
+        """A context that lets batches count for all rows, where their number is known and a batch may hold fewer."""
         total = self.data.num_rows
         whole = isinstance(self.data, Arguments) and (self.batch_size is None or self.batch_size >= self.data.num_rows)
-        return nullcontext() if total is None or whole else minibatch(total=total, plate=self.plate)
+        return None if total is None or whole else minibatch(total=total, plate=self.plate)
+
+    def _expected_rows(self, largest: int) -> float:
+        """Rows of a batch on average over the first epoch, if all but the last are as large as the largest so far."""
+        total = self.data.num_rows or largest
+        known = self.data.rows_per_batch if isinstance(self.data, Stream) else None
+        return known or total / math.ceil(total / largest)
 
     def _index(self, batch: Arguments) -> Tensor | None:
         """Which rows a batch holds; a stream's come without numbers."""

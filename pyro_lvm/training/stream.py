@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from pyro_lvm.ops.whole_number import whole_number
-from pyro_lvm.training.data import Arguments, as_arguments, unpacked
+from pyro_lvm.training.data import Arguments, unpacked
 
 __all__ = ["Stream", "as_stream"]
 
@@ -23,18 +23,20 @@ class Stream:
     Attributes:
         source: Gives the batches of one epoch each time it is iterated over.
         num_rows: Rows of all batches together, if known.
-        convert: Checks and converts a batch.
+        rows_per_batch: Rows of every batch, where there is no small last one.
+        convert: Checks and converts a batch; by default batches stay as they come.
     """
 
     source: Any
     num_rows: int | None
-    convert: Callable[[Any], Arguments] = as_arguments
+    convert: Callable[[Any], Any] = lambda batch: batch
+    rows_per_batch: int | None = None
 
     def through(self, convert: Callable[[Any], Arguments]) -> Stream:
         """The same batches, each converted."""
         return replace(self, convert=convert)
 
-    def batches(self, batch_size: int | None = None) -> Iterator[Arguments]:
+    def batches(self, batch_size: int | None = None) -> Iterator[Any]:
         """One epoch; the batches are the stream's own.
 
         Raises:
@@ -50,8 +52,8 @@ class Stream:
                 "Let its __iter__ start from the beginning."
             )
 
-    def first(self) -> Arguments:
-        """The first batch."""
+    def first(self) -> Any:
+        """The first batch, converted if the others are."""
         return next(self.batches())
 
     def num_batches(self, first: Arguments) -> int | None:
@@ -87,8 +89,9 @@ def as_stream(data: Any, batch_size: int | None = None, num_rows: Any = None) ->
             f"fit: {type(data).__name__} brings its own batches; got batch_size={batch_size}. Leave it out."
         )
     if num_rows is not None:
-        return Stream(data, whole_number("fit", "num_rows", num_rows))
-    return Stream(data, length_hint(rows) or None)
+        num_rows = whole_number("fit", "num_rows", num_rows)
+    each = data.batch_size if isinstance(data, DataLoader) and data.drop_last else None
+    return Stream(data, num_rows or length_hint(rows) or None, rows_per_batch=each)
 
 
 def _gives_batches(data: Any) -> bool:

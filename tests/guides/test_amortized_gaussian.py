@@ -80,7 +80,7 @@ def test_files_hold_it(tmp_path):
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="expected latent_dim, which the model does not tell"):
+    with pytest.raises(ValueError, match="that tells its latent_dim; got line"):
         lvm.guides.AmortizedGaussian(line)
     with pytest.raises(ValueError, match="expected data_dim"):
         lvm.guides.AmortizedGaussian(lvm.models.VAE(2))

@@ -155,5 +155,5 @@ def test_refuses():
         lvm.guides.SemiAmortized(two_sites, latent_dim=2, data_dim=6, step_size=0)
     with pytest.raises(ValueError, match="num_steps"):
         lvm.guides.SemiAmortized(two_sites, latent_dim=2, data_dim=6, num_steps=0)
-    with pytest.raises(ValueError, match="expected latent_dim"):
+    with pytest.raises(ValueError, match="that tells its latent_dim; got two_sites"):
         lvm.guides.SemiAmortized(two_sites)

@@ -4,9 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
 from torch import nn
 from torch.distributions import kl_divergence
+from torch.utils.data import DataLoader, Dataset
 
 import pyro_lvm as lvm
 from pyro_lvm.distributions.partly_known import PartlyKnown
@@ -266,6 +268,144 @@ def test_means_of_points_carry_no_graph():
     found = lvm.fit(model, data, "map", max_epochs=2, seed=0, progress=False).transform(data)
     assert not found.requires_grad
     assert torch.equal(found[KNOWN], Z[KNOWN, 0])
+
+
+def level(x):
+    """A latent number for each row."""
+    slope = pyro.param("slope", torch.tensor(1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(slope * z, 0.5), obs=x)
+
+
+def level_guide(x):
+    loc = pyro.param("guess", torch.tensor(0.1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc * x, 0.25))
+
+
+LEVELS = torch.randn(60, generator=torch.Generator().manual_seed(4))
+ANSWERS = 2 * LEVELS + 0.5 * torch.randn(60, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("known", [60, 55])
+def test_labels_of_a_continuous_site_leave_the_defaults_as_they_are(known):
+    """The first 50 rows alone, at which structure is looked, are known throughout."""
+    labels = torch.where(torch.arange(60) < known, LEVELS, torch.nan)
+    for data, model in (({"x": ANSWERS, "z": labels}, level), (ANSWERS, lvm.handlers.clamp(level, {"z": LEVELS}))):
+        fit = lvm.fit(model, data, max_epochs=2, seed=0, progress=False)
+        assert isinstance(fit.inference, lvm.infer.SVI)
+        assert isinstance(fit.guide, lvm.guides.AutoNormal)
+    assert lvm.fit(level, {"x": ANSWERS, "z": LEVELS}, inference="em", seed=0, progress=False).guide is None
+
+
+class Labelled60(Dataset):
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, i):
+        return {"x": ANSWERS[i], "z": LEVELS[i] if i % 3 == 0 else torch.tensor(torch.nan)}
+
+
+class Parts:
+    """Batches, of which only those after the first have labels."""
+
+    def __iter__(self):
+        yield {"x": ANSWERS[:20]}
+        for rows in (slice(20, 40), slice(40, 60)):
+            yield {"x": ANSWERS[rows], "z": LEVELS[rows]}
+
+
+@pytest.mark.parametrize("data", [Labelled60(), DataLoader(Labelled60(), batch_size=20), Parts()])
+def test_labels_come_in_datasets_and_in_any_batch_of_a_stream(data):
+    svi = lvm.infer.SVI(learning_rate=0.05)
+    fit = lvm.fit(level, data, level_guide, svi, max_epochs=120, seed=0, progress=False)
+    assert fit.params["slope"].item() == pytest.approx(2.0, abs=0.3)
+    known = {"x": ANSWERS, "z": LEVELS}
+    joint = dist.Normal(0.0, 1.0).log_prob(LEVELS)
+    joint = joint + dist.Normal(fit.params["slope"] * LEVELS, 0.5).log_prob(ANSWERS)
+    torch.testing.assert_close(fit.evidence(known, 10).values.float(), joint)
+
+
+def test_labels_out_of_range_are_found_in_rows_of_any_batch():
+    labels = (LEVELS > 0).long()
+    labels[57] = 2
+    with pytest.raises(ValueError, match=r"known values of 'z' in its support .*; got 2 at \(57,\)\. Correct it"):
+        lvm.fit(
+            lvm.models.GaussianMixture(2),
+            {"x": ANSWERS[:, None], "z": labels},
+            inference="svi",
+            batch_size=20,
+            progress=False,
+        )
+
+
+class Walks(Dataset):
+    """Sequences of unequal lengths, each with its states."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        rows = slice(10 * i, 10 * i + 5 + i)
+        return {"x": ANSWERS[rows, None], "z": (LEVELS[rows] > 0).long()}
+
+
+def test_datasets_of_ragged_sequences_with_labels_are_lists():
+    items = [Walks()[i] for i in range(4)]
+    lists = {name: [item[name] for item in items] for name in ("x", "z")}
+    fits = [lvm.fit(lvm.models.GaussianHMM(2), d, max_epochs=2, seed=0, progress=False) for d in (Walks(), lists)]
+    assert fits[0].history == fits[1].history
+
+
+def test_values_that_a_guide_was_informed_of_are_labels_of_the_rows():
+    model = lvm.models.VAE(2, hidden=[4])
+    options = {"max_epochs": 3, "batch_size": 4, "seed": 0, "progress": False}
+    for guide in (lvm.guides.AmortizedGaussian(initialized(model)), row_guide):
+        informed = lvm.handlers.inform(guide, {"z": Z}, mask=KNOWN)
+        fits = [lvm.fit(model, *given, **options) for given in ((X, informed), (SOME, guide))]
+        assert fits[0].history == fits[1].history
+        assert torch.equal(fits[0].evidence(X[:5], 20).values, fits[1].evidence(X[:5], 20).values)
+
+
+def test_handlers_around_guides_that_run_their_model():
+    def program(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def made():
+        return lvm.guides.AutoNormal(program)
+
+    informed = lvm.handlers.inform(made(), {"loc": torch.tensor(3.0)})
+    guides = (made(), poutine.block(made(), hide=["nothing"]), informed)
+    fits = [lvm.fit(program, ANSWERS, guide, max_epochs=3, seed=0, progress=False) for guide in guides]
+    assert fits[0].history == fits[1].history
+    assert torch.equal(fits[0].log_likelihood(ANSWERS), fits[1].log_likelihood(ANSWERS))
+    assert fits[0].tensors().keys() == fits[1].tensors().keys()
+    exact = dist.Normal(3.0, 1.0).log_prob(ANSWERS)
+    torch.testing.assert_close(fits[2].log_likelihood(ANSWERS).float(), exact)
+
+
+def initialized(model):
+    model.initialize(X)
+    return model
+
+
+def row_guide(x):
+    loc = pyro.param("loc", torch.zeros(2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc.expand(len(x), 2), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("infinite", [torch.inf, -torch.inf])
+def test_infinite_labels_are_refused(infinite):
+    labels = LEVELS.clone()
+    labels[57] = infinite
+    with pytest.raises(ValueError, match=rf"'z' to be finite; got {infinite:g} at row 57\. Write NaN"):
+        lvm.fit(level, {"x": ANSWERS, "z": labels}, progress=False)
+    with pytest.raises(ValueError, match=rf"known values of 'z' in its support .* got {infinite:g} at \(57,\)"):
+        lvm.handlers.clamp(level, {"z": labels})(ANSWERS)
 
 
 @pytest.mark.parametrize("guide", ["local", "own"])

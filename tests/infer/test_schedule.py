@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pyro
@@ -90,6 +91,11 @@ def test_without_a_number_of_steps_or_with_an_unknown_name_it_says_so(x) -> None
         lvm.infer.SVI(program, schedule="cosine").step(x)
     with pytest.raises(ValueError, match="one of linear, cosine"):
         lvm.infer.SVI(program, schedule="step")
+    for schedule in (5, [1.0]):
+        with pytest.raises(ValueError, match="one of linear, cosine, or a function"):
+            lvm.infer.SVI(program, schedule=schedule)
+    with pytest.raises(ValueError, match=r"expected schedule\(0\) >= 0; got nan"):
+        lvm.infer.SVI(program, schedule=lambda done: math.nan, num_steps=2).step(x)
     with pytest.raises(ValueError, match="num_steps >= 1"):
         lvm.infer.SVI(program, schedule="cosine", num_steps=0)
 

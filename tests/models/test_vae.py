@@ -212,6 +212,11 @@ REFUSED = {
         "no covariates",
     ),
     "short decoder": (lambda: BITS, {"decoder": nn.Linear(2, 5)}, "decoder of 6 outputs"),
+    "decoder of others": (
+        lambda: BITS,
+        {"decoder": nn.Linear(3, 6)},
+        r"decoder of vectors of length 2 .* cannot be multiplied .*\. Change its first layer\.$",
+    ),
 }
 
 

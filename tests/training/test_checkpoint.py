@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 from torch.distributions import constraints
 
 import pyro_lvm as lvm
@@ -174,6 +175,27 @@ def test_a_model_without_sizes_is_loaded_with_those_of_the_file(fit, faithful, t
     assert torch.equal(loaded.log_likelihood(faithful), fit.log_likelihood(faithful))
     with pytest.raises(ValueError, match=r"load: expected a GaussianMixture with num_components=2, .*; got 3"):
         lvm.load(tmp_path, model=lvm.models.GaussianMixture(3))
+
+
+def test_a_network_of_other_shapes_than_the_files_is_refused(tmp_path):
+    x = torch.bernoulli(torch.full((12, 5), 0.4))
+    decoder = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 5))
+    lvm.fit(lvm.models.VAE(2, decoder=decoder), x, max_epochs=1, seed=0, progress=False).save(tmp_path)
+    others = (
+        (
+            [*decoder[:2], nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 5)],
+            r"'decoder.2.weight' has shape \(5, 6\); got \(6,",
+        ),
+        (
+            [*decoder, nn.Tanh(), nn.Linear(5, 5)],
+            r"lacks model:decoder.4.bias, .*, which this model has\. Pass the one",
+        ),
+        ([nn.Linear(2, 5)], r"'decoder.0.weight' has shape \(6, 2\); got \(5, 2\)"),
+        ([nn.Linear(2, 6)], r"does not have model:decoder\.2\.bias, model:decoder\.2\.weight\. Pass"),
+    )
+    for layers, message in others:
+        with pytest.raises(ValueError, match=message):
+            lvm.load(tmp_path, model=lvm.models.VAE(2, decoder=nn.Sequential(*layers)))
 
 
 def test_a_file_without_all_that_the_model_holds_is_refused(faithful, tmp_path):

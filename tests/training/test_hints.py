@@ -98,3 +98,43 @@ def test_a_forecast_prints_shapes():
     fit = lvm.fit(lvm.models.GaussianHMM(2), SERIES.unsqueeze(-1), max_epochs=1, seed=0, progress=False)
     text = "Forecast(states=(6, 3, 2), mean=(6, 3, 1), samples=(100, 6, 3, 1), paths=(100, 6, 3))"
     assert repr(fit.forecast(SERIES.unsqueeze(-1), 3)) == text
+
+
+RANGE = (
+    r"{}: expected a program whose distributions have their arguments in range from the start; got {}\. Check the.*$"
+)
+STARTS = {
+    "NaN": (
+        lambda w: dist.Normal((w - 2).log().expand(6), 1.0),
+        RANGE.format("fit", "'loc' of a Normal site that is NaN"),
+    ),
+    "range": (
+        lambda w: dist.Poisson(-w.expand(6)),
+        RANGE.format("fit", r"'rate' of a Poisson site outside of Greater.*"),
+    ),
+    "support": (
+        lambda w: dist.Poisson(w.exp().expand(6)),
+        r"SVI: expected values of site 'x' in the support Integer.* of its Poisson law; got others\. Correct the data",
+    ),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_numbers_that_are_wrong_from_the_start(start):
+    law, message = STARTS[start]
+
+    def model(x):
+        w = pyro.param("w", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", law(w), obs=x)
+
+    with pytest.raises(ValueError, match=message) as raised:
+        lvm.fit(model, SERIES[:, 0], inference="svi", progress=False)
+    assert "Trace Shapes" not in str(raised.value)
+
+
+def test_rows_beyond_what_a_guide_can_read():
+    x = 1e38 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    message = RANGE.format("SVI", "'loc' of a Normal site that is NaN")
+    with pytest.raises(ValueError, match=message):
+        lvm.fit(lvm.models.VAE(2, likelihood="gaussian", hidden=[4]), x, progress=False)

@@ -3,6 +3,8 @@
 import weakref
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -72,6 +74,49 @@ def test_batches_of_a_stream_count_for_all_rows_or_for_themselves(faithful):
         fit = lvm.fit(lvm.models.GaussianMixture(2), stream, max_epochs=60, patience=60, **OPTIONS, **options)
         assert fit.history["loss"][-1] == pytest.approx(1130, rel=0.02), kind
         assert fit.score(faithful) * 272 == pytest.approx(-1130, rel=0.01), kind
+
+
+def test_every_row_counts_once_however_small_its_batch_is():
+    """The loss of an epoch, and its mean gradient by tiny steps, are those of the prior and of a hundred rows."""
+    x = torch.cat([torch.zeros(96), torch.full((4,), 10.0)])
+
+    def program(x):
+        loc = pyro.param("loc", torch.tensor(1.0, dtype=torch.double))
+        pyro.sample("prior", dist.Normal(0.0, 1.0), obs=loc)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    svi = lvm.infer.SVI(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-9))
+    for data, seen, steps, options in (
+        (DataLoader(TensorDataset(x), batch_size=32), x, 4, {}),
+        (DataLoader(TensorDataset(x), batch_size=36, drop_last=True), x[:72], 2, {}),
+        (Batches(x, 32), x, 4, {"num_rows": 100}),
+        (x, x, 4, {"batch_size": 32}),
+    ):
+        fit = lvm.fit(program, data, max_epochs=1, **{**OPTIONS, "inference": svi}, **options)
+        each = 100 / len(seen)
+        loss = -dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)) - each * dist.Normal(1.0, 1.0).log_prob(seen).sum()
+        assert fit.history["loss"][0] == pytest.approx(loss.item(), rel=1e-6)
+        mean_gradient = (1 - fit.params["loc"].item()) / (1e-9 * steps)
+        assert mean_gradient == pytest.approx(1 + each * (1 - seen).sum().item(), rel=1e-5)
+    uneven = Batches(x, [10, 50, 40])  # their mean size is known after an epoch
+    fit = lvm.fit(program, uneven, num_rows=100, max_epochs=2, **{**OPTIONS, "inference": svi})
+    loss = -dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)) - dist.Normal(1.0, 1.0).log_prob(x).sum()
+    assert fit.history["loss"][1] == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_the_loss_of_stepwise_em_is_that_of_all_rows():
+    """A batch counts for all rows in its statistics, but for its own in the loss of an epoch."""
+    x = torch.cat([torch.zeros(96), torch.full((4,), 10.0)])
+
+    def program(x):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(3.0, scale.detach()), obs=x)
+
+    options = {**OPTIONS, "inference": lvm.infer.EM(decay=0.7), "max_epochs": 1}
+    fit = lvm.fit(program, DataLoader(TensorDataset(x), batch_size=32), **options)
+    assert fit.history["loss"][0] == pytest.approx(-dist.Normal(3.0, 1.0).log_prob(x).sum().item(), rel=1e-6)
 
 
 def test_stepwise_em_takes_a_stream(faithful):
