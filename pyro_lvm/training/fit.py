@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyro_lvm import _pyro
-from pyro_lvm.infer.coordinate_ascent import CoordinateAscent
-from pyro_lvm.infer.em import EM
-from pyro_lvm.infer.mcmc import MCMC
-from pyro_lvm.infer.nonfinite import in_one_sentence
-from pyro_lvm.infer.structure import row_plate, structure
-from pyro_lvm.ops.threads import fitting_threads
-from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
-from pyro_lvm.training.callbacks import Callback, Checkpoint, EarlyStopping, Progress
+from pyro_lvm.protocols import Inference, Sampler
+from pyro_lvm.training.callbacks import Callback, Checkpoint
 from pyro_lvm.training.choices import (
-    PAIRS,
-    choose_guide,
-    choose_inference,
-    discrete_sites,
-    discrete_vectors,
     restart_loss,
 )
-from pyro_lvm.training.data import Arguments
-from pyro_lvm.training.fingerprint import remember
-from pyro_lvm.training.guide_draws import drawn_by
 from pyro_lvm.training.labels import (
-    Labelled,
     as_labelled,
-    check_labels,
-    labels_of,
-    name_states,
     unclamp,
-    without_labels,
 )
-from pyro_lvm.training.loop import Run
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
 from pyro_lvm.training.result import Fit
-from pyro_lvm.training.schedule import PATIENCE_STEPS, choose_batch_size, has_known_length, steps_of_epoch
-from pyro_lvm.training.scope import Scope, in_turn
-from pyro_lvm.training.sites import check_sites
-from pyro_lvm.training.stream import Stream, as_stream
-from pyro_lvm.training.trials import choose_start
+from pyro_lvm.training.scope import in_turn
+from pyro_lvm.training.start import start
+from pyro_lvm.training.stream import as_stream
+from pyro_lvm.training.train import train
 
-__all__ = ["fit", "start", "train"]
-
-SVI_STEPS = 2000
-HELD_OUT_PATIENCE = 10
+__all__ = ["fit"]
 
 
 @in_turn
@@ -172,186 +144,3 @@ def fit(
     if checkpoint:
         best.save(checkpoint)
     return best
-
-
-def start(
-    model: Callable,
-    guide: Callable | str | None,
-    inference: Inference | Sampler | str | None,
-    arguments: Arguments,
-    seed: int,
-    device: torch.device | None,
-    restart: int,
-    restarts: int,
-) -> Fit:
-    """A fit before its first step: templates copied, model initialised, guide and inference chosen."""
-    unlabelled = without_labels(model, arguments)
-    try:
-        model, guide, inference = _pyro.copy_programs(model, guide, inference)
-    except RuntimeError as error:
-        raise ValueError(
-            "fit: could not copy the model, guide or inference; one of them has already been run. Pass fresh ones."
-        ) from error
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        scope = Scope()
-        scope.adopt(model, guide)
-        with scope():
-            if device is not None and isinstance(model, torch.nn.Module):
-                model.to(device)
-            initialize = getattr(model, "initialize", None)
-            if initialize is not None:
-                initialize = partial(initialize, *unlabelled.args, **_accepted(initialize, unlabelled.kwargs))
-                initialize()
-            check_labels(model, arguments)
-            if isinstance(model, LatentVariableModel):
-                name_states(model, arguments)
-            with _pyro.validation(True), in_one_sentence("fit", started=False):
-                trace = structure(Labelled(model), arguments.args, arguments.kwargs)
-            # what is known of these rows may be latent in others: a guide serves both
-            labelled = bool(labels_of(model, arguments.kwargs))
-            open_sites = structure(model, unlabelled.args, unlabelled.kwargs) if labelled else trace
-            if guide is None and type(model) not in PAIRS and discrete_vectors(open_sites):
-                open_sites = trace  # no default guide can draw them
-            chosen = choose_inference(inference, model, open_sites if inference is None else trace)
-            check_sites(Labelled(model), arguments, trace, exact=isinstance(chosen, EM) or bool(discrete_sites(trace)))
-            weighted = arguments.kwargs.get("sample_weights") is not None
-            if weighted and discrete_sites(trace) and not isinstance(chosen, (EM, CoordinateAscent)):
-                raise ValueError(
-                    f"fit: {type(chosen).__name__} cannot sum discrete sites out under weights of each row; got "
-                    "sample_weights. Use inference='em' or 'coordinate-ascent', or repeat rows."
-                )
-            if restarts > 1 and not getattr(chosen, "loss_ranks", True):
-                raise ValueError(
-                    f"fit: expected restarts=1, as the loss of {type(chosen.objective).__name__} does not tell which "
-                    f"is best; got {restarts}. Fit with several seeds, and compare fit.evidence(x)."
-                )
-            if isinstance(chosen, Sampler) and restarts > 1:
-                raise ValueError(
-                    f"fit: expected restarts=1 with {type(chosen).__name__}; got {restarts}. Raise num_chains."
-                )
-            chosen.model = model
-            drawn_rows = getattr(chosen, "guides", None) is None  # else only what all rows share is drawn
-            chosen.guide = choose_guide(guide, model, open_sites if drawn_rows else trace, chosen)
-            scope.adopt(chosen.guide)
-            exact = isinstance(chosen, CoordinateAscent) or (isinstance(chosen, EM) and not chosen.guide)
-            if initialize and exact and not labelled:
-                choose_start(model, initialize, chosen, arguments)
-            if restart and initialize is None and hasattr(chosen, "seed"):  # else all would start at the same point
-                chosen.seed(*unlabelled.args, **unlabelled.kwargs)
-        rng = torch.get_rng_state()
-    return Fit(
-        model,
-        chosen.guide,
-        chosen,
-        scope,
-        shapes=unlabelled.shapes(),
-        columns=arguments.names,
-        plate=row_plate(trace),
-        seed=seed,
-        rng_state=rng,
-    )
-
-
-def _accepted(function: Callable, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments that a function takes."""
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return kwargs
-    return {name: value for name, value in kwargs.items() if name in parameters}
-
-
-@in_turn
-def train(
-    result: Fit,
-    data: Arguments | Stream,
-    validation: Arguments | None,
-    *,
-    max_epochs: int | None,
-    batch_size: int | None,
-    tol: float | None,
-    patience: int | None,
-    callbacks: Sequence[Callback],
-    progress: bool,
-    label: str,
-) -> None:
-    """Train a fit in place, from its own random state; a stream's batches are converted by the fit."""
-    inference = result.inference
-    for rows in (data, validation):
-        if isinstance(rows, Arguments):
-            _take_labels(result, rows)
-
-    def taken(batch: Any) -> Arguments:
-        rows = result.arguments(batch)
-        _take_labels(result, rows)
-        return rows
-
-    data = data.through(taken) if isinstance(data, Stream) else data
-    numel = result.prototype().main.numel() if isinstance(data, Stream) else data.main.numel()
-    with torch.random.fork_rng(), result.scope(), fitting_threads(numel):
-        torch.set_rng_state(result.rng_state)
-        if isinstance(inference, Sampler):
-            if isinstance(data, Stream):
-                raise ValueError(
-                    f"fit: {type(inference).__name__} needs all rows at once; got a stream. Use inference='svi'."
-                )
-            (rows,) = remember(result, [data])
-            _sample(result, inference, rows, progress, label)
-        else:
-            full = inference.full_batch
-            batch_size = choose_batch_size(result, data, batch_size)
-            steps = steps_of_epoch(result, data, batch_size)
-            epochs = max_epochs or (SVI_STEPS if full else max(10, math.ceil(SVI_STEPS / steps)))
-            few = 1 if validation is None else HELD_OUT_PATIENCE
-            patience = patience or (few if full else max(1, math.ceil(PATIENCE_STEPS / steps)))
-            tol = (1e-10 if full else 1e-5) if tol is None else tol
-            stop = EarlyStopping(tol, patience, "loss" if validation is None else "validation_loss")
-            if hasattr(inference, "expect_steps"):
-                inference.expect_steps(epochs * steps if has_known_length(result, data) else math.inf)
-            bar = Progress(progress, epochs, label)
-            run = Run(
-                inference,
-                data,
-                result.scope,
-                lambda: result,
-                validation,
-                batch_size,
-                result.plate,
-                result.history,
-            )
-
-            def publish(run: Run) -> None:
-                result.rng_state = torch.get_rng_state()
-
-            try:
-                run.train(epochs, [bar, stop, publish, *callbacks])
-            finally:
-                bar.close()
-            result.converged, result.stopped = run.converged, run.stopped
-        result.rng_state = torch.get_rng_state()
-
-
-def _take_labels(result: Fit, rows: Arguments) -> None:
-    """Let model and guide take known values of sites, from the first rows on that come with some."""
-    inference = result.inference
-    if isinstance(inference.model, Labelled) or not labels_of(result.model, rows.kwargs):
-        return
-    inference.guide = result.labelled_guide
-    rows_drawn = getattr(inference, "guides", None) is None  # else only what all rows share, of which none is known
-    drawn = drawn_by(inference.guide, rows, result.scope) if rows_drawn else ()
-    inference.model = Labelled(result.model, drawn)
-
-
-def _sample(result: Fit, sampler: Sampler, arguments: Arguments, progress: bool, label: str) -> None:
-    """Run a sampler in place of epochs."""
-    if isinstance(sampler, MCMC):
-        bar = Progress(progress, sampler.num_chains * (sampler.num_samples + sampler.warmup_steps), label)
-        bar.bar.unit = "draw"
-        try:
-            result.draws = sampler.run(*arguments.args, callback=lambda *_: bar.bar.update(1), **arguments.kwargs)
-        finally:
-            bar.close()
-    else:
-        result.draws = sampler.run(*arguments.args, **arguments.kwargs)
-    result.converged = not getattr(sampler, "interrupted", False)
-    result.stopped = "drew all samples" if result.converged else "interrupted"

@@ -20,10 +20,11 @@ from pyro_lvm.diagnostics.row_latents import row_draws
 from pyro_lvm.training.callbacks import Callback
 from pyro_lvm.training.data import as_arguments
 from pyro_lvm.training.fingerprint import remember
-from pyro_lvm.training.fit import SVI_STEPS, start, train
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.scope import in_turn
+from pyro_lvm.training.start import start
+from pyro_lvm.training.train import SVI_STEPS, train
 
 __all__ = ["greedy_pretrain"]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from pyro_lvm.infer.mcmc import MCMC
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
-from pyro_lvm.training.fit import train
 from pyro_lvm.training.options import check_options, list_of_callbacks
 from pyro_lvm.training.stream import as_stream
+from pyro_lvm.training.train import train
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
