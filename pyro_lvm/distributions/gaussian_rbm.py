@@ -66,7 +66,7 @@ class GaussianRBM(RBM):
         weight: Float[Tensor, "d m"],
         visible_bias: Float[Tensor, "*batch d"],
         hidden_bias: Float[Tensor, "*batch m"],
-        noise_scale: Float[Tensor, "d"],
+        noise_scale: Float[Tensor, " d"],
         **options: Any,
     ) -> None:
         self.noise_scale = noise_scale

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pyro_lvm.testing import oracles
-from pyro_lvm.testing.checks import STANDARD_ERRORS, everywhere, mean_and_error, require, seeded
+from pyro_lvm.testing.checks import STANDARD_ERRORS, Proposal, everywhere, mean_and_error, require, seeded
 from pyro_lvm.training import Fit
 
 __all__ = ["bound_is_below_evidence", "density_integrates_to_one", "sampler_agrees_with_density"]
@@ -19,7 +19,7 @@ __all__ = ["bound_is_below_evidence", "density_integrates_to_one", "sampler_agre
 
 def density_integrates_to_one(
     fit: Fit,
-    rows: Float[Tensor, "n *d"],
+    rows: Float[Tensor, " n *d"],
     *,
     proposal: Proposal = oracles.broad_reals,
     num_draws: int = 10_000,
@@ -56,7 +56,7 @@ def density_integrates_to_one(
 
 def sampler_agrees_with_density(
     fit: Fit,
-    rows: Float[Tensor, "n *d"],
+    rows: Float[Tensor, " n *d"],
     *,
     proposal: Proposal = oracles.broad_reals,
     num_draws: int = 10_000,

@@ -73,7 +73,7 @@ def _with_lengths(rows: Tensor, first: float) -> dict[str, Tensor]:
 
 
 def rejects_bad_rows(
-    make_model: Callable[..., Callable], rows: Float[Tensor, "n *d"], *, skip: tuple[str, ...] = (), **options: Any
+    make_model: Callable[..., Callable], rows: Float[Tensor, " n *d"], *, skip: tuple[str, ...] = (), **options: Any
 ) -> None:
     """Rubbish is turned away with a ValueError (TypeError for a wrong kind) of one line that names the problem.
 

@@ -21,7 +21,7 @@ POINTS, REACH = 8001, 20.0
 
 def missing_entries_are_marginalised(
     fit: Fit,
-    rows: Float[Tensor, "n *d"],
+    rows: Float[Tensor, " n *d"],
     *,
     support: Sequence[tuple[Float[Tensor, " m"], float]] | None = None,
     num_rows: int = 4,

@@ -33,6 +33,7 @@ from pyro_lvm.training.labels import (
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_sites
+from pyro_lvm.training.trials import choose_start
 
 __all__ = ["start"]
 
