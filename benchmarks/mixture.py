@@ -1,6 +1,7 @@
 """Milliseconds per EM iteration of a Gaussian mixture: pyro_lvm, scikit-learn and pomegranate in one run.
 
-`python benchmarks/mixture.py` prints the table; `--quick` takes under a minute, `--race 2` runs one race only.
+`python benchmarks/mixture.py` prints the table; `--quick` takes under a minute, `--race 2` runs one race only, and
+`--profile` says in place of the races what our iterations are made of.
 
 How it is measured:
 
@@ -39,8 +40,10 @@ import torch
 from torch import Tensor
 
 import pyro_lvm as lvm
+from pyro_lvm.infer.natural import rows_of_a_block
 
 TIMED_ITERATIONS = 3
+FEWER = 5  # the part of the rows that tells what an iteration takes anyway
 RELATIVE_AGREEMENT = 1e-6
 SKLEARN, POMEGRANATE = "scikit-learn", "pomegranate"
 OURS, OURS32, FIT = "lvm.infer.EM.step", "lvm.infer.EM.step, float32", "lvm.fit"
@@ -55,6 +58,12 @@ class Size:
     columns: int
     components: int
     covariance: str
+
+    @property
+    def features(self) -> int:
+        """Numbers of a row whose sums are all that EM needs."""
+        d = self.columns
+        return 2 * d if self.covariance == "diag" else d + d * (d + 1) // 2
 
     def __str__(self) -> str:
         return f"{self.rows:,} x {self.columns}, {self.components} {self.covariance}"
@@ -317,6 +326,45 @@ def report(size: Size, start: Start, results: dict[str, Result]) -> None:
         print(f"  {ours:28}{peer:>30}{ratio:9.2f}x{f'>= {goal:.3g}x':>9}  {'met' if ratio >= goal else 'not met'}")
 
 
+def profile(size: Size, repeats: int) -> None:
+    """Print what an iteration of `lvm.infer.EM.step` is made of: where a goal is missed, this is why."""
+    x = overlapping_clusters(size, seed=1)
+    start = k_means_start(size, x, seed=0)
+    print(f"\n{size}: ms of an iteration of {OURS}")
+    print(f"  {'':10}{'all':>9}{'products':>10}{'machinery':>11}{'the rest':>10}{'GFLOPS in products':>21}")
+    for dtype in (torch.float64, torch.float32):
+        rows, every, few, products = x.to(dtype), Result(), Result(), []
+        for _ in range(repeats):
+            race_step(size, rows, start, every)
+            race_step(size, rows[: size.rows // FEWER].clone(), start, few)
+            products.append(two_products(size, dtype))
+        whole, short, both = (1000 * min(seconds) for seconds in (every.seconds, few.seconds, products))
+        fixed = max(0.0, (FEWER * short - whole) / (FEWER - 1))
+        operations = 4 * size.rows * size.components * size.features / (1e6 * both)
+        name = str(dtype).removeprefix("torch.")
+        print(f"  {name:10}{whole:9.1f}{both:10.1f}{fixed:11.1f}{whole - both - fixed:10.1f}{operations:21.0f}")
+    print(
+        f"  products: coefficients by features, and posteriors by features, alone, {size.features} features a row;\n"
+        "  machinery: what does not grow with the rows, so tracing the program, deriving its updates and making them;\n"
+        "  the rest: features, softmax and sums; all from the fastest of their repeats"
+    )
+
+
+def two_products(size: Size, dtype: torch.dtype) -> float:
+    """Seconds of the two matrix products of an iteration, on blocks that are in the cache as they are in ours."""
+    block = min(size.rows, rows_of_a_block(size.features))
+    features, coefficients = torch.ones(size.features, block, dtype=dtype), torch.ones(size.components, size.features)
+    joint, coefficients = torch.ones(size.components, block, dtype=dtype), coefficients.to(dtype)
+
+    def blocks() -> None:
+        for _ in range(0, size.rows, block):
+            torch.mm(coefficients, features, out=joint)
+            joint @ features.T
+
+    blocks()
+    return clock(blocks) * size.rows / (-(-size.rows // block) * block)
+
+
 def agreement(size: Size, results: dict[str, Result]) -> str:
     """Compare log-likelihoods iteration by iteration."""
     theirs = np.array(results[SKLEARN].log_likelihoods)
@@ -340,6 +388,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, help="turns of every contestant; by default 9, or 3 with --quick")
     races = "; ".join(f"{i} = {size}" for i, size in enumerate(SIZES, 1))
     parser.add_argument("--race", type=int, choices=range(1, len(SIZES) + 1), help=f"only one of the races: {races}")
+    parser.add_argument("--profile", action="store_true", help="what our iterations are made of, in place of the races")
     options = parser.parse_args()
     repeats = options.repeats if options.repeats is not None else 3 if options.quick else 9
     if repeats < 1:
@@ -355,6 +404,10 @@ def main() -> int:
     print(f"{versions}, pyro_lvm {lvm.__version__}; {torch.get_num_threads()} threads")
     print(f"median of {repeats} turns of {TIMED_ITERATIONS} timed iterations each")
     pyro.enable_validation(False)
+    if options.profile:
+        for size in SIZES if options.race is None else [SIZES[options.race - 1]]:
+            profile(size, repeats)
+        return 0
     done = []
     for size in SIZES if options.race is None else [SIZES[options.race - 1]]:
         start, results = race(size, repeats)
