@@ -1,4 +1,4 @@
-"""What `pyro_lvm/_pyro.py` relies on in Pyro, checked one by one."""
+"""What `pyro_lvm/_pyro` relies on in Pyro, checked one by one."""
 
 import pyro
 import pyro.distributions as dist
