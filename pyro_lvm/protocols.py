@@ -53,8 +53,7 @@ class Inference(Protocol):
 
     An attribute `guides`, if there is one, names the guides that it takes, the default first. A method
     `expect_steps(num_steps)`, if there is one, is told before training how many steps are to
-    come, and again when a stream's length is known. An attribute `scales_each_batch = True` says that every batch,
-    however small, is to count for all rows, as averages of statistics need it; else every row counts alike.
+    come, and again when a stream's length is known.
     """
 
     model: Model | None

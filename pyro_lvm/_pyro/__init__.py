@@ -10,7 +10,9 @@ from pyro_lvm._pyro.modules import (
     module_local_store,
     network,
     only_ours_listen,
+    own_stores,
     reading,
+    site_makers,
     without_handlers,
 )
 from pyro_lvm._pyro.traces import (
@@ -24,6 +26,7 @@ from pyro_lvm._pyro.traces import (
     enumerated_trace,
     exact_log_sums,
     frame,
+    handlers_at_work,
     own_enumeration,
     pack,
     pack_mask,
@@ -50,6 +53,7 @@ __all__ = [
     "enumerated_trace",
     "exact_log_sums",
     "frame",
+    "handlers_at_work",
     "leaves",
     "localise",
     "made_from",
@@ -57,6 +61,7 @@ __all__ = [
     "network",
     "only_ours_listen",
     "own_enumeration",
+    "own_stores",
     "pack",
     "pack_mask",
     "pack_scale",
@@ -66,6 +71,7 @@ __all__ = [
     "reading",
     "sample_listeners",
     "site_is_subsample",
+    "site_makers",
     "validation",
     "without_handlers",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.autoguide.guides import AutoGuide
+from pyro.infer.autoguide.guides import AutoCallable, AutoGuide, AutoGuideList
 from pyro.nn import PyroModule
 from pyro.nn.module import _Context
 from pyro.poutine.indep_messenger import IndepMessenger
@@ -32,7 +32,9 @@ __all__ = [
     "module_local_store",
     "network",
     "only_ours_listen",
+    "own_stores",
     "reading",
+    "site_makers",
     "without_handlers",
 ]
 
@@ -109,6 +111,25 @@ class _LocalContext(_Context):
             if pyro.nn.module._MODULE_LOCAL_PARAMS:
                 self._own = vars(pyro.get_param_store()).copy()
                 vars(pyro.get_param_store()).update(self.__dict__.pop("_outer"))
+
+
+def own_stores(module: torch.nn.Module) -> list[dict[str, Any]]:
+    """Where a module and its parts keep what `pyro.param` makes as they run, each with "params" and "constraints"."""
+    contexts = {id(context): context for part in module.modules() if (context := getattr(part, "_pyro_context", None))}
+    nothing: dict[str, Any] = {"params": {}, "constraints": {}}
+    return [getattr(context, "param_state", nothing) for context in contexts.values()]
+
+
+def site_makers(guide: Any) -> list[Callable]:
+    """The programs whose latent sites a guide draws: itself, or what an autoguide was made from; none if it is ours."""
+    program = without_handlers(guide)
+    if isinstance(program, AutoGuideList):
+        return [maker for part in program for maker in site_makers(part)]
+    if isinstance(program, AutoCallable):
+        return [program._guide]
+    if isinstance(program, AutoGuide):
+        return [program.model]
+    return [] if made_from(program) is not None else [guide]
 
 
 def constrained_values(program: Any) -> dict[str, Tensor]:

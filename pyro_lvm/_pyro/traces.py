@@ -25,6 +25,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
+from pyro_lvm._pyro.modules import without_handlers
 from pyro_lvm.ops import log_einsum
 from pyro_lvm.ops.networks import serving
 
@@ -39,6 +40,7 @@ __all__ = [
     "enumerated_trace",
     "exact_log_sums",
     "frame",
+    "handlers_at_work",
     "own_enumeration",
     "pack",
     "pack_mask",
@@ -60,7 +62,7 @@ PackedTree = OrderedDict[frozenset[str], list[Tensor]]
 
 def plain_trace(model: Callable, args: tuple, kwargs: dict[str, Any]) -> Trace:
     """A trace of `model` without enumeration, its networks serving; subsample sites are left out."""
-    with serving(model):
+    with serving(without_handlers(model)):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     return prune_subsample_sites(trace)
 
@@ -146,6 +148,11 @@ def enclosing(handler: Messenger) -> list[Messenger]:
     """The plates, scales and masks that a program has entered inside of `handler`, outermost first; enter them anew."""
     inside = _PYRO_STACK[_PYRO_STACK.index(handler) + 1 :]
     return [frame for frame in inside if isinstance(frame, (IndepMessenger, MaskMessenger, ScaleMessenger))]
+
+
+def handlers_at_work() -> int:
+    """How many handlers are in place."""
+    return len(_PYRO_STACK)
 
 
 def sample_listeners() -> list[Messenger]:

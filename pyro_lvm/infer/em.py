@@ -106,7 +106,6 @@ class EM(ConstructorRepr):
     """
 
     guides = ("map",)
-    scales_each_batch = True
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,7 +15,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import rows
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.structure import REFUSALS, structure
-from pyro_lvm.ops.networks import networks
+from pyro_lvm.ops.networks import serving
 
 __all__ = ["check_names", "check_sizes", "warn_of_silent_parameters"]
 
@@ -22,7 +23,7 @@ __all__ = ["check_names", "check_sizes", "warn_of_silent_parameters"]
 def check_names(name: str, model: Callable, guide: Callable | None, args: tuple, kwargs: dict[str, Any]) -> None:
     """Raise a sentence if a guide does not draw the sites of a model, before anything is learned.
 
-    A guide that was made from the model it runs has its sites. The model's discrete sites may be left to be summed out,
+    An autoguide has the sites of the program it was made from. The model's discrete sites may be left to be summed out,
     and points (`Delta`), whose densities count nothing, may be left out. A program that does not run says so itself.
 
     Args:
@@ -35,14 +36,15 @@ def check_names(name: str, model: Callable, guide: Callable | None, args: tuple,
     Raises:
         ValueError: The guide lacks a latent site, or draws another one.
     """
-    if guide is None or _pyro.made_from(guide) is not None:
+    makers = [] if guide is None else _pyro.site_makers(guide)
+    if guide is None or (not makers and _pyro.made_from(guide) is not None):
         return
     try:
         with _pyro.validation(False):
-            theirs, ours = (structure(program, args, kwargs) for program in (guide, model))
+            theirs, ours = [structure(maker, args, kwargs) for maker in makers], structure(model, args, kwargs)
     except REFUSALS:
         return
-    drawn = [n for n in theirs.stochastic_nodes if not theirs.nodes[n]["infer"].get("is_auxiliary")]
+    drawn = [n for trace in theirs for n in trace.stochastic_nodes if not trace.nodes[n]["infer"].get("is_auxiliary")]
     latent = ours.stochastic_nodes
     needed = [n for n in latent if not _may_be_left(ours.nodes[n]["fn"])]
     lacking = [n for n in needed if n not in drawn]
@@ -110,21 +112,39 @@ def check_sizes(
             ) from error
 
 
-def warn_of_silent_parameters(name: str, programs: Iterable[Callable], found: Mapping[str, Tensor]) -> None:
+def warn_of_silent_parameters(
+    name: str, programs: Iterable[Callable], found: Mapping[str, Tensor], args: tuple, kwargs: dict[str, Any]
+) -> None:
     """Warn of parameters that took part in the loss, but of which no message told: no optimizer will move them.
 
     Args:
         name: Who trains.
         programs: The programs that were run.
-        found: The parameters that messages told of, their gradients there.
+        found: The parameters that messages told of, gradients of all there.
+        args: The arguments of the programs.
+        kwargs: Their keyword arguments.
     """
+    called: list[torch.nn.Module] = []
+    names: dict[int, str] = {}
+    with serving(meet=called.append), suppress(*REFUSALS):
+        for program in programs:
+            structure(program, args, kwargs, fresh=False)
+            module = _pyro.without_handlers(program)
+            if isinstance(module, torch.nn.Module):
+                names.update({id(tensor): own for own, tensor in module.named_parameters()})
     told = {id(tensor) for tensor in found.values()}
-    every = [item for program in programs for net in networks(program).values() for item in net.named_parameters()]
-    silent = [own for own, tensor in every if tensor.grad is not None and id(tensor) not in told]
+    silent = {
+        id(tensor): names.get(id(tensor), f"{type(module).__name__}.{own}")
+        for module in called
+        for own, tensor in module.named_parameters()
+        if tensor.grad is not None and id(tensor) not in told
+    }
     if silent:
+        some = list(silent.values())
         warnings.warn(
-            f"{name}: {', '.join(silent[:3])}{', ...' * (len(silent) > 3)} will not be trained, as Pyro is not told of "
-            "them. A PyroModule[torch.nn.Sequential] hides layers that are no PyroModules: use torch.nn.Sequential. If "
+            f"{name}: {', '.join(some[:3])}{', ...' * (len(some) > 3)} will not be trained, as Pyro is not told of "
+            "them. A PyroModule[torch.nn.Sequential] hides layers that are no PyroModules: use torch.nn.Sequential; "
+            "modules go into attributes or a ModuleList, not into a list, and into pyro.module(...) in a function. If "
             "they are fixed on purpose, set requires_grad=False.",
             UserWarning,
             stacklevel=2,

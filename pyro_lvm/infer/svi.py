@@ -186,7 +186,7 @@ class SVI(ConstructorRepr):
                 raise NonFiniteLoss(f"SVI: the loss became {loss}{blamed_site(model, guide, args, kwargs)}.")
             found = self._tensors(parameters)
             if not self._steps:
-                warn_of_silent_parameters("SVI", (model, guide), found)
+                warn_of_silent_parameters("SVI", (model, guide), found, args, kwargs)
             updates.step(self._chosen(local, found, guide, args, kwargs) if self.local else found, multiplier)
         finally:
             for tensor in (found or self._tensors(parameters)).values():

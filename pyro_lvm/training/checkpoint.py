@@ -295,11 +295,15 @@ def _restore(fit: Fit, state: dict[str, Any], ours: bool) -> None:
             fit.model(*arguments.args, **arguments.kwargs)
         if fit.guide is not None:
             fit.guide(*arguments.args, **arguments.kwargs)
-    missing = saved.keys() - _put(fit, saved, ours)
-    if missing:
-        raise ValueError(
-            f"load: the model or guide does not have {', '.join(sorted(missing)[:3])}. Pass the ones that were fitted."
-        )
+    present = _put(fit, saved, ours)
+    for lost, what in (
+        (saved.keys() - present, "does not have"),
+        (present - saved.keys(), "has, and the file has not,"),
+    ):
+        if lost:
+            raise ValueError(
+                f"load: the model or guide {what} {', '.join(sorted(lost)[:3])}. Pass the ones that were fitted."
+            )
 
 
 def _put(fit: Fit, saved: dict[str, Any], ours: bool) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -107,14 +106,14 @@ class Run:
         losses: list[float] = []
         counts: list[int] = []
         total = self.data.num_rows
-        largest, alone = 0, getattr(self.inference, "scales_each_batch", False)
+        largest = 0
         batches = self.data.batches(self.batch_size)
         counting = self._counting()
         # Entered once an epoch, as they take longer than the step of a small model.
         with _pyro.validation(False), counting or nullcontext(), self.scope.learning():
             for batch in batches if self.epochs_done else remember(self.result(), batches):
                 first = not self.epochs_done and not losses
-                if counting and not alone and batch.num_rows > largest:
+                if counting and batch.num_rows > largest:
                     largest = batch.num_rows
                     counting.batch_size = self._usual_rows or self._expected_rows(largest)
                 with _pyro.validation(True) if first else nullcontext(), rows(self._index(batch), total):
@@ -124,9 +123,7 @@ class Run:
                 losses.append(loss)
                 counts.append(batch.num_rows)
         self._usual_rows = sum(counts) / len(counts)
-        weights = counts if alone else [1] * len(losses)
-        epoch = sum(map(operator.mul, losses, weights))
-        self.history["loss"].append(sum(losses) if total is None else epoch / sum(weights))
+        self.history["loss"].append(sum(losses) / (1 if total is None else len(losses)))
         if self.validation is not None:
             score: Callable[..., float] = getattr(self.inference, "held_out_loss", None) or self.inference.loss
             with rows():

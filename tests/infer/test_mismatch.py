@@ -136,3 +136,40 @@ def test_columns_that_differ_where_values_are_known():
     known = torch.zeros(20, 3)
     with pytest.raises(ValueError, match="fit: expected a guide that runs on rows"):
         lvm.fit(autoencoder(3), {"x": X, "z": known}, guides.AmortizedGaussian(autoencoder(3, 9)), max_epochs=1)
+
+
+def two_sites(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+
+def other_site(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+def in_part():
+    guide = pyro.infer.autoguide.AutoGuideList(two_sites)
+    guide.append(pyro.infer.autoguide.AutoNormal(pyro.poutine.block(two_sites, expose=["loc"])))
+    return guide
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pyro.infer.autoguide.AutoNormal(other_site), "draws 'mean', and not 'loc'"),
+        (in_part, "lacks 'scale'"),
+    ],
+)
+def test_autoguides_of_other_programs_or_of_parts_only(make, message):
+    with pytest.raises(ValueError, match=message):
+        lvm.fit(two_sites, torch.randn(20), make(), "svi", max_epochs=2, progress=False)
+
+
+def test_autoguides_in_parts_are_whole_together():
+    guide = in_part()
+    guide.append(pyro.infer.autoguide.AutoNormal(pyro.poutine.block(two_sites, expose=["scale"])))
+    assert lvm.fit(two_sites, torch.randn(20), guide, "svi", max_epochs=2, seed=0, progress=False).history["loss"]

@@ -1,5 +1,7 @@
 """Networks of the user's that behave otherwise in training: they learn in steps, and serve everywhere else."""
 
+import types
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,10 +9,8 @@ import torch
 from pyro.nn import PyroModule
 
 import pyro_lvm as lvm
-from pyro_lvm.ops.networks import networks
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
-shared = torch.nn.Linear(1, 1)
 
 
 def moody():
@@ -61,9 +61,32 @@ class Modular(torch.nn.Module):
         draw(x, self.decoder)
 
 
+def under_a_handler():
+    program = Program()
+    wrapped = pyro.poutine.scale(program, 1.0)
+    wrapped.decoder = program.decoder
+    return wrapped
+
+
+def hidden():
+    network = moody()
+
+    held = types.SimpleNamespace(deep=[network])
+
+    def model(x, given=(held,)):
+        def inner():
+            return pyro.module("decoder", given[0].deep[0])
+
+        draw(x, inner())
+
+    model.decoder = network
+    return model
+
+
 PROGRAMS = {
     "module": Program,
-    "under a handler": lambda: pyro.poutine.scale(Program(), 1.0),
+    "under a handler": under_a_handler,
+    "in a list of an argument": hidden,
     "function": function,
     "method": lambda: Holder().model,
     "method of a module": lambda: Modular().model,
@@ -71,8 +94,7 @@ PROGRAMS = {
 
 
 def decoder_of(program):
-    (network,) = networks(program).values()
-    return getattr(network, "decoder", network)
+    return getattr(program, "decoder", None) or program.__self__.decoder
 
 
 def buffers(fit):
@@ -133,14 +155,63 @@ def test_layers_that_pyro_is_not_told_of_are_named():
         train(Hidden())
 
 
-def test_networks_are_found_wherever_a_function_reads_them():
-    parts = {"deep": [torch.nn.Linear(1, 1)]}
+def test_networks_that_callbacks_call_are_left_alone():
+    other, seen = torch.nn.Dropout(0.5), []
 
-    def inner(x):
-        return shared(x)
+    def watch(run):
+        other(torch.ones(3))
+        seen.append(other.training)
+        run.result().evidence(X[:5], num_samples=2)
 
-    def outer(x):
-        return inner(parts["deep"][0](x))
+    train(Program(), callbacks=watch)
+    assert seen == [True] * 5
 
-    assert networks(outer) == {"shared": shared, "parts.deep.0": parts["deep"][0]}
-    assert networks(print) == networks(len) == {}
+
+def test_means_that_a_network_replaces_are_the_fits_own():
+    class Average(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, z):
+            if self.training:
+                self.mean = 0.9 * self.mean + 0.1
+            return torch.zeros(len(z), 4) + self.mean
+
+    network = Average()
+
+    def model(x):
+        draw(x, network)
+
+    fits = [train(model) for _ in range(2)]
+    assert float(network.mean) == 0
+    for fit in fits:
+        (mean,) = (tensor for name, tensor in fit.tensors().items() if name.endswith("mean"))
+        assert float(mean) == pytest.approx(1 - 0.9**15)
+
+
+class Sited(PyroModule):
+    """Parameters of its own that no attribute holds."""
+
+    def forward(self, x):
+        mean = pyro.param("mean", torch.zeros(4))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+
+def test_parameters_that_a_module_makes_as_it_runs_go_into_files(tmp_path):
+    fit = lvm.fit(Sited(), X + 3, inference="svi", max_epochs=200, seed=0, progress=False)
+    fit.save(tmp_path / "fit")
+    loaded = lvm.load(tmp_path / "fit", model=Sited())
+    assert float((fit.params["mean"] - (X + 3).mean(0)).abs().max()) < 2
+    assert torch.equal(loaded.params["mean"], fit.params["mean"])
+    assert torch.equal(loaded.log_likelihood(X), fit.log_likelihood(X))
+
+
+def test_a_network_with_more_than_the_file_is_refused(tmp_path):
+    fit = train(Program())
+    fit.save(tmp_path / "fit")
+    larger = Program()
+    larger.decoder.append(torch.nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="has, and the file has not, model:decoder.3"):
+        lvm.load(tmp_path / "fit", model=larger, guide=guide)

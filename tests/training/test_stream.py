@@ -227,3 +227,16 @@ def test_a_sampler_takes_no_stream(faithful):
 def test_a_stream_of_arrays_of_numpy(faithful):
     stream = Batches(faithful, 100, lambda rows: np.asarray(rows))
     assert len(lvm.fit(lvm.models.GaussianMixture(2), stream, max_epochs=1, **OPTIONS).history["loss"]) == 1
+
+
+def test_stepwise_em_counts_the_rows_of_a_small_last_batch_once():
+    def coin(x):
+        p = pyro.param("p", torch.tensor(0.5), constraint=dist.constraints.unit_interval)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(p), obs=x)
+
+    x = torch.zeros(101)
+    x[-1] = 1
+    loader = DataLoader(TensorDataset(x), batch_size=50)
+    fit = lvm.fit(coin, loader, inference=lvm.infer.EM(decay=0.7), max_epochs=100, seed=0, progress=False)
+    assert float(fit.params["p"]) == pytest.approx(1 / 101, rel=0.1)
