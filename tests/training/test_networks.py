@@ -213,5 +213,5 @@ def test_a_network_with_more_than_the_file_is_refused(tmp_path):
     fit.save(tmp_path / "fit")
     larger = Program()
     larger.decoder.append(torch.nn.Linear(4, 4))
-    with pytest.raises(ValueError, match="has, and the file has not, model:decoder.3"):
+    with pytest.raises(ValueError, match=r"has, and the file has not, model:decoder\.3"):
         lvm.load(tmp_path / "fit", model=larger, guide=guide)
