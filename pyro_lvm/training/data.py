@@ -28,7 +28,7 @@ from pyro_lvm.training.sequences import (
 )
 from pyro_lvm.training.tensors import as_tensor
 
-__all__ = ["Arguments", "as_arguments", "as_labels", "from_dataset", "unpacked"]
+__all__ = ["Arguments", "as_arguments", "as_labels", "from_dataset", "in_order", "unpacked"]
 
 
 def as_arguments(data: Any, model: Any = None, device: torch.device | None = None) -> Arguments:
@@ -161,3 +161,19 @@ def as_labels(value: Any, name: str, arguments: Arguments) -> Tensor:
     if arguments.layout is None or (isinstance(value, Tensor) and value.dim() > 1 and len(value) == arguments.num_rows):
         return as_tensor(value, name)
     return arguments.layout.labels(value, name, arguments.main.shape[1])
+
+
+def in_order(table: Any, columns: tuple[str, ...]) -> Any:
+    """A table's columns in the order of another one; of a list of tables, each; what has no columns as it is.
+
+    Raises:
+        ValueError: Columns are missing, or there are others.
+    """
+    if isinstance(table, list) and table and all(hasattr(part, "columns") for part in table):
+        return [in_order(part, columns) for part in table]
+    if not hasattr(table, "columns"):
+        return table
+    named = {str(name): name for name in table.columns}
+    if set(named) != set(columns) or len(named) != len(table.columns):
+        raise ValueError(f"data: expected columns {', '.join(columns)}; got {', '.join(named)}. Rename or drop some.")
+    return table if tuple(named) == columns else table[[named[name] for name in columns]]
