@@ -92,6 +92,7 @@ def from_dataset(data: Any, model: Any) -> Any:
     if len(data) == 0:
         raise ValueError("data: expected at least one row; got an empty Dataset.")
     items = [data[i] for i in range(len(data))]
+    _check_items(items)
     if getattr(model, "sequences", False) and not isinstance(items[0], (tuple, Mapping)) and are_sequences(items):
         return items
     try:
@@ -100,6 +101,20 @@ def from_dataset(data: Any, model: Any) -> Any:
         if not isinstance(items[0], Mapping):
             raise
         return {name: [item[name] for item in items] for name in items[0]}
+
+
+def _check_items(items: list[Any]) -> None:
+    """Raise a ValueError unless items that are dicts have the same entries, none of them None."""
+    keys = {key: i for i, item in enumerate(items) if isinstance(item, Mapping) for key in item}
+    for key, there in keys.items():
+        for i, item in enumerate(items):
+            if not isinstance(item, Mapping) or item.get(key) is None:
+                got = "None" if isinstance(item, Mapping) and key in item else "none"
+                has = f", and one in item {there}" if got == "none" else ""
+                raise ValueError(
+                    f"data: expected every item of the Dataset to have a value of '{key}'; got {got} in item {i}{has}. "
+                    "Write -1 (in whole numbers) or NaN where a label is unknown."
+                )
 
 
 def _as_sequences(arguments: Arguments, model: Any) -> Arguments:
