@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.argument_checks import check_names, check_values
@@ -45,7 +45,7 @@ def as_arguments(data: Any, model: Any = None, device: torch.device | None = Non
         ValueError: The data are empty, not numeric, not finite, or not what the model takes.
         TypeError: The data are of an unknown kind.
     """
-    if isinstance(data, Dataset):
+    if isinstance(data, (Dataset, DataLoader)):
         data = from_dataset(data, model)
     if isinstance(data, Arguments):
         arguments = _as_sequences(data, model)
@@ -88,7 +88,10 @@ def from_dataset(data: Any, model: Any) -> Any:
     if isinstance(data, TensorDataset):
         return Arguments(tuple(data.tensors))
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise TypeError(f"data: expected rows that are all in memory; got {type(data).__name__}, a stream of them.")
+        raise TypeError(
+            f"data: expected rows that are all in memory; got {type(data).__name__}, a stream of them. "
+            "All are needed at once here: concatenate its batches."
+        )
     if len(data) == 0:
         raise ValueError("data: expected at least one row; got an empty Dataset.")
     items = [data[i] for i in range(len(data))]

@@ -188,8 +188,12 @@ def test_verbs_on_a_stream(faithful, tmp_path):
     assert again.history["loss"] == straight.history["loss"]
     with pytest.warns(UserWarning, match="was trained on these rows"):
         assert lvm.compare({"fit": fit}, faithful).rows_seen.item() == 1.0
-    with pytest.raises(TypeError, match=r"got DataLoader\. Convert it"):
+    with pytest.raises(TypeError, match=r"got DataLoader, a stream of them\. All are needed at once"):
         fit.predict(stream)
+    with pytest.raises(TypeError, match=r"got DataLoader, a stream of them\. All are needed at once here: concatenate"):
+        lvm.fit(lvm.models.GaussianMixture(2), faithful, validation=stream, **OPTIONS)
+    with pytest.raises(TypeError, match=r"got DataLoader, a stream of them\. All are needed at once here: concatenate"):
+        lvm.greedy_pretrain(lvm.models.DeepBeliefNet((3, 2)), stream, progress=False)
 
 
 def test_seeds_make_shuffled_loaders_repeat(faithful):
