@@ -78,6 +78,11 @@ MISTAKES = {
     ),
     "a weight of text": ("score {fit} --data {t}/bad.csv --weights b", "holds text"),
     "no column left": ("score {fit} --data faithful --drop eruptions --drop waiting", "at least one row; got shape"),
+    "no fit in the folder": (
+        "fit GaussianMixture --data faithful --set num_components=many --out {t}",
+        "is not a fit, or holds other files",
+    ),
+    "no fit in another folder": ("resume {fit} --data faithful --max-epochs 0 --out {t}", "is not a fit, or holds"),
     "seed": ("fit GaussianMixture --data faithful --set num_components=2 --seed -1 --out {t}/o", "expected seed"),
     "model": ("fit Nope --data faithful --out {t}/o", "expected a model out of"),
     "setting": ("fit GaussianMixture --data faithful --set colour=red --out {t}/o", "--set: expected NAME=VALUE"),

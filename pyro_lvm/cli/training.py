@@ -95,7 +95,9 @@ def fit(
 ) -> None:
     """Fit a model to a table and save the fit; a deep belief net is pretrained layer by layer."""
     import pyro_lvm as lvm
+    from pyro_lvm.training.checkpoint import check_folder
 
+    check_folder(out)
     entry = _entry(model)
     rows = Table.read(data, drop, sequence, sample_weights=weights, z=labels).arguments
     options = (
@@ -137,7 +139,10 @@ def resume(
     progress: ProgressOption = True,
 ) -> None:
     """Train a saved fit on from where it stopped, and save it."""
+    from pyro_lvm.training.checkpoint import check_folder
+
     result = load(folder)
+    check_folder(out or folder)
     rows = read(result, data, drop, sequence, sample_weights=weights).arguments
     result.resume(rows, max_epochs=max_epochs, batch_size=batch_size, progress=progress)
     _keep(result, rows, out or folder, progress)

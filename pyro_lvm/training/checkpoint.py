@@ -27,9 +27,15 @@ from pyro_lvm.training.choices import GUIDES, INFERENCES, MODELS, OBJECTIVES
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.scope import Scope
 
-__all__ = ["load", "save"]
+__all__ = ["check_folder", "load", "save"]
 
 FORMAT = 1
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a FileExistsError if a folder holds something that is not a fit."""
+    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"fit.json", "state.pt"}):
+        raise FileExistsError(f"save: '{folder}' exists and is not a fit, or holds other files. Choose another folder.")
 
 
 def save(fit: Fit, folder: Path) -> None:
@@ -38,8 +44,7 @@ def save(fit: Fit, folder: Path) -> None:
     Raises:
         FileExistsError: The folder holds something that is not a fit.
     """
-    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"fit.json", "state.pt"}):
-        raise FileExistsError(f"save: '{folder}' exists and is not a fit, or holds other files. Choose another folder.")
+    check_folder(folder)
     buffer = io.BytesIO()
     torch.save(_state(fit), buffer)
     state = buffer.getvalue()

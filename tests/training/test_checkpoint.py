@@ -135,6 +135,14 @@ def test_save_replaces_a_fit_but_nothing_else(fit, tmp_path):
         lvm.load(tmp_path / "mine")
 
 
+def test_a_folder_that_is_no_fit_is_refused_before_training(faithful, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    epochs = []
+    with pytest.raises(FileExistsError, match="is not a fit, or holds other files"):
+        lvm.fit(lvm.models.GaussianMixture(2), faithful, checkpoint=tmp_path, callbacks=epochs.append, progress=False)
+    assert not epochs
+
+
 def test_samplers_and_guides_come_back(faithful, tmp_path):
     model = lvm.models.GaussianMixture(2, priors=True)
     x = faithful[:60]
