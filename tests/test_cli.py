@@ -78,6 +78,15 @@ MISTAKES = {
     ),
     "a weight of text": ("score {fit} --data {t}/bad.csv --weights b", "holds text"),
     "no column left": ("score {fit} --data faithful --drop eruptions --drop waiting", "at least one row; got shape"),
+    "no fit in the folder": (
+        "fit GaussianMixture --data faithful --set num_components=many --out {t}",
+        "is not a fit, or holds other files",
+    ),
+    "no fit in another folder": ("resume {fit} --data faithful --max-epochs 0 --out {t}", "is not a fit, or holds"),
+    "epochs of layers": (
+        "fit DeepBeliefNet --data faithful --set hidden=3,2 --pretrain-epochs -1 --out {t}/o",
+        "--pretrain-epochs: expected passes to be a whole number >= 0; got -1",
+    ),
     "seed": ("fit GaussianMixture --data faithful --set num_components=2 --seed -1 --out {t}/o", "expected seed"),
     "model": ("fit Nope --data faithful --out {t}/o", "expected a model out of"),
     "setting": ("fit GaussianMixture --data faithful --set colour=red --out {t}/o", "--set: expected NAME=VALUE"),
@@ -143,6 +152,24 @@ def test_weights_labels_and_columns_that_are_no_data(tmp_path, faithful, entry, 
     assert f"{fit.score(repeated) * 271:.3f}" in ranked
     predicted = run("predict", tmp_path / "fit", *counted[:2], *("--drop", "n", "--drop", "id", "--drop", "group"))
     assert len(predicted.output.splitlines()) == 273
+
+
+def test_unknown_labels_are_empty_or_minus_one(tmp_path, faithful):
+    known = np.where(faithful[:, 1] > 68, 1, 0)
+    columns = {
+        "empty": np.where(np.arange(272) < 200, known, np.nan),
+        "ones": np.where(np.arange(272) < 200, known, -1),
+    }
+    columns["both"] = np.where(np.arange(272) < 230, columns["ones"], np.nan)
+    table = pd.DataFrame(faithful.numpy(), columns=["a", "b"])
+    told = set()
+    for name, labels in columns.items():
+        table.assign(z=labels).to_csv(tmp_path / f"{name}.csv", index=False)
+        source = ("--data", tmp_path / f"{name}.csv", "--labels", "z", "--set", "num_components=2")
+        done = run("fit", "GaussianMixture", *source, "--max-epochs", "5", "--out", tmp_path / name)
+        assert done.exit_code == 0, done.output
+        told.add(done.output.replace(str(tmp_path / name), ""))
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import typer
 
 from pyro_lvm.cli.app import (
@@ -23,6 +24,7 @@ from pyro_lvm.cli.app import (
     read,
 )
 from pyro_lvm.cli.tables import Table
+from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["demo", "fit", "list_models", "resume"]
 
@@ -95,9 +97,15 @@ def fit(
 ) -> None:
     """Fit a model to a table and save the fit; a deep belief net is pretrained layer by layer."""
     import pyro_lvm as lvm
+    from pyro_lvm.training.checkpoint import check_folder
 
+    check_folder(out)
     entry = _entry(model)
-    rows = Table.read(data, drop, sequence, sample_weights=weights, z=labels).arguments
+    table = Table.read(data, drop, sequence, sample_weights=weights, z=labels)
+    known = table.taken.get("z")
+    if labels is not None and isinstance(known, pd.Series):  # -1 besides empty cells is no whole number any more
+        table.taken["z"] = known.mask(known.isna().any() & (known == -1))
+    rows = table.arguments
     options = (
         {"priors": True}
         if inference in ("coordinate-ascent", "svi", "mcmc") and "priors" in inspect.signature(entry.model).parameters
@@ -108,6 +116,8 @@ def fit(
     layered = hasattr(made, "machine")
     if pretrain_epochs is not None and not layered:
         raise ValueError(f"--pretrain-epochs: expected a model of layers, as DeepBeliefNet; got {model}. Leave it out.")
+    if pretrain_epochs is not None:
+        whole_number("--pretrain-epochs", "passes", pretrain_epochs, least=0)
     common: dict[str, Any] = {"batch_size": batch_size, "max_epochs": max_epochs, "progress": progress}
     if layered and pretrain_epochs != 0:
         if restarts != 1:
@@ -137,7 +147,10 @@ def resume(
     progress: ProgressOption = True,
 ) -> None:
     """Train a saved fit on from where it stopped, and save it."""
+    from pyro_lvm.training.checkpoint import check_folder
+
     result = load(folder)
+    check_folder(out or folder)
     rows = read(result, data, drop, sequence, sample_weights=weights).arguments
     result.resume(rows, max_epochs=max_epochs, batch_size=batch_size, progress=progress)
     _keep(result, rows, out or folder, progress)

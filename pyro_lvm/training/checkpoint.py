@@ -22,14 +22,20 @@ import torch
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import rows
-from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
 from pyro_lvm.training.choices import GUIDES, INFERENCES, MODELS, OBJECTIVES
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.scope import Scope
 
-__all__ = ["load", "save"]
+__all__ = ["check_folder", "load", "save"]
 
 FORMAT = 1
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a FileExistsError if a folder holds something that is not a fit."""
+    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"fit.json", "state.pt"}):
+        raise FileExistsError(f"save: '{folder}' exists and is not a fit, or holds other files. Choose another folder.")
 
 
 def save(fit: Fit, folder: Path) -> None:
@@ -38,8 +44,7 @@ def save(fit: Fit, folder: Path) -> None:
     Raises:
         FileExistsError: The folder holds something that is not a fit.
     """
-    if folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"fit.json", "state.pt"}):
-        raise FileExistsError(f"save: '{folder}' exists and is not a fit, or holds other files. Choose another folder.")
+    check_folder(folder)
     buffer = io.BytesIO()
     torch.save(_state(fit), buffer)
     state = buffer.getvalue()
@@ -166,7 +171,8 @@ def load(
 
     Raises:
         FileNotFoundError: There is no fit in the folder.
-        ValueError: The files are damaged, or a model or guide is needed.
+        TypeError: The model, guide or inference is a name, or a class where an object is needed.
+        ValueError: The files are damaged, a model or guide is needed, or the inference is another one than the fit's.
     """
     folder = Path(folder)
     if not (folder / "fit.json").is_file():
@@ -194,6 +200,7 @@ def load(
 
 def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: Any, inference: Any) -> Fit:
     given = inference is not None
+    _check_given(record, model, guide, inference)
     if model is None:
         model = _make(record["model"], MODELS, "model")
     else:
@@ -235,6 +242,32 @@ def _rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: A
     if state["draws"] is not None:
         fit.draws = state["draws"]
     return fit
+
+
+def _check_given(record: dict[str, Any], model: Any, guide: Any, inference: Any) -> None:
+    for name, value, classes in (("model", model, False), ("guide", guide, True)):
+        if value is not None and (not callable(value) or (isinstance(value, type) and not classes)):
+            raise TypeError(
+                f"load: expected {name} to be a Pyro program, the one that was fitted; got {_shown(value)}. "
+                "Leave it out if it is one of this package."
+            )
+    if inference is None:
+        return
+    if isinstance(inference, type) or not isinstance(inference, (Inference, Sampler)):
+        raise TypeError(
+            "load: expected inference to be an object with step() or run(), as it was passed to lvm.fit; got "
+            f"{_shown(inference)}. Leave it out if no part of it is your own."
+        )
+    trained_by = INFERENCES.get(record["inference"])
+    if isinstance(trained_by, type) and not isinstance(inference, trained_by):
+        raise ValueError(
+            f"load: expected inference to be {trained_by.__name__}, by which this was fitted; got "
+            f"{type(inference).__name__}. Leave it out if no part of it is your own."
+        )
+
+
+def _shown(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else repr(value)
 
 
 def _completed(model: Any, config: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.argument_checks import check_names, check_values
@@ -28,7 +28,7 @@ from pyro_lvm.training.sequences import (
 )
 from pyro_lvm.training.tensors import as_tensor
 
-__all__ = ["Arguments", "as_arguments", "as_labels", "from_dataset", "unpacked"]
+__all__ = ["Arguments", "as_arguments", "as_labels", "from_dataset", "in_order", "unpacked"]
 
 
 def as_arguments(data: Any, model: Any = None, device: torch.device | None = None) -> Arguments:
@@ -45,7 +45,7 @@ def as_arguments(data: Any, model: Any = None, device: torch.device | None = Non
         ValueError: The data are empty, not numeric, not finite, or not what the model takes.
         TypeError: The data are of an unknown kind.
     """
-    if isinstance(data, Dataset):
+    if isinstance(data, (Dataset, DataLoader)):
         data = from_dataset(data, model)
     if isinstance(data, Arguments):
         arguments = _as_sequences(data, model)
@@ -88,10 +88,14 @@ def from_dataset(data: Any, model: Any) -> Any:
     if isinstance(data, TensorDataset):
         return Arguments(tuple(data.tensors))
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise TypeError(f"data: expected rows that are all in memory; got {type(data).__name__}, a stream of them.")
+        raise TypeError(
+            f"data: expected rows that are all in memory; got {type(data).__name__}, a stream of them. "
+            "All are needed at once here: concatenate its batches."
+        )
     if len(data) == 0:
         raise ValueError("data: expected at least one row; got an empty Dataset.")
     items = [data[i] for i in range(len(data))]
+    _check_items(items)
     if getattr(model, "sequences", False) and not isinstance(items[0], (tuple, Mapping)) and are_sequences(items):
         return items
     try:
@@ -100,6 +104,20 @@ def from_dataset(data: Any, model: Any) -> Any:
         if not isinstance(items[0], Mapping):
             raise
         return {name: [item[name] for item in items] for name in items[0]}
+
+
+def _check_items(items: list[Any]) -> None:
+    """Raise a ValueError unless items that are dicts have the same entries, none of them None."""
+    keys = {key: i for i, item in enumerate(items) if isinstance(item, Mapping) for key in item}
+    for key, there in keys.items():
+        for i, item in enumerate(items):
+            if not isinstance(item, Mapping) or item.get(key) is None:
+                got = "None" if isinstance(item, Mapping) and key in item else "none"
+                has = f", and one in item {there}" if got == "none" else ""
+                raise ValueError(
+                    f"data: expected every item of the Dataset to have a value of '{key}'; got {got} in item {i}{has}. "
+                    "Write -1 (in whole numbers) or NaN where a label is unknown."
+                )
 
 
 def _as_sequences(arguments: Arguments, model: Any) -> Arguments:
@@ -161,3 +179,19 @@ def as_labels(value: Any, name: str, arguments: Arguments) -> Tensor:
     if arguments.layout is None or (isinstance(value, Tensor) and value.dim() > 1 and len(value) == arguments.num_rows):
         return as_tensor(value, name)
     return arguments.layout.labels(value, name, arguments.main.shape[1])
+
+
+def in_order(table: Any, columns: tuple[str, ...]) -> Any:
+    """A table's columns in the order of another one; of a list of tables, each; what has no columns as it is.
+
+    Raises:
+        ValueError: Columns are missing, or there are others.
+    """
+    if isinstance(table, list) and table and all(hasattr(part, "columns") for part in table):
+        return [in_order(part, columns) for part in table]
+    if not hasattr(table, "columns"):
+        return table
+    named = {str(name): name for name in table.columns}
+    if set(named) != set(columns) or len(named) != len(table.columns):
+        raise ValueError(f"data: expected columns {', '.join(columns)}; got {', '.join(named)}. Rename or drop some.")
+    return table if tuple(named) == columns else table[[named[name] for name in columns]]

@@ -10,6 +10,7 @@ import torch
 
 from pyro_lvm.protocols import Inference, Sampler
 from pyro_lvm.training.callbacks import Callback, Checkpoint
+from pyro_lvm.training.checkpoint import check_folder
 from pyro_lvm.training.choices import (
     restart_loss,
 )
@@ -101,6 +102,8 @@ def fit(
         True
     """
     check_options(model, restarts, max_epochs, batch_size, tol, patience, checkpoint)
+    if checkpoint is not None:
+        check_folder(Path(checkpoint))
     functions = list_of_callbacks(callbacks)
     where = choose_device(device, data, model)
     seed = choose_seed(seed)

@@ -16,6 +16,7 @@ import torch
 from pyro import poutine
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 from torch.utils.data import Dataset
 
 from pyro_lvm.handlers.clamp import check_values, clamp
@@ -34,7 +35,7 @@ __all__ = [
     "LabelledGuide",
     "as_labelled",
     "check_labels",
-    "in_order",
+    "check_ranges",
     "labels_of",
     "name_states",
     "unclamp",
@@ -216,22 +217,6 @@ def _join(arguments: Arguments, labels: dict[str, Tensor]) -> Arguments:
     return replace(arguments, kwargs={**arguments.kwargs, **moved})
 
 
-def in_order(table: Any, columns: tuple[str, ...]) -> Any:
-    """A table's columns in the order of another one; of a list of tables, each; what has no columns as it is.
-
-    Raises:
-        ValueError: Columns are missing, or there are others.
-    """
-    if isinstance(table, list) and table and all(hasattr(part, "columns") for part in table):
-        return [in_order(part, columns) for part in table]
-    if not hasattr(table, "columns"):
-        return table
-    named = {str(name): name for name in table.columns}
-    if set(named) != set(columns) or len(named) != len(table.columns):
-        raise ValueError(f"data: expected columns {', '.join(columns)}; got {', '.join(named)}. Rename or drop some.")
-    return table if tuple(named) == columns else table[[named[name] for name in columns]]
-
-
 def unclamp(program: Any, arguments: Arguments, model: Callable | None = None) -> tuple[Any, Arguments]:
     """Turn `clamp(program, values, mask)` into the program, and the values into labels of the rows, where they are.
 
@@ -258,10 +243,14 @@ def unclamp(program: Any, arguments: Arguments, model: Callable | None = None) -
     return inner, _join(arguments, labels)
 
 
-def check_labels(model: Callable, arguments: Arguments) -> None:
-    """Raise a ValueError for an entry that is neither an argument of the model nor a latent site."""
+def check_labels(model: Callable, arguments: Arguments, *, fresh: bool = True) -> dict[str, Any]:
+    """Check labels; return the laws of those sites whose support is one for all rows, as `check_ranges` takes them.
+
+    Raises:
+        ValueError: An entry is neither an argument of the model nor a latent site, or a value is not in its support.
+    """
     labels = labels_of(model, arguments.kwargs)
-    sites = _latent_sites(model, without_labels(model, arguments)) if labels else {}
+    sites = _latent_sites(model, without_labels(model, arguments), fresh) if labels else {}
     stray = sorted(labels.keys() - sites.keys())
     if stray:
         takes = ", ".join(sorted(_parameters(model) or ()))
@@ -270,21 +259,33 @@ def check_labels(model: Callable, arguments: Arguments) -> None:
             f"({', '.join(sorted(sites))}); got '{stray[0]}'. Rename it, or leave it out."
         )
     if labels:
-        structure(Labelled(model), arguments.args, arguments.kwargs)  # clamping them checks their shapes
-    for name in labels.keys() & sites.keys():
+        structure(Labelled(model), arguments.args, arguments.kwargs, fresh=fresh)  # clamping them checks their shapes
+    laws: dict[str, Any] = dict.fromkeys(labels)  # None for hidden states, which are checked whenever they are clamped
+    for name, label in labels.items():
         if states_of(sites[name]) != name:
-            _check_range(sites[name], labels[name])
+            laws[name] = {"name": name, "fn": sites[name]["fn"], "form": label.shape[1:]}
+    check_ranges(laws, labels)
+    return {name: law for name, law in laws.items() if law is None or _is_constant(law["fn"].support)}
 
 
-def _check_range(site: Any, label: Tensor) -> None:
-    """Raise a ValueError unless the known values of all rows are in the support of a site of some of them."""
-    known = _entries(site["name"], label, site["fn"].event_dim)
-    with suppress(RuntimeError):  # the support is another one for every row
-        check_values("labels", site, label, known)
+def check_ranges(laws: dict[str, Any], labels: dict[str, Tensor]) -> bool:
+    """Whether the laws are all that the labels need; raise a ValueError for a known value outside of its support."""
+    for name, law in laws.items():
+        label = labels.get(name)
+        if law is not None and label is not None and label.shape[1:] == law["form"]:
+            with suppress(RuntimeError):  # the support is another one for every row
+                check_values("labels", law, label, _entries(name, label, law["fn"].event_dim))
+    return all(n in laws and (laws[n] is None or v.shape[1:] == laws[n]["form"]) for n, v in labels.items())
 
 
-def _latent_sites(model: Callable, arguments: Arguments) -> dict[str, Any]:
-    trace = structure(model, arguments.args, arguments.kwargs)
+def _is_constant(support: Any) -> bool:
+    """Whether numbers alone make up a support, no tensors, which may be rows' own or learned."""
+    parts = vars(support).values()
+    return all(_is_constant(p) if isinstance(p, Constraint) else isinstance(p, (int, float)) for p in parts)
+
+
+def _latent_sites(model: Callable, arguments: Arguments, fresh: bool) -> dict[str, Any]:
+    trace = structure(model, arguments.args, arguments.kwargs, fresh=fresh)
     hidden = {name: site for site in trace.nodes.values() if (name := states_of(site)) is not None}
     return {name: trace.nodes[name] for name in trace.stochastic_nodes} | hidden
 

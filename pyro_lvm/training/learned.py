@@ -15,9 +15,16 @@ from pyro_lvm.infer.parameters import Parameter, Parameters
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.choices import describe
-from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.data import Arguments, in_order
 from pyro_lvm.training.guide_draws import draw_guide, guide_sites, posterior_means
-from pyro_lvm.training.labels import Labelled, LabelledGuide, as_labelled, check_labels, in_order, labels_of
+from pyro_lvm.training.labels import (
+    Labelled,
+    LabelledGuide,
+    as_labelled,
+    check_labels,
+    check_ranges,
+    labels_of,
+)
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_plate
 
@@ -79,7 +86,7 @@ class Learned:
         self._draws: dict[str, Tensor] | None = None
         self._guide_sites: tuple[list[str], list[str]] | None = None
         self._normalizers: dict[str, LogNormalizer] | None = None
-        self._labels: frozenset[str] = frozenset()
+        self._laws: dict[str, Any] = {}
         self.sampled = False
         self.missing: list[str] = []
 
@@ -164,11 +171,9 @@ class Learned:
         if self.columns:
             x = in_order(x, self.columns)
         arguments = as_labelled(x, self.model, self.device)
-        labels = frozenset(labels_of(self.model, arguments.kwargs))
-        if not labels <= self._labels:  # else they were met before
+        if not check_ranges(self._laws, labels_of(self.model, arguments.kwargs)):
             with self.scope():
-                check_labels(self.model, arguments)
-            self._labels |= labels
+                self._laws |= check_labels(self.model, arguments, fresh=not self.scope.params)
         if isinstance(self.model, LatentVariableModel):
             self.model.check(arguments.main)
             self.model.check_covariates(len(arguments.main), **{k: v for k, v in arguments.kwargs.items() if k != "x"})

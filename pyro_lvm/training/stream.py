@@ -70,28 +70,36 @@ def as_stream(data: Any, batch_size: int | None = None, num_rows: Any = None) ->
         data: A `torch.utils.data.DataLoader`; an `IterableDataset`, of rows if there is a `batch_size` and of batches
             if not; any other object that can be iterated over again and again, but not indexed, giving batches.
         batch_size: Rows of a batch.
-        num_rows: Rows of all batches together; taken from the loader's or the dataset's length if None.
+        num_rows: Rows of all batches together; if None, as many as a loader says that it gives in an epoch.
 
     Raises:
         ValueError: `batch_size` or `num_rows` make no sense for such data.
     """
-    rows: Any = None
     if isinstance(data, IterableDataset) and batch_size is not None:
-        rows, data = data, DataLoader(data, batch_size=batch_size)
-    elif isinstance(data, DataLoader):
-        rows = data.dataset if data.batch_size is not None else None
+        data = DataLoader(data, batch_size=batch_size)
     if not isinstance(data, (IterableDataset, DataLoader)) and not _gives_batches(data):
         if num_rows is not None:
             raise ValueError(f"fit: expected num_rows only with a stream of batches; got {type(data).__name__}.")
         return None
-    if batch_size is not None and (rows is None or batch_size != data.batch_size):
+    if batch_size is not None and batch_size != getattr(data, "batch_size", None):
         raise ValueError(
             f"fit: {type(data).__name__} brings its own batches; got batch_size={batch_size}. Leave it out."
         )
     if num_rows is not None:
         num_rows = whole_number("fit", "num_rows", num_rows)
     each = data.batch_size if isinstance(data, DataLoader) and data.drop_last else None
-    return Stream(data, num_rows or length_hint(rows) or None, rows_per_batch=each)
+    return Stream(data, num_rows or _rows_given(data), rows_per_batch=each)
+
+
+def _rows_given(data: Any) -> int | None:
+    """Rows of an epoch of a loader, if known: a sampler may leave rows of the data set out, or repeat them."""
+    if not isinstance(data, DataLoader):
+        return None
+    batches: Any = data.batch_sampler if data.batch_size is None else data  # None if the data set gives batches
+    source = data.dataset if isinstance(data.dataset, IterableDataset) else getattr(batches, "sampler", ())
+    rows = 0 if batches is None else length_hint(source)
+    size = batches.batch_size if getattr(batches, "drop_last", False) else 1
+    return rows // size * size or None
 
 
 def _gives_batches(data: Any) -> bool:

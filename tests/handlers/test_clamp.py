@@ -396,3 +396,48 @@ def test_labels_tell_the_states_of_a_posterior_apart(wine):
         assert torch.equal(torch.cdist(chain, means).argmin(1), torch.arange(3))
     guided = lvm.fit(model, data, "normal", max_epochs=3, seed=0, progress=False)
     assert guided.to_arviz(data).posterior["loc"].shape[-2:] == (3, 2)
+
+
+class OnceMore:
+    """A stream of batches."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("bad", [7, 0.5])
+def test_values_are_checked_whenever_labels_come(wine, bad):
+    """In later batches of a stream, and given to a verb after good ones; unknown ones still pass."""
+    x, labels = wine
+    model, options = lvm.models.GaussianMixture(3, covariance="diag"), {"max_epochs": 1, "seed": 0, "progress": False}
+    good, wrong = ({"x": x, "z": z} for z in (labels.double(), torch.full((len(x),), bad).double()))
+    with pytest.raises(ValueError, match=rf"expected known values of 'z' in its support .*; got {bad} at \(0,\)"):
+        lvm.fit(model, OnceMore([good, wrong]), inference="svi", **options)
+    fit = lvm.fit(model, OnceMore([good, good]), inference="svi", **options)
+    for verb in (fit.score, fit.predict):
+        with pytest.raises(ValueError, match=rf"got {bad} at \(0,\)"):
+            verb(wrong)
+    assert fit.score({"x": x[:5], "z": torch.full((5,), torch.nan)}) == pytest.approx(fit.score(x[:5]))
+
+
+def test_a_support_that_is_learned_is_the_one_of_now():
+    def model(x):
+        top = pyro.param("top", torch.tensor(2.0))
+        with pyro.plate("rows", len(x)):
+            u = pyro.sample("u", dist.Uniform(0.0, top))
+            pyro.sample("x", dist.Normal(u, 1.0), obs=x)
+
+    x = torch.linspace(0.0, 1.0, 8)
+    fit = lvm.fit(model, {"x": x, "u": x}, max_epochs=30, inference=lvm.infer.SVI(0.02), seed=0, progress=False)
+    top = float(fit.params["top"])
+    assert top < 1.9
+    for share in (0.99, 1.01):
+        data = {"x": x, "u": torch.full((8,), share * top)}
+        if share < 1:
+            fit.arguments(data)
+            continue
+        with pytest.raises(ValueError, match="expected known values of 'u'"):
+            fit.arguments(data)

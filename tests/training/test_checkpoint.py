@@ -135,6 +135,36 @@ def test_save_replaces_a_fit_but_nothing_else(fit, tmp_path):
         lvm.load(tmp_path / "mine")
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (
+            {"guide": "amortized"},
+            TypeError,
+            "expected guide to be a Pyro program, .* got 'amortized'. Leave it",
+        ),
+        ({"model": "VAE"}, TypeError, "expected model to be a Pyro program, the one .* got 'VAE'. Leave it"),
+        ({"model": lvm.models.VAE}, TypeError, "expected model to be a Pyro program, .* got the class VAE. Leave it"),
+        ({"inference": "svi"}, TypeError, r"expected inference to be an object with step\(\) .* got 'svi'. Leave it"),
+        ({"inference": lvm.infer.SVI}, TypeError, "expected inference to be an object .* got the class SVI. Leave it"),
+        ({"inference": lvm.infer.EM()}, ValueError, "expected inference to be SVI, by which .*; got EM. Leave it"),
+    ],
+)
+def test_what_is_no_program_or_another_inference_is_refused(faithful, tmp_path, given, error, message):
+    lvm.fit(lvm.models.GaussianMixture(2), faithful, None, "svi", max_epochs=1, progress=False).save(tmp_path / "fit")
+    with pytest.raises(error, match=f"load: {message}"):
+        lvm.load(tmp_path / "fit", **given)
+    lvm.load(tmp_path / "fit", inference=lvm.infer.SVI())
+
+
+def test_a_folder_that_is_no_fit_is_refused_before_training(faithful, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    epochs = []
+    with pytest.raises(FileExistsError, match="is not a fit, or holds other files"):
+        lvm.fit(lvm.models.GaussianMixture(2), faithful, checkpoint=tmp_path, callbacks=epochs.append, progress=False)
+    assert not epochs
+
+
 def test_samplers_and_guides_come_back(faithful, tmp_path):
     model = lvm.models.GaussianMixture(2, priors=True)
     x = faithful[:60]

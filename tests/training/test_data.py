@@ -73,6 +73,31 @@ def test_a_dataset_of_dicts():
     assert arguments.weights.tolist() == [0, 1, 2]
 
 
+class Items(Dataset):
+    def __init__(self, *items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+@pytest.mark.parametrize(
+    ("items", "got"),
+    [
+        (({"x": 1.0}, {"x": 2.0, "z": 0}), r"'z'; got none in item 0, and one in item 1\. Write -1"),
+        (({"x": 1.0, "z": 0}, {"x": 2.0}), r"'z'; got none in item 1, and one in item 0\."),
+        (({"x": 1.0, "z": 0}, {"x": 2.0, "z": None}), r"'z'; got None in item 1\."),
+        (({"x": 1.0}, 2.0), r"'x'; got none in item 1"),
+    ],
+)
+def test_items_of_a_dataset_with_other_entries(items, got):
+    with pytest.raises(ValueError, match=f"expected every item of the Dataset to have a value of {got}"):
+        as_arguments(Items(*items))
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield torch.zeros(2)

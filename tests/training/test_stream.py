@@ -7,9 +7,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 import pyro_lvm as lvm
+from pyro_lvm.training.stream import as_stream
 
 SVI = lvm.infer.SVI(learning_rate=0.02)
 OPTIONS = {"inference": SVI, "seed": 0, "progress": False}
@@ -76,8 +84,34 @@ def test_batches_of_a_stream_count_for_all_rows_or_for_themselves(faithful):
         assert fit.score(faithful) * 272 == pytest.approx(-1130, rel=0.01), kind
 
 
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({"batch_size": 3}, 10),
+        ({"batch_size": 3, "drop_last": True}, 9),
+        ({"batch_size": 3, "sampler": SubsetRandomSampler(range(4))}, 4),
+        ({"batch_size": 3, "sampler": SubsetRandomSampler(range(4)), "drop_last": True}, 3),
+        ({"batch_size": 3, "sampler": RandomSampler(range(10), replacement=True, num_samples=17)}, 17),
+        ({"batch_sampler": BatchSampler(SubsetRandomSampler(range(8)), 3, drop_last=False)}, 8),
+        ({"batch_sampler": BatchSampler(SubsetRandomSampler(range(8)), 3, drop_last=True)}, 6),
+        ({"batch_sampler": [[0, 1], [2]]}, None),
+        ({"batch_size": None}, None),
+    ],
+)
+def test_the_rows_of_a_loader_are_those_that_it_gives(options, rows):
+    loader = DataLoader(torch.zeros(10, 2), **options)
+    assert as_stream(loader).num_rows == rows
+    assert rows is None or sum(len(batch) for batch in loader) == rows
+
+
+def test_the_rows_of_a_loader_of_counted_rows():
+    for drop, rows in ((False, 10), (True, 9)):
+        loader = DataLoader(CountedRows(torch.zeros(10, 2)), batch_size=3, drop_last=drop)
+        assert as_stream(loader).num_rows == rows == sum(map(len, loader))
+
+
 def test_every_row_counts_once_however_small_its_batch_is():
-    """The loss of an epoch, and its mean gradient by tiny steps, are those of the prior and of a hundred rows."""
+    """The loss of an epoch, and its mean gradient by tiny steps, are those of the prior and of all rows."""
     x = torch.cat([torch.zeros(96), torch.full((4,), 10.0)])
 
     def program(x):
@@ -89,12 +123,13 @@ def test_every_row_counts_once_however_small_its_batch_is():
     svi = lvm.infer.SVI(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-9))
     for data, seen, steps, options in (
         (DataLoader(TensorDataset(x), batch_size=32), x, 4, {}),
+        (DataLoader(TensorDataset(x), batch_size=36, drop_last=True), x[:72], 2, {"num_rows": 100}),
         (DataLoader(TensorDataset(x), batch_size=36, drop_last=True), x[:72], 2, {}),
         (Batches(x, 32), x, 4, {"num_rows": 100}),
         (x, x, 4, {"batch_size": 32}),
     ):
         fit = lvm.fit(program, data, max_epochs=1, **{**OPTIONS, "inference": svi}, **options)
-        each = 100 / len(seen)
+        each = options.get("num_rows", len(seen)) / len(seen)
         loss = -dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)) - each * dist.Normal(1.0, 1.0).log_prob(seen).sum()
         assert fit.history["loss"][0] == pytest.approx(loss.item(), rel=1e-6)
         mean_gradient = (1 - fit.params["loc"].item()) / (1e-9 * steps)
@@ -153,8 +188,12 @@ def test_verbs_on_a_stream(faithful, tmp_path):
     assert again.history["loss"] == straight.history["loss"]
     with pytest.warns(UserWarning, match="was trained on these rows"):
         assert lvm.compare({"fit": fit}, faithful).rows_seen.item() == 1.0
-    with pytest.raises(TypeError, match=r"got DataLoader\. Convert it"):
+    with pytest.raises(TypeError, match=r"got DataLoader, a stream of them\. All are needed at once"):
         fit.predict(stream)
+    with pytest.raises(TypeError, match=r"got DataLoader, a stream of them\. All are needed at once here: concatenate"):
+        lvm.fit(lvm.models.GaussianMixture(2), faithful, validation=stream, **OPTIONS)
+    with pytest.raises(TypeError, match=r"got DataLoader, a stream of them\. All are needed at once here: concatenate"):
+        lvm.greedy_pretrain(lvm.models.DeepBeliefNet((3, 2)), stream, progress=False)
 
 
 def test_seeds_make_shuffled_loaders_repeat(faithful):
