@@ -37,6 +37,10 @@ class rows(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         tensor([4, 7])
     """
 
+    def __new__(cls, index: Tensor | None = None, total: int | None = None, *, search: bool = True) -> rows:
+        """Listen to sample sites only where only they matter: every step of a training is inside of such a context."""
+        return super().__new__(cls if search else _SitesAlone)
+
     def __init__(self, index: Tensor | None = None, total: int | None = None, *, search: bool = True) -> None:
         if index is not None and total is None:
             raise ValueError("rows: expected the number of rows of the data set with their index. Pass total=.")
@@ -45,14 +49,18 @@ class rows(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         self.total = total
         self.search = search
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if not self.search and not msg["is_observed"] and hasattr(msg["fn"], "sample_steps"):
-            msg["fn"] = copy.copy(msg["fn"])
-            msg["fn"].sample_steps = 1
-
     def _pyro_rows(self, msg: Any) -> None:
         if msg["value"] is None:
             msg["value"] = self
+
+
+class _SitesAlone(rows):
+    """Laws that are drawn from by long Markov chains make short ones."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and hasattr(msg["fn"], "sample_steps"):
+            msg["fn"] = copy.copy(msg["fn"])
+            msg["fn"].sample_steps = 1
 
 
 def rows_at_hand() -> rows | None:

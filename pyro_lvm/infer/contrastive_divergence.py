@@ -88,6 +88,11 @@ class ContrastiveDivergence(ELBO, ConstructorRepr):
         self._guided = False
         self._looked = False
 
+    @property
+    def sums_out(self) -> bool:
+        """Whether discrete sites may be summed out: by another base."""
+        return self.base is not None
+
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss in nats; chains stay where they are."""
         with self._phase(dict(self.chains)):

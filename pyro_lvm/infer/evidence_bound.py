@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -66,6 +66,8 @@ class EvidenceBound(ELBO, ConstructorRepr):
         >>> len(fit.history["loss"])
         2
     """
+
+    sums_out: ClassVar[bool] = False
 
     def __init__(self, num_particles: int = 1, vectorize: bool = False, closed_divergence: bool | None = None) -> None:
         particles = whole_number("EvidenceBound", "num_particles", num_particles)

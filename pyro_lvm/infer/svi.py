@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.evidence_bound import EvidenceBound, is_reparameterised
+from pyro_lvm.infer.fused_adam import FusedAdam
 from pyro_lvm.infer.held_out import rows_alone
 from pyro_lvm.infer.local_parameters import find_local
 from pyro_lvm.infer.mismatch import check_names, check_sizes, warn_of_silent_parameters
@@ -127,7 +128,7 @@ class SVI(ConstructorRepr):
         self.inner_steps = inner_steps
         self.local = local
         self.local_learning_rate = local_learning_rate
-        self.optimizer = optimizer or partial(torch.optim.Adam, lr=learning_rate, fused=True)
+        self.optimizer = optimizer or partial(FusedAdam, lr=learning_rate)
         self.objective = loss
         parts = {"optimizer": optimizer, "loss": loss, "schedule": schedule if callable(schedule) else None}
         self.own = tuple(name for name, value in parts.items() if value is not None)
@@ -177,7 +178,7 @@ class SVI(ConstructorRepr):
     ) -> float:
         """A step on the local parameters or on the others; the loss before it."""
         objective, model, guide = self._prepare(args, kwargs)
-        enumerating = nullcontext() if isinstance(objective, EvidenceBound) else _pyro.exact_log_sums()
+        enumerating = _pyro.exact_log_sums() if getattr(objective, "sums_out", True) else nullcontext()
         parameters, found = _Read(), dict[str, Tensor]()
         try:
             with parameters, enumerating, in_one_sentence("SVI", self._steps > 0, lambda: self._tensors(parameters)):

@@ -46,7 +46,7 @@ class Updates:
         if multiplier is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * multiplier
-        self.optimizer.step()
+        getattr(self.optimizer, "repeat", self.optimizer.step)()
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state and the order of its parameters."""

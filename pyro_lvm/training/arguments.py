@@ -43,8 +43,10 @@ class Arguments:
         """The data argument: the positional one, or "x", or the first tensor."""
         if "x" in self.kwargs:
             return self.kwargs["x"]
-        named = (value for name, value in self.kwargs.items() if name != WEIGHTS)
-        return next(value for value in (*self.args, *named) if isinstance(value, Tensor))
+        for value in self.args:
+            if isinstance(value, Tensor):
+                return value
+        return next(v for name, v in self.kwargs.items() if isinstance(v, Tensor) and name != WEIGHTS)
 
     @property
     def weights(self) -> Tensor:
@@ -126,9 +128,7 @@ class Arguments:
         if batch_size is None or batch_size >= self.num_rows:
             yield self
             return
-        order = torch.randperm(self.num_rows)
-        for start in range(0, self.num_rows, batch_size):
-            index = order[start : start + batch_size].to(self.main.device)
+        for index in torch.randperm(self.num_rows).to(self.main.device).split(batch_size):
             yield self.rows(index, index=index)
 
     def shapes(self) -> dict[str, Any]:

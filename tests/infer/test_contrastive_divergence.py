@@ -144,3 +144,13 @@ def test_a_loss_that_ranks_nothing_chooses_no_restart_and_no_epoch() -> None:
 def test_a_program_without_an_undirected_site_is_refused() -> None:
     with pytest.raises(ValueError, match="undirected site"):
         lvm.fit(lvm.models.VAE(2, hidden=[4]), torch.zeros(9, 3), inference="cd", max_epochs=1, progress=False)
+
+
+def test_a_fit_of_a_machine_alone_asks_its_law_for_gradients(monkeypatch) -> None:
+    """Running the program at every step takes twice as long; `fit` has contexts of its own around each step."""
+    asked = []
+    contrast = lvm.distributions.RBM.contrast
+    monkeypatch.setattr(lvm.distributions.RBM, "contrast", lambda *a: asked.append(1) or contrast(*a))
+    x = (torch.rand(40, 6) < 0.4).float()
+    lvm.fit(lvm.models.RBM(3), x, inference="pcd", batch_size=10, max_epochs=5, seed=0, progress=False)
+    assert len(asked) == 19  # all but the first, which starts the chains
