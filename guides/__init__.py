@@ -2,6 +2,7 @@
 
 from pyro_lvm.guides.amortized_gaussian import AmortizedGaussian
 from pyro_lvm.guides.conjugate import Conjugate
+from pyro_lvm.guides.exact_gaussian import ExactGaussian
 from pyro_lvm.guides.inverse_autoregressive import InverseAutoregressive
 from pyro_lvm.guides.local_gaussian import LocalGaussian
 from pyro_lvm.guides.map import MAP
@@ -16,6 +17,7 @@ __all__ = [
     "AutoMultivariateNormal",
     "AutoNormal",
     "Conjugate",
+    "ExactGaussian",
     "InverseAutoregressive",
     "LocalGaussian",
     "RecognitionNet",

@@ -7,6 +7,7 @@ from pyro_lvm.models.categorical_hmm import CategoricalHMM
 from pyro_lvm.models.categorical_mixture import CategoricalMixture
 from pyro_lvm.models.deep_belief_net import DeepBeliefNet
 from pyro_lvm.models.dirichlet_process_mixture import DirichletProcessMixture
+from pyro_lvm.models.factor_analysis import FactorAnalysis
 from pyro_lvm.models.factorial_hidden_markov import FactorialHMM
 from pyro_lvm.models.gaussian_hmm import GaussianHMM
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
@@ -25,6 +26,7 @@ from pyro_lvm.models.neural_alignment import NeuralHMMAlignment
 from pyro_lvm.models.neural_hidden_markov import NeuralHMM
 from pyro_lvm.models.poisson_hmm import PoissonHMM
 from pyro_lvm.models.poisson_mixture import PoissonMixture
+from pyro_lvm.models.probabilistic_pca import ProbabilisticPCA
 from pyro_lvm.models.rbm import RBM
 from pyro_lvm.models.regression_hmm import RegressionHMM
 from pyro_lvm.models.sigmoid_belief_net import SigmoidBeliefNet
@@ -42,6 +44,7 @@ __all__ = [
     "CategoricalMixture",
     "DeepBeliefNet",
     "DirichletProcessMixture",
+    "FactorAnalysis",
     "FactorialHMM",
     "GaussianHMM",
     "GaussianMixture",
@@ -60,6 +63,7 @@ __all__ = [
     "NeuralHMMAlignment",
     "PoissonHMM",
     "PoissonMixture",
+    "ProbabilisticPCA",
     "RegressionHMM",
     "SigmoidBeliefNet",
     "StudentTHMM",

@@ -6,7 +6,7 @@ The command line, the laws in `pyro_lvm.testing` and the README's table all read
 from __future__ import annotations
 
 from pyro_lvm import guides, models
-from pyro_lvm.catalog import chains, mixtures, networks
+from pyro_lvm.catalog import chains, factors, mixtures, networks
 from pyro_lvm.catalog.entry import Entry
 from pyro_lvm.training import choices
 
@@ -16,6 +16,7 @@ choices.GUIDES.update(
     {
         "conjugate": guides.Conjugate,
         "map": guides.MAP,
+        "exact-gaussian": guides.ExactGaussian,
         "normal": guides.AutoNormal,
         "multivariate-normal": guides.AutoMultivariateNormal,
         "amortized": guides.AmortizedGaussian,
@@ -26,7 +27,7 @@ choices.GUIDES.update(
     }
 )
 
-CATALOG: dict[str, Entry] = {entry.name: entry for entry in (*mixtures.ENTRIES, *chains.ENTRIES, *networks.ENTRIES)}
+CATALOG: dict[str, Entry] = {entry.name: entry for entry in (*mixtures.ENTRIES, *chains.ENTRIES, *factors.ENTRIES, *networks.ENTRIES)}
 choices.MODELS.update({name: entry.model for name, entry in CATALOG.items()})
 # their data are pairs of sentences, not rows of a table: no entry, but files name them
 choices.MODELS.update(
@@ -37,11 +38,11 @@ choices.MODELS.update(
         "NeuralHMMAlignment": models.NeuralHMMAlignment,
     }
 )
-choices.LADDERS.update({entry.model: entry.guides for entry in networks.ENTRIES})
+choices.LADDERS.update({entry.model: entry.guides for entry in (*factors.ENTRIES, *networks.ENTRIES)})
 choices.PAIRS.update(
     {
         entry.model: (entry.inferences[0], entry.guides[0] if entry.guides else None)
         for entry in CATALOG.values()
-        if "em" not in entry.inferences and not entry.takes_priors
+        if entry in factors.ENTRIES or ("em" not in entry.inferences and not entry.takes_priors)
     }
 )

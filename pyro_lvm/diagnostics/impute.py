@@ -23,7 +23,7 @@ from torch import Tensor
 from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, thinned
 from pyro_lvm.diagnostics.paths import discrete_kinds
-from pyro_lvm.diagnostics.row_latents import row_draws, row_guide
+from pyro_lvm.diagnostics.row_latents import row_draws, row_guide, row_means
 from pyro_lvm.distributions import HMM, RBM, PartialMultivariateNormal
 from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.infer.enumeration import expect, weigh
@@ -60,7 +60,10 @@ def impute(fit: Fit, arguments: Arguments) -> Any:
     missing = x.isnan()
     if not bool(missing.any()):
         return arguments.returned(x.clone(), columns=True)
-    table = _means(fit, arguments, thinned(fit, AVERAGED_DRAWS), "impute")
+    draws = thinned(fit, AVERAGED_DRAWS)
+    if hasattr(fit.guide, "row_log_likelihood"):
+        draws = [row_means(fit, arguments)]
+    table = _means(fit, arguments, draws, "impute")
     return arguments.returned(torch.where(missing, table.to(x.dtype), x), columns=True)
 
 
@@ -69,7 +72,9 @@ def reconstruct(fit: Fit, arguments: Arguments) -> Any:
     draws = thinned(fit, AVERAGED_DRAWS)
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
-        if draws_rows(fit):
+        if hasattr(fit.guide, "row_log_likelihood"):
+            draws = [row_means(fit, arguments)]
+        elif draws_rows(fit):
             guide = row_guide(fit, arguments)
             draws = [{**draws[i % len(draws)], **row_draws(fit, guide, arguments)} for i in range(RECONSTRUCTIONS)]
         table = _means(fit, arguments, draws, "reconstruct")

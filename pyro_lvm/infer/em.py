@@ -14,12 +14,14 @@ import pyro
 from pyro import poutine
 from torch import Tensor
 
+from pyro_lvm.guides.exact_gaussian import ExactGaussian
 from pyro_lvm.infer.at_guide import at_guide
 from pyro_lvm.infer.averaging import Averages, keep_averages
 from pyro_lvm.infer.derive import make_plan, refresh
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.few_rows import plan_of_few_rows, settings_of
+from pyro_lvm.infer.gaussian_moments import Completed, GaussianMoments
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
 from pyro_lvm.infer.guard import LOWERED, Step
 from pyro_lvm.infer.lost import report_lost
@@ -50,12 +52,14 @@ class EM(ConstructorRepr):
     that it maximises with: `g()` is its log-density in nats, up to a constant.
 
     With a guide of point masses over continuous sites outside of the plate of the rows (`lvm.guides.MAP`), it finds
-    their mode (MAP-EM): conjugate priors enter the closed forms as pseudo-counts.
+    their mode (MAP-EM): conjugate priors enter the closed forms as pseudo-counts. With `lvm.guides.ExactGaussian` the
+    latent sites of rows are normal, and the rows an affine map of them with normal noise (factor analysis and its kin):
+    the E-step is their posterior in closed form, at a cost that does not grow with the number of complete rows.
 
     Args:
         model: Any Pyro program whose latent sites are discrete and enumerable; parameters by `pyro.param` or
             `PyroParam`. May be left out when passed to `lvm.fit`.
-        guide: A guide of point masses over the model's continuous sites, for MAP-EM.
+        guide: A guide of point masses over the model's continuous sites, for MAP-EM; or `lvm.guides.ExactGaussian`.
         max_plate_nesting: Batch dimensions that plates use; found by running the model once if None.
         variance_floor: Smallest variance relative to that of the observed value; keeps likelihoods bounded.
         gradient_steps: Gradient steps (L-BFGS iterations) per M-step for parameters without a closed form.
@@ -105,7 +109,7 @@ class EM(ConstructorRepr):
         intercept  (2,)   closed form  it is a coefficient of x.loc (least squares)
     """
 
-    guides = ("map",)
+    guides = ("map", "exact-gaussian")
 
     def __init__(
         self,
@@ -147,6 +151,7 @@ class EM(ConstructorRepr):
         self._memory = Memory(fixed=decay is not None)
         self._averages = None if decay is None else Averages(decay)
         self._gradient = GradientStep(gradient_steps, optimizer)
+        self._moments: GaussianMoments | None = None
 
     @property
     def full_batch(self) -> bool:
@@ -185,7 +190,7 @@ class EM(ConstructorRepr):
 
     def held_out_loss(self, *args: Any, **kwargs: Any) -> float:
         """Negative log-likelihood of other data, in nats: with a guide, the density of its values does not count."""
-        own = None if self.guide is None else poutine.trace(self.guide).get_trace(*args, **kwargs).stochastic_nodes
+        own = None if self.guide is None or self._moments is not None else poutine.trace(self.guide).get_trace(*args, **kwargs).stochastic_nodes
         found = self._expect(args, kwargs, keep_weights=False, unscored=own or ())
         return own_log_prior(found) - found.log_likelihood
 
@@ -267,7 +272,8 @@ class EM(ConstructorRepr):
                 if self._averages is not None:
                     self._averages.count += 1
                 if plan.gradient:
-                    self._gradient.run(self._program, self.max_plate_nesting or 0, plan, expectation, args, kwargs)
+                    program, args, kwargs, _ = expectation.completed
+                    self._gradient.run(program, self.max_plate_nesting or 0, plan, expectation, args, kwargs)
         except NonFiniteLoss:
             self._last.restore(expectation)
             raise
@@ -298,7 +304,7 @@ class EM(ConstructorRepr):
     def _program(self) -> Callable:
         if self.model is None:
             raise ValueError("EM: expected a model. Pass one: EM(model), or lvm.fit(model, x, inference=EM()).")
-        return at_guide(self.model, self.guide)
+        return at_guide(self.model, None if isinstance(self.guide, ExactGaussian) else self.guide)
 
     def _expect(
         self,
@@ -313,27 +319,47 @@ class EM(ConstructorRepr):
             self.max_plate_nesting = plate_nesting(self._program, args, kwargs)
         self.evaluations += 1
         with in_one_sentence("EM", started=self._steps > 0):
+            completed = self._completed(args, kwargs)
             found = expect(
-                self._program,
+                completed.program,
                 self.max_plate_nesting,
-                args,
-                kwargs,
+                completed.args,
+                completed.kwargs,
                 temperature=temperature,
                 memory=self._memory,
                 unscored=unscored,
                 keep_weights=keep_weights,
                 variance_floor=self.variance_floor if floor is None else floor,
             )
+        if completed.log_likelihood is not None:
+            found.log_likelihood = completed.log_likelihood
+        found.completed = completed
         found.log_likelihood += own_log_prior(found)
         return found
+
+    def _completed(self, args: tuple, kwargs: dict[str, Any]) -> Completed:
+        """What the E-step by enumeration is to run: the program, or one that a normal posterior has completed."""
+        if not isinstance(self.guide, ExactGaussian):
+            return Completed(self._program, args, kwargs)
+        if self._moments is None or self._moments.guide is not self.guide:
+            self._moments = GaussianMoments(self._program, self.guide)
+        if self.decay is not None or self.annealing:
+            raise ValueError(
+                "EM: expected full batches and no annealing where latent sites are normal; got "
+                f"decay={self.decay} and annealing={self.annealing}. Leave them out: a step does not grow with the rows."
+            )
+        return self._moments.complete(args, kwargs)
 
     def _current_plan(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""
         settings = settings_of(args, kwargs)
         changed, self._settings = settings != self._settings, settings
         if self._plan is None or changed or not refresh(self._plan, expectation):
-            few = plan_of_few_rows(self._program, self.max_plate_nesting or 0, expectation, args, kwargs)
+            program, args, kwargs, _ = expectation.completed
+            few = plan_of_few_rows(program, self.max_plate_nesting or 0, expectation, args, kwargs)
             self._plan = few or make_plan(expectation, True)
+            if self._moments is not None:
+                self._plan.strategy = self._moments.describe()
             if self._averages is not None:
                 keep_averages(self._plan, expectation)
             for name, reason in self._demoted.items():

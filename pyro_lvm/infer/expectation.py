@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Expectation:
         rows: How the rows were passed over, if they were.
         chains: Hidden Markov chains.
         markov: The program's shape, if it was recognised as a chain.
+        completed: The program that was run, and its arguments.
     """
 
     log_likelihood: float
@@ -42,6 +44,7 @@ class Expectation:
     rows: RowPass | None = None
     chains: list[Chain] = field(default_factory=list)
     markov: Markov | bool | None = None
+    completed: Any = None
 
     def statistics(self, site: str, form: ClosedForm, variance_floor: float, memory: Memory) -> Statistics:
         """Expected sufficient statistics of a site."""

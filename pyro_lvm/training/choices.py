@@ -145,9 +145,10 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
         raise TypeError(
             f"fit: expected inference to be a name or an object with step() or run(); got {type(inference).__name__}."
         )
-    plate = row_plate(trace)
-    local = [n for n in unsummed if any(f.name == plate for f in trace.nodes[n]["cond_indep_stack"])]
-    if isinstance(inference, (EM, CoordinateAscent)) and local:
+    local = _of_rows(trace, unsummed)
+    if isinstance(inference, (EM, CoordinateAscent)) and local and not (
+        isinstance(inference, EM) and _are_normal(trace, local)
+    ):
         fn = trace.nodes[local[0]]["fn"]
         kind = type(getattr(fn, "base_dist", fn)).__name__
         raise ValueError(
@@ -160,6 +161,18 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
             "(priors=True for models of this package), or use inference='em'."
         )
     return inference
+
+
+def _of_rows(trace: poutine.Trace, names: list[str]) -> list[str]:
+    """Those sites that stand in the plate of the rows."""
+    plate = row_plate(trace)
+    return [n for n in names if any(f.name == plate for f in trace.nodes[n]["cond_indep_stack"])]
+
+
+def _are_normal(trace: poutine.Trace, names: list[str]) -> bool:
+    """Whether there are sites, all of them normal: perhaps their posterior is, too."""
+    laws = [getattr(trace.nodes[name]["fn"], "base_dist", trace.nodes[name]["fn"]) for name in names]
+    return bool(laws) and all(isinstance(law, torch.distributions.Normal) for law in laws)
 
 
 def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: Any) -> Callable | None:
@@ -189,7 +202,8 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
     if takes == ():
         return None
     if guide is None:
-        guide = takes[0] if takes else PAIRS.get(type(model), (None, "normal"))[1]
+        normal = isinstance(inference, EM) and _are_normal(trace, _of_rows(trace, unsummed))
+        guide = "exact-gaussian" if normal else takes[0] if takes else PAIRS.get(type(model), (None, "normal"))[1]
     if guide in ("normal", "multivariate-normal", "map"):
         vectors = discrete_vectors(trace)
         if vectors:

@@ -1,0 +1,186 @@
+r"""Programs whose rows are an affine map of normal latent sites, found by running them.
+
+One run with :math:`k + 1` rows that differ only in :math:`h`, zero and the unit vectors, shows :math:`b` and
+:math:`b + W e_j`; what else the program may depend on is probed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_lvm import _pyro
+from pyro_lvm.handlers.rows import row_plate
+from pyro_lvm.ops.linear_gaussian import LinearGaussian
+from pyro_lvm.ops.plain_error import PlainError
+
+__all__ = ["AffineSites"]
+
+TOLERANCE = 1e-4  # relative: what rounding in single precision leaves of an affine map
+
+
+@dataclass
+class _Site:
+    """A site of rows: its entries' place in the vector of all sites of its kind, and the shape of one row's value."""
+
+    name: str
+    columns: slice
+    shape: torch.Size
+
+
+class AffineSites:
+    """The latent and observed sites of a program of which all are normal, and the rows affine in the latent ones.
+
+    Args:
+        name: Who asks, for errors.
+        model: Any Pyro program.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+
+    Raises:
+        ValueError: The program is not of this kind; says why.
+    """
+
+    def __init__(self, name: str, model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.owner, self.model = name, model
+        with torch.no_grad(), torch.random.fork_rng():
+            first = self.rows(args, kwargs, torch.zeros(2, dtype=torch.long))
+            trace = self._run(first, {})
+            self.plate = row_plate(trace)
+            self.latent, self.observed = self._sites(trace, False), self._sites(trace, True)
+            if not self.latent or not self.observed:
+                missing = "latent" if not self.latent else "observed"
+                self._refuse(f"there is no {missing} site in the plate of the rows")
+            self.like = trace.nodes[self.observed[0].name]["value"]
+            self._probe(args, kwargs)
+
+    def law(self, args: tuple, kwargs: dict[str, Any]) -> LinearGaussian:
+        """What the program is at its current parameters; differentiable by them."""
+        k = self.latent[-1].columns.stop
+        points = torch.cat([self.like.new_zeros(1, k), torch.eye(k).to(self.like)])
+        trace = self._at(args, kwargs, torch.zeros(k + 1, dtype=torch.long), points)
+        loc, scale = (self._joined(trace, self.observed, argument) for argument in ("loc", "scale"))
+        prior = [self._joined(trace, self.latent, argument)[0] for argument in ("loc", "scale")]
+        return LinearGaussian(loc[0], (loc[1:] - loc[0]).mT, scale[0].square(), prior[0], prior[1].square())
+
+    def values(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """The observed rows, shape (n, d), NaN where they are masked out."""
+        with torch.no_grad(), torch.random.fork_rng():
+            trace = self._run((args, kwargs), {})
+        columns: list[Tensor] = []
+        for site in self.observed:
+            node = trace.nodes[site.name]
+            value, mask = node["value"], _mask(node)
+            columns.append((value if mask is None else torch.where(mask, value, torch.nan)).flatten(1))
+        return torch.cat(columns, -1)
+
+    def latent_values(self, h: Tensor) -> dict[str, Tensor]:
+        """Vectors, shape (n, k), as values of the latent sites."""
+        return {site.name: h[:, site.columns].reshape(len(h), *site.shape) for site in self.latent}
+
+    def observed_values(self, x: Tensor) -> dict[str, Tensor]:
+        """Rows, shape (n, d), as values of the observed sites."""
+        return {site.name: x[:, site.columns].reshape(len(x), *site.shape) for site in self.observed}
+
+    def _run(self, arguments: tuple[tuple, dict[str, Any]], given: dict[str, Tensor]) -> Any:
+        model = poutine.condition(self.model, given) if given else self.model
+        with poutine.block(hide_types=["sample", "observe"]):  # parameters are read for whoever listens
+            return _pyro.plain_trace(model, *arguments)
+
+    def _at(self, args: tuple, kwargs: dict[str, Any], which: Tensor, h: Tensor) -> Any:
+        """A trace of rows, some perhaps many times, at given latent vectors."""
+        with torch.random.fork_rng():
+            return self._run(self.rows(args, kwargs, which), self.latent_values(h))
+
+    def rows(
+        self, args: tuple, kwargs: dict[str, Any], which: Tensor, known: bool = False
+    ) -> tuple[tuple, dict[str, Any]]:
+        """The arguments of some rows, perhaps many times; with `known`, without gaps."""
+        every = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
+        if not every:
+            self._refuse("it takes no rows")
+        n = len(every[0])
+
+        def some(value: Any) -> Any:
+            rowwise = isinstance(value, Tensor) and value.dim() and len(value) == n
+            found = value.index_select(0, which.to(value.device)) if rowwise else value
+            return torch.nan_to_num(found) if rowwise and known and found.is_floating_point() else found
+
+        return tuple(some(a) for a in args), {name: some(v) for name, v in kwargs.items()}
+
+    def _sites(self, trace: Any, observed: bool) -> list[_Site]:
+        found: list[_Site] = []
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or _pyro.site_is_subsample(site) or site["is_observed"] is not observed:
+                continue
+            plates = [frame.name for frame in site["cond_indep_stack"]]
+            if self.plate not in plates:
+                if observed:
+                    self._refuse(f"site '{name}' is observed outside of the plate of the rows")
+                self._refuse(f"site '{name}' is shared by all rows")
+            if not isinstance(_base(site["fn"]), dist.Normal):
+                self._refuse(f"site '{name}' is {type(_base(site['fn'])).__name__}, not Normal")
+            if plates != [self.plate] or site["mask"] is not None or isinstance(site["scale"], Tensor):
+                self._refuse(f"site '{name}' stands in further plates, or its rows count differently")
+            shape = site["value"].shape[1:]
+            start = found[-1].columns.stop if found else 0
+            found.append(_Site(name, slice(start, start + max(1, shape.numel())), shape))
+        return found
+
+    def _joined(self, trace: Any, sites: list[_Site], argument: str) -> Tensor:
+        """An argument of the sites' laws, shape (rows, entries of a row)."""
+        parts = []
+        for site in sites:
+            node = trace.nodes[site.name]
+            value = getattr(_base(node["fn"]), argument)
+            parts.append(value.expand(node["value"].shape).reshape(len(node["value"]), -1))
+        return torch.cat(parts, -1)
+
+    def _probe(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Refuse a program that is not affine in its latent sites, or whose rows differ in more than their values."""
+        law = self.law(args, kwargs)
+        n = len(next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()))
+        h = law.weight.new_tensor([[3.0 * (-0.7) ** (i + j) for j in range(law.weight.shape[1])] for i in range(4)])
+        trace = self._at(args, kwargs, torch.tensor([0, n // 3, n // 2, n - 1]), h)
+        loc, scale = (self._joined(trace, self.observed, argument) for argument in ("loc", "scale"))
+        expected = law.loc + h @ law.weight.mT
+        if not _near(loc, expected):
+            self._refuse("the mean of its rows is not one affine map of its latent sites, the same for all rows")
+        if not _near(scale.square(), law.noise.expand_as(scale)):
+            self._refuse("the variance of its rows depends on more than parameters")
+        for argument, value in (("loc", law.prior_loc), ("scale", law.prior_variance.sqrt())):
+            found = self._joined(trace, self.latent, argument)
+            if not _near(found, value.expand_as(found)):
+                self._refuse("a latent site depends on another, or on the rows")
+
+    def _refuse(self, why: str) -> None:
+        raise PlainError(
+            f"{self.owner}: expected a program of normal rows that are an affine map of normal latent sites; {why}. "
+            "Use another guide, as 'normal' or 'amortized'."
+        )
+
+
+def _base(fn: Any) -> Any:
+    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def _mask(site: dict[str, Any]) -> Tensor | None:
+    """Which entries of an observed value count; None if all do."""
+    fn = site["fn"]
+    while isinstance(fn, torch.distributions.Independent):
+        fn = fn.base_dist
+    if isinstance(fn, dist.MaskedDistribution):
+        return torch.as_tensor(fn._mask).expand_as(site["value"])
+    return None
+
+
+def _near(value: Tensor, expected: Tensor) -> bool:
+    return bool(((value - expected).abs() <= TOLERANCE * (1 + expected.abs().amax())).all())

@@ -1,0 +1,143 @@
+"""What linear factor models share: rows are an affine map of a few independent factors, with independent noise."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_lvm.distributions.normal_rows import check_real_columns
+from pyro_lvm.distributions.standard_normal import standard_normal
+from pyro_lvm.ops.missing import column_moments
+from pyro_lvm.ops.whole_number import whole_number
+from pyro_lvm.protocols import LatentVariableModel
+
+__all__ = ["LinearFactors", "principal_parts"]
+
+
+class LinearFactors(LatentVariableModel):
+    r"""Base of the models :math:`x_n = b + W h_n + \epsilon_n` with standard normal factors and normal noise.
+
+    Args:
+        num_factors: k >= 1, at most the number of columns.
+        data_dim: Number of columns d; taken from the data by `initialize` if None.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    handles_missing: ClassVar[bool] = True
+    dims: ClassVar[dict[str, list[str]]] = {"weight": ["column", "factor"], "loc": ["column"]}
+
+    def __init__(self, num_factors: int, data_dim: int | None = None) -> None:
+        super().__init__()
+        self.num_factors = whole_number(self._name, "num_factors", num_factors)
+        self.data_dim = None if data_dim is None else whole_number(self._name, "data_dim", data_dim)
+        if self.data_dim is not None:
+            self._declare(torch.zeros(self.data_dim), torch.eye(self.data_dim))
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
+        """Run the program.
+
+        Args:
+            x: Observed rows, shape (n, d), NaN where missing; None to generate.
+            size: Number of rows to generate.
+
+        Returns:
+            Rows, shape (n, d).
+
+        Raises:
+            ValueError: There are neither rows nor a size.
+        """
+        if x is None and size is None:
+            raise ValueError(f"{self._name}: expected rows x or a size to generate; got neither.")
+        weight, loc = self.weight, self.loc
+        n: Any = size if x is None else len(x)
+        with pyro.plate("data", n):
+            h = pyro.sample("h", standard_normal(n, self.num_factors, loc))
+            law = dist.Normal(loc + h @ weight.mT, self.noise_scale)
+            if x is None or not bool(x.sum().isnan()):
+                return pyro.sample("x", law.to_event(1), obs=x)
+            return pyro.sample("x", law.mask(~x.isnan()).to_event(1), obs=torch.where(x.isnan(), loc.detach(), x))
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError unless `x` is a matrix with the right number of columns."""
+        d, shape = self.data_dim, tuple(x.shape)
+        if len(shape) != 2 or d not in (None, shape[1]):
+            hint = "Reshape it to a matrix: x.reshape(len(x), -1)."
+            if len(shape) == 2:
+                hint = f"Pass data_dim={shape[1]}, or give {d} columns."
+            raise ValueError(f"{self._name}: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
+
+    def check_training(self, x: Tensor) -> None:
+        """Raise a ValueError for fewer than two rows, constant or empty columns, or fewer columns than factors."""
+        self.check(x)
+        if len(x) < 2:
+            raise ValueError(f"{self._name}: expected at least 2 rows to learn from; got {len(x)}. Add rows.")
+        if x.shape[1] < self.num_factors:
+            raise ValueError(
+                f"{self._name}: expected at most as many factors as columns ({x.shape[1]}); got {self.num_factors}. "
+                "Lower num_factors."
+            )
+        check_real_columns(self._name, x)
+
+    def initialize(self, x: Tensor) -> None:
+        """Start from the principal components of the rows.
+
+        Args:
+            x: Rows, shape (n, d), NaN where missing.
+
+        Raises:
+            ValueError: Rows do not fit the model.
+        """
+        self.check_training(x)
+        self.data_dim = x.shape[1]
+        mean, variance = (part.to(x) for part in column_moments(x.double()))
+        centred = torch.where(x.isnan(), 0.0, x - mean)
+        covariance = centred.mT @ centred / len(x)
+        share = (variance / covariance.diagonal().clamp_min(torch.finfo(x.dtype).tiny)).sqrt()  # gaps shrink variances
+        self._declare(mean, covariance * share * share.unsqueeze(-1))
+
+    @abstractmethod
+    def _declare(self, mean: Tensor, covariance: Tensor) -> None:
+        """Create the parameters at a start that has this mean and, nearly, this covariance of the rows."""
+
+    def _declare_parts(self, mean: Tensor, weight: Tensor, noise: Tensor) -> None:
+        self.declare("weight", weight, constraints.real)
+        self.declare("loc", mean, constraints.real)
+        self.declare("noise_scale", noise.sqrt(), constraints.positive)
+
+
+def principal_parts(covariance: Tensor, num_factors: int) -> tuple[Tensor, Tensor]:
+    r"""The most probable map and noise variance of probabilistic PCA.
+
+    :math:`\sigma^2` is the mean of the smallest eigenvalues, and :math:`W = U (\Lambda - \sigma^2)^{1/2}`; the sign of
+    each column is such that its entry of largest size is positive.
+
+    Args:
+        covariance: Shape (d, d).
+        num_factors: k <= d.
+
+    Returns:
+        W of shape (d, k), and the variance, shape ().
+
+    References:
+        M. Tipping, C. Bishop (1999), Probabilistic principal component analysis, JRSS B 61, equations 7 and 8.
+    """
+    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(covariance.double()))
+    rest = values[num_factors:].clamp_min(0)
+    noise = rest.mean() if len(rest) else values[-1].clamp_min(0) / 2
+    noise = noise.clamp_min(1e-6 * values.clamp_min(0).mean())
+    weight = vectors[:, :num_factors] * (values[:num_factors] - noise).clamp_min(0).sqrt()
+    largest = weight.gather(0, weight.abs().argmax(0, keepdim=True))
+    return (weight * torch.where(largest < 0, -1.0, 1.0)).to(covariance), noise.to(covariance)

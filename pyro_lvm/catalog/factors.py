@@ -1,0 +1,33 @@
+"""Linear factor models: rows are a linear map of a few independent factors, with noise."""
+
+from __future__ import annotations
+
+from pyro_lvm import models
+from pyro_lvm.catalog.entry import Entry
+
+__all__ = ["ENTRIES"]
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        name="FactorAnalysis",
+        model=models.FactorAnalysis,
+        summary="real vectors from a few normal factors; noise of a variance of its own in every column",
+        inferences=("em", "svi"),
+        guides=("exact-gaussian", "local", "amortized"),
+        data="wine",
+        reference="Rubin, Thayer (1982), EM algorithms for ML factor analysis",
+        example=lambda **kwargs: models.FactorAnalysis(**{"num_factors": 2, **kwargs}),
+        variants=({},),
+    ),
+    Entry(
+        name="ProbabilisticPCA",
+        model=models.ProbabilisticPCA,
+        summary="real vectors from a few normal components; noise of the same variance in all columns",
+        inferences=("em", "svi"),
+        guides=("exact-gaussian", "local", "amortized"),
+        data="iris",
+        reference="Tipping, Bishop (1999), Probabilistic principal component analysis",
+        example=lambda **kwargs: models.ProbabilisticPCA(**{"num_factors": 2, **kwargs}),
+        variants=({},),
+    ),
+)
