@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -126,6 +127,8 @@ class Design:
                 self.mean, self.coefficients, cotangent, retain_graph=True, materialize_grads=True
             )
             meets[:, cell] = torch.cat([gradient.reshape(-1) for gradient in found]) != 0
+        if bool((meets.sum(1) <= 1).all()):  # no two cells share one: any order will do
+            return _listed(meets)
         entries = torch.full((self.cells, 0), self._count, device=self.mean.device)
         for coefficient in meets.any(1).nonzero().flatten().tolist():
             mine = meets[coefficient]
@@ -160,8 +163,13 @@ class Design:
         rounding = (16 + len(columns)) * torch.finfo(self.mean.dtype).eps
         return bool((difference <= rounding * size).all())
 
-    def add(self, normal: Tensor, moment: Tensor, entries: Tensor, columns: list[Tensor]) -> None:
-        """Add this site to the normal equations."""
+    def equations(self, entries: Tensor, columns: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The normal equations of every cell, in parts.
+
+        Yields:
+            Coefficients, (cells, colours), products of columns, (cells, colours, colours), and of columns with
+            residuals, (cells, colours).
+        """
         if not columns:
             return
         fn, weights = unwrap(self.factor.fn, self.factor.weights)
@@ -175,10 +183,7 @@ class Design:
             part = slice(start, start + step)
             design = torch.stack([column.expand(self.cells, -1)[part] for column in columns], 1).double()
             weighted = design * precision[part].unsqueeze(1)
-            index = entries[part]
-            pairs = index.unsqueeze(-1) * len(moment) + index.unsqueeze(1)
-            normal.view(-1).index_add_(0, pairs.reshape(-1), (weighted @ design.mT).reshape(-1))
-            moment.index_add_(0, index.reshape(-1), (weighted @ residual[part].unsqueeze(-1)).reshape(-1))
+            yield entries[part], weighted @ design.mT, (weighted @ residual[part].unsqueeze(-1)).squeeze(-1)
 
     def moved(self, step: Tensor) -> Moved:
         """The site after a step of the coefficients."""
@@ -189,3 +194,16 @@ class Design:
         if self.moves_value:
             return Moved(None, (value - change).detach(), spread)
         return Moved((self.mean + change).detach(), None, spread)
+
+
+def _listed(meets: Tensor) -> Tensor:
+    """The coefficients of every cell, where each is of one cell: (cells, most), their number for none."""
+    count, cells = meets.shape
+    coefficient, cell = meets.nonzero().unbind(-1)
+    order = cell.argsort(stable=True)
+    coefficient, cell = coefficient[order], cell[order]
+    size = torch.bincount(cell, minlength=cells)
+    place = torch.arange(len(cell), device=cell.device) - (size.cumsum(0) - size)[cell]
+    entries = torch.full((cells, int(size.max()) if len(cell) else 0), count, device=meets.device)
+    entries[cell, place] = coefficient
+    return entries

@@ -62,8 +62,6 @@ class Regression:
         """The regression of some sites on some parameters, or why there is none."""
         coefficients = _values(names, expectation)
         count = sum(c.numel() for c in coefficients)
-        if count > MOST_COEFFICIENTS:
-            return f"it takes up to {MOST_COEFFICIENTS} coefficients, here are {count}"
         found = cls(names, sites)
         for site in sites:
             factor = expectation.factors[site]
@@ -74,6 +72,11 @@ class Regression:
             found.colours[site], best = min(coloured, key=lambda pair: pair[0].shape[1])
             found.rows[site] = best.plates
             found.priors += (site,) if best.moves_value else ()
+        together = count  # as far as equations connect coefficients
+        if _disjoint(list(found.colours.values()), count):
+            together = max(entries.shape[1] for entries in found.colours.values())
+        if together > MOST_COEFFICIENTS:
+            return f"it takes up to {MOST_COEFFICIENTS} coefficients, here are {together}"
         return found
 
     def describe(self) -> str:
@@ -92,16 +95,14 @@ class Regression:
         coefficients = _values(self.names, expectation)
         designs = {site: Design(expectation.factors[site], coefficients, self.rows[site]) for site in self.sites}
         count = sum(c.numel() for c in coefficients)
-        # one coefficient more stands for "none"
-        normal = torch.zeros(count + 1, count + 1, dtype=torch.float64, device=coefficients[0].device)
-        moment = torch.zeros_like(normal[0])
+        equations: list[tuple[Tensor, Tensor, Tensor]] = []
         for site, design in designs.items():
             columns = design.columns(self.colours[site])
             if not design.explained(self.colours[site], columns):  # these rows show more than those of the plan
                 self.colours[site] = design.colour()
                 columns = design.columns(self.colours[site])
-            design.add(normal, moment, self.colours[site], columns)
-        step = _least_squares(normal[:-1, :-1], moment[:-1], torch.finfo(coefficients[0].dtype).eps)
+            equations += design.equations(self.colours[site], columns)
+        step = _least_squares(equations, count, torch.finfo(coefficients[0].dtype).eps)
         parts = step.split([c.numel() for c in coefficients])
         new = {
             name: (c.detach().double() + part.reshape(c.shape)).to(c.dtype)
@@ -173,22 +174,43 @@ def _values(names: tuple[str, ...], expectation: Expectation) -> list[Tensor]:
     return [expectation.parameters[name].value for name in names]
 
 
-def _least_squares(normal: Tensor, moment: Tensor, precision: float) -> Tensor:
-    """The shortest solution of normal equations, every coefficient in units of its own column."""
-    step = torch.zeros_like(moment)
-    if not bool(torch.isfinite(normal.sum() + moment.sum())):
-        return step
-    diagonal = normal.diagonal()
-    unit = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
+def _least_squares(equations: list[tuple[Tensor, Tensor, Tensor]], count: int, precision: float) -> Tensor:
+    """The shortest solution of the normal equations of cells, every coefficient in units of its own column."""
+    device = equations[0][0].device if equations else None
+    step = torch.zeros(count + 1, dtype=torch.float64, device=device)  # one coefficient more stands for "none"
+    if not all(bool(torch.isfinite(square.sum() + right.sum())) for _, square, right in equations):
+        return step[:-1]
+    if _disjoint([index for index, _, _ in equations], count):
+        for index, square, right in equations:
+            step[index] = _shortest(square, right, precision)
+        return step[:-1]
+    normal = torch.zeros(count + 1, count + 1, dtype=torch.float64, device=device)
+    moment = torch.zeros_like(step)
+    for index, square, right in equations:
+        pairs = index.unsqueeze(-1) * (count + 1) + index.unsqueeze(1)
+        normal.view(-1).index_add_(0, pairs.reshape(-1), square.reshape(-1))
+        moment.index_add_(0, index.reshape(-1), right.reshape(-1))
+    normal, moment, step = normal[:-1, :-1], moment[:-1], step[:-1]
     for block in _blocks(normal):
-        own = normal[block.unsqueeze(-1), block.unsqueeze(-2)] * unit[block].unsqueeze(-1) * unit[block].unsqueeze(-2)
-        values, vectors = torch.linalg.eigh(own)
-        # squares of singular values: columns are known to `precision`, their products to that of float64
-        least = block.shape[-1] * max(1e-14, (10 * precision) ** 2)
-        inverse = torch.where(values > least, values.reciprocal(), 0.0).unsqueeze(-1)
-        right = (unit * moment)[block].unsqueeze(-1)
-        step[block] = unit[block] * (vectors @ (inverse * (vectors.mT @ right))).squeeze(-1)
+        step[block] = _shortest(normal[block.unsqueeze(-1), block.unsqueeze(-2)], moment[block], precision)
     return step
+
+
+def _disjoint(entries: list[Tensor], count: int) -> bool:
+    """Whether no two cells share a coefficient."""
+    every = torch.cat([index.reshape(-1) for index in entries]) if entries else torch.zeros(0, dtype=torch.long)
+    return bool((torch.bincount(every, minlength=count + 1)[:-1] <= 1).all())
+
+
+def _shortest(square: Tensor, right: Tensor, precision: float) -> Tensor:
+    """The shortest solutions of systems of equations, (systems, size, size) and (systems, size)."""
+    diagonal = square.diagonal(dim1=-2, dim2=-1)
+    unit = torch.where(diagonal > 0, diagonal.rsqrt(), 0.0)
+    values, vectors = torch.linalg.eigh(square * unit.unsqueeze(-1) * unit.unsqueeze(-2))
+    # squares of singular values: columns are known to `precision`, their products to that of float64
+    least = square.shape[-1] * max(1e-14, (10 * precision) ** 2)
+    inverse = torch.where(values > least, values.reciprocal(), 0.0).unsqueeze(-1)
+    return unit * (vectors @ (inverse * (vectors.mT @ (unit * right).unsqueeze(-1)))).squeeze(-1)
 
 
 def _blocks(normal: Tensor) -> list[Tensor]:

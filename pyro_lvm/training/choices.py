@@ -57,6 +57,7 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
 
 INFERENCES: dict[str, Callable[..., Any]] = {
     "em": EM,
+    "squarem": lambda: EM(acceleration="squarem"),
     "svi": SVI,
     "coordinate-ascent": CoordinateAscent,
     "mcmc": MCMC,
