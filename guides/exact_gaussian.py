@@ -14,11 +14,10 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_lvm.guides.affine_sites import AffineSites
+from pyro_lvm.handlers.affine_sites import AffineSites
 from pyro_lvm.ops.linear_gaussian import Posterior
 
 __all__ = ["ExactGaussian"]

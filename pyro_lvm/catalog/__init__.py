@@ -27,7 +27,9 @@ choices.GUIDES.update(
     }
 )
 
-CATALOG: dict[str, Entry] = {entry.name: entry for entry in (*mixtures.ENTRIES, *chains.ENTRIES, *factors.ENTRIES, *networks.ENTRIES)}
+CATALOG: dict[str, Entry] = {
+    entry.name: entry for entry in (*mixtures.ENTRIES, *chains.ENTRIES, *factors.ENTRIES, *networks.ENTRIES)
+}
 choices.MODELS.update({name: entry.model for name, entry in CATALOG.items()})
 # their data are pairs of sentences, not rows of a table: no entry, but files name them
 choices.MODELS.update(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
@@ -210,6 +211,14 @@ def give_gradients(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
             inner.append((tensor, gradient))
     if inner:
         torch.autograd.backward([tensor for tensor, _ in inner], [gradient for _, gradient in inner])
+
+
+@lru_cache(8)
+def balanced_factors(rows: int, chains: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What each of some rows counts for, and each of some chains, which take away as much in all."""
+    factor = torch.full((rows + chains,), scale, dtype=dtype, device=device)
+    factor[rows:] *= -rows / chains
+    return factor
 
 
 def energy_law(fn: Any) -> EnergyDistribution | None:

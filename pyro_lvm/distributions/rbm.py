@@ -11,7 +11,6 @@ laws: with offsets near the means of the units, gradients of weights and biases 
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from pyro_lvm.distributions.energy import EXACT_UNITS, EnergyDistribution, give_gradients
+from pyro_lvm.distributions.energy import EXACT_UNITS, EnergyDistribution, balanced_factors, give_gradients
 from pyro_lvm.ops.softplus_sums import softplus_sums
 from pyro_lvm.ops.zeros_and_ones import zeros_and_ones
 
@@ -192,7 +191,7 @@ class RBM(EnergyDistribution):
                 _, state = self.chain_steps(state, num_steps - 1)
             values = self._sample_visible(self.visible_field(state))
             seen = torch.cat([rows, values]).sub_(self.visible_offset)
-            factor = _factors(len(rows), len(values), scale, seen.dtype, seen.device)
+            factor = balanced_factors(len(rows), len(values), scale, seen.dtype, seen.device)
             field = torch.addmm(self.hidden_bias, seen, self.weight)
             probs = field.sigmoid()
             state = zeros_and_ones(probs[len(rows) :])
@@ -332,14 +331,6 @@ class RBM(EnergyDistribution):
     def _summed_out(self, field: Tensor) -> Tensor:
         """Logarithm of the sum over hidden units under a field, nats."""
         return softplus(field).sum(-1) - _inner(field, self.hidden_offset)
-
-
-@lru_cache(8)
-def _factors(rows: int, chains: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What each of some rows counts for, and each of some chains, which take away as much in all."""
-    factor = torch.full((rows + chains,), scale, dtype=dtype, device=device)
-    factor[rows:] *= -rows / chains
-    return factor
 
 
 def _inner(values: Tensor, vector: Tensor) -> Tensor:

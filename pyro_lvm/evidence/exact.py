@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -205,9 +205,10 @@ def log_likelihood(fit: Fit, arguments: Arguments, num_samples: int | None = Non
 def _log_likelihood(fit: Fit, arguments: Arguments, num_samples: int | None) -> Evidence:
     from pyro_lvm.training.guide_draws import draws_rows
 
-    if hasattr(fit.guide, "row_log_likelihood"):
+    exact_guide: Any = fit.guide if hasattr(fit.guide, "row_log_likelihood") else None
+    if exact_guide is not None:
         with fit.scope(), _pyro.validation(False), torch.no_grad(), fitting_threads(arguments.main.numel()):
-            values = fit.guide.row_log_likelihood(*arguments.args, **arguments.kwargs)
+            values = exact_guide.row_log_likelihood(*arguments.args, **arguments.kwargs)
         return Evidence(values, torch.zeros_like(values), "exact log-likelihood at a point", arguments.weights)
     if draws_rows(fit):
         from pyro_lvm.evidence.importance import NUM_SAMPLES, importance_weighted

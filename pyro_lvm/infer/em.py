@@ -11,17 +11,15 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pyro
-from pyro import poutine
 from torch import Tensor
 
-from pyro_lvm.guides.exact_gaussian import ExactGaussian
-from pyro_lvm.infer.at_guide import at_guide
 from pyro_lvm.infer.averaging import Averages, keep_averages
 from pyro_lvm.infer.derive import make_plan, refresh
+from pyro_lvm.infer.em_variants import check_program, check_variant
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.few_rows import plan_of_few_rows, settings_of
-from pyro_lvm.infer.gaussian_moments import Completed, GaussianMoments
+from pyro_lvm.infer.gaussian_moments import GaussianMoments, is_exact
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
 from pyro_lvm.infer.guard import LOWERED, Step
 from pyro_lvm.infer.lost import report_lost
@@ -124,14 +122,7 @@ class EM(ConstructorRepr):
         acceleration: str | None = None,
         annealing: Sequence[float] = (),
     ) -> None:
-        if decay is not None and not 0.5 < decay <= 1:
-            raise ValueError(f"EM: expected 0.5 < decay <= 1, or None for full batches; got {decay}.")
-        if acceleration not in (None, "squarem"):
-            raise ValueError(f"EM: expected acceleration None or 'squarem'; got {acceleration!r}.")
-        if acceleration is not None and decay is not None:
-            raise ValueError("EM: expected acceleration or decay; got both. Extrapolation needs full batches.")
-        if not all(0 < power <= 1 for power in annealing):
-            raise ValueError(f"EM: expected inverse temperatures in (0, 1]; got annealing={tuple(annealing)}.")
+        check_variant(decay, acceleration, annealing)
         self.model, self.guide = model, guide
         self.max_plate_nesting = max_plate_nesting
         self.variance_floor = real_number("EM", "variance_floor", variance_floor, ">= 0")
@@ -151,7 +142,7 @@ class EM(ConstructorRepr):
         self._memory = Memory(fixed=decay is not None)
         self._averages = None if decay is None else Averages(decay)
         self._gradient = GradientStep(gradient_steps, optimizer)
-        self._moments: GaussianMoments | None = None
+        self._moments = GaussianMoments()
 
     @property
     def full_batch(self) -> bool:
@@ -190,8 +181,7 @@ class EM(ConstructorRepr):
 
     def held_out_loss(self, *args: Any, **kwargs: Any) -> float:
         """Negative log-likelihood of other data, in nats: with a guide, the density of its values does not count."""
-        own = None if self.guide is None or self._moments is not None else poutine.trace(self.guide).get_trace(*args, **kwargs).stochastic_nodes
-        found = self._expect(args, kwargs, keep_weights=False, unscored=own or ())
+        found = self._expect(args, kwargs, keep_weights=False, unscored=sites_of_points(self.guide, args, kwargs))
         return own_log_prior(found) - found.log_likelihood
 
     def posterior(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -272,7 +262,7 @@ class EM(ConstructorRepr):
                 if self._averages is not None:
                     self._averages.count += 1
                 if plan.gradient:
-                    program, args, kwargs, _ = expectation.completed
+                    program, args, kwargs, *_ = expectation.completed
                     self._gradient.run(program, self.max_plate_nesting or 0, plan, expectation, args, kwargs)
         except NonFiniteLoss:
             self._last.restore(expectation)
@@ -301,10 +291,8 @@ class EM(ConstructorRepr):
             self._maximise(tried, args, kwargs)
 
     @property
-    def _program(self) -> Callable:
-        if self.model is None:
-            raise ValueError("EM: expected a model. Pass one: EM(model), or lvm.fit(model, x, inference=EM()).")
-        return at_guide(self.model, None if isinstance(self.guide, ExactGaussian) else self.guide)
+    def _model(self) -> Callable:
+        return check_program(self.model, is_exact(self.guide), self.decay, self.annealing)
 
     def _expect(
         self,
@@ -316,10 +304,10 @@ class EM(ConstructorRepr):
         unscored: Collection[str] = (),
     ) -> Expectation:
         if self.max_plate_nesting is None:
-            self.max_plate_nesting = plate_nesting(self._program, args, kwargs)
+            self.max_plate_nesting = plate_nesting(self._model, args, kwargs)
         self.evaluations += 1
         with in_one_sentence("EM", started=self._steps > 0):
-            completed = self._completed(args, kwargs)
+            completed = self._moments.complete(self._model, self.guide, args, kwargs)
             found = expect(
                 completed.program,
                 self.max_plate_nesting,
@@ -337,29 +325,15 @@ class EM(ConstructorRepr):
         found.log_likelihood += own_log_prior(found)
         return found
 
-    def _completed(self, args: tuple, kwargs: dict[str, Any]) -> Completed:
-        """What the E-step by enumeration is to run: the program, or one that a normal posterior has completed."""
-        if not isinstance(self.guide, ExactGaussian):
-            return Completed(self._program, args, kwargs)
-        if self._moments is None or self._moments.guide is not self.guide:
-            self._moments = GaussianMoments(self._program, self.guide)
-        if self.decay is not None or self.annealing:
-            raise ValueError(
-                "EM: expected full batches and no annealing where latent sites are normal; got "
-                f"decay={self.decay} and annealing={self.annealing}. Leave them out: a step does not grow with the rows."
-            )
-        return self._moments.complete(args, kwargs)
-
     def _current_plan(self, expectation: Expectation, args: tuple, kwargs: dict[str, Any]) -> Plan:
         """The plan, derived once and again whenever the sites or the shapes of their arguments change."""
         settings = settings_of(args, kwargs)
         changed, self._settings = settings != self._settings, settings
         if self._plan is None or changed or not refresh(self._plan, expectation):
-            program, args, kwargs, _ = expectation.completed
+            program, args, kwargs, *_ = expectation.completed
             few = plan_of_few_rows(program, self.max_plate_nesting or 0, expectation, args, kwargs)
             self._plan = few or make_plan(expectation, True)
-            if self._moments is not None:
-                self._plan.strategy = self._moments.describe()
+            self._plan.strategy = expectation.completed.strategy or self._plan.strategy
             if self._averages is not None:
                 keep_averages(self._plan, expectation)
             for name, reason in self._demoted.items():

@@ -11,7 +11,7 @@ cost of a step does not grow with the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +19,11 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_lvm.guides.affine_sites import AffineSites
-from pyro_lvm.guides.exact_gaussian import ExactGaussian
+from pyro_lvm.handlers.affine_sites import AffineSites
+from pyro_lvm.infer.at_guide import at_guide
 from pyro_lvm.ops.linear_gaussian import LinearGaussian, Posterior
 
-__all__ = ["Completed", "GaussianMoments"]
+__all__ = ["Completed", "GaussianMoments", "is_exact", "sites_of_points"]
 
 
 class Completed(NamedTuple):
@@ -34,40 +34,46 @@ class Completed(NamedTuple):
         args: Its arguments.
         kwargs: Its keyword arguments.
         log_likelihood: Of the rows that it stands for, nats; None if it is that of the program itself.
+        strategy: How it was completed, in a few words.
     """
 
     program: Callable
     args: tuple
     kwargs: dict[str, Any]
     log_likelihood: float | None = None
+    strategy: str = ""
+
+
+def is_exact(guide: Callable | None) -> bool:
+    """Whether a guide is the exact normal posterior of the latent sites of rows."""
+    return hasattr(guide, "row_log_likelihood")
+
+
+def sites_of_points(guide: Callable | None, args: tuple, kwargs: dict[str, Any]) -> Collection[str]:
+    """The sites at which a guide puts point masses."""
+    if guide is None or is_exact(guide):
+        return ()
+    return poutine.trace(guide).get_trace(*args, **kwargs).stochastic_nodes
 
 
 class GaussianMoments:
-    """E-steps by an exact normal posterior.
+    """E-steps by an exact normal posterior, where a guide is one; else the program is left as it is."""
 
-    Args:
-        model: The program.
-        guide: Its posterior.
-    """
-
-    def __init__(self, model: Callable, guide: ExactGaussian) -> None:
-        self.model, self.guide = model, guide
+    def __init__(self) -> None:
         self._seen: tuple[list[Any], list[int], Tensor, int] | None = None
 
-    def describe(self) -> str:
-        """How the E-step is done, in a few words."""
-        sites = self.guide.sites((), {}).latent
-        named = ", ".join(f"{site.name} ({max(1, site.shape.numel())})" for site in sites)
-        return f"exact normal posterior of {named}"
-
-    def complete(self, args: tuple, kwargs: dict[str, Any]) -> Completed:
-        """The E-step at the current parameters.
+    def complete(self, model: Callable, guide: Callable | None, args: tuple, kwargs: dict[str, Any]) -> Completed:
+        """What to run at the current parameters.
 
         Args:
+            model: Any Pyro program.
+            guide: Point masses over continuous sites, an exact normal posterior of those of rows, or None.
             args: The model's arguments.
             kwargs: Its keyword arguments.
         """
-        sites = self.guide.sites(args, kwargs)
+        if not is_exact(guide):
+            return Completed(at_guide(model, guide), args, kwargs)
+        sites: AffineSites = guide.sites(args, kwargs)  # type: ignore[union-attr]
         points, rows = self._points(sites, args, kwargs)
         with torch.no_grad():
             law = LinearGaussian(*(part.detach().double() for part in sites.law(args, kwargs)))
@@ -76,14 +82,16 @@ class GaussianMoments:
         k = found.loc.shape[1]
         values = {**sites.latent_values(joint[:, :k]), **sites.observed_values(joint[:, k:])}
         values = {name: value.to(sites.like) for name, value in values.items()}
-        observed = poutine.condition(self.model, values)
+        observed = poutine.condition(model, values)
 
         def program(*args: Any, **kwargs: Any) -> Any:
             with _Counted(sites.plate, rows / len(joint)):
                 return observed(*args, **kwargs)
 
         some = sites.rows(args, kwargs, torch.arange(len(joint)) % rows, known=True)
-        return Completed(program, *some, float(found.log_likelihood.sum()) * rows / len(points))
+        latent = ", ".join(f"{site.name} ({max(1, site.shape.numel())})" for site in sites.latent)
+        total = float(found.log_likelihood.sum()) * rows / len(points)
+        return Completed(program, *some, total, f"exact normal posterior of {latent}")
 
     def _points(self, sites: AffineSites, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, int]:
         """The rows, or fewer points with their mean and covariance if nothing is missing; and how many rows there are.

@@ -1,6 +1,9 @@
 r"""Rows that are an affine map of normal vectors, with independent normal noise: everything in closed form.
 
-.. math:: h_n \sim \mathrm{Normal}(m, \mathrm{diag}\, P), \qquad x_n \mid h_n \sim \mathrm{Normal}(b + W h_n, \mathrm{diag}\, R)
+.. math::
+
+    h_n \sim \mathrm{Normal}(m, P), \qquad x_n \mid h_n \sim \mathrm{Normal}(b + W h_n, R), \qquad
+    P, R \; \mathrm{diagonal}
 
 By Woodbury's identity all of it takes k x k matrices only. With :math:`o` the known entries of a row,
 

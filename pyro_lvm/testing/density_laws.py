@@ -143,7 +143,8 @@ def bound_is_below_evidence(fit: Fit, rows: Any, *, num_bounds: int = 100, num_d
         evidence += float(top) + math.log(weight)
         variance += (weight_error / weight) ** 2
     bound, bound_error = mean_and_error(bounds)
-    error = math.hypot(bound_error, math.sqrt(variance))
+    # a guide that is the posterior has errors of rounding alone
+    error = math.hypot(bound_error, math.sqrt(variance), torch.finfo(bounds.dtype).eps * abs(evidence) * len(ratios.T))
     require(
         bound <= evidence + STANDARD_ERRORS * error,
         f"bound_is_below_evidence: the bound {bound:.6g} is above the log evidence {evidence:.6g} by "

@@ -147,8 +147,10 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
             f"fit: expected inference to be a name or an object with step() or run(); got {type(inference).__name__}."
         )
     local = _of_rows(trace, unsummed)
-    if isinstance(inference, (EM, CoordinateAscent)) and local and not (
-        isinstance(inference, EM) and _are_normal(trace, local)
+    if (
+        isinstance(inference, (EM, CoordinateAscent))
+        and local
+        and not (isinstance(inference, EM) and _are_normal(trace, local))
     ):
         fn = trace.nodes[local[0]]["fn"]
         kind = type(getattr(fn, "base_dist", fn)).__name__

@@ -77,7 +77,7 @@ class AffineSites:
         for site in self.observed:
             node = trace.nodes[site.name]
             value, mask = node["value"], _mask(node)
-            columns.append((value if mask is None else torch.where(mask, value, torch.nan)).flatten(1))
+            columns.append((value if mask is None else torch.where(mask, value, torch.nan)).reshape(len(value), -1))
         return torch.cat(columns, -1)
 
     def latent_values(self, h: Tensor) -> dict[str, Tensor]:
