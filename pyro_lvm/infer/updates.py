@@ -57,7 +57,8 @@ class Updates:
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Start anew from `state_dict`; the optimizer follows at the next step, when its parameters are known."""
-        self.optimizer, self.names, self.met, self.pending = None, {}, set(), state
+        pending = None if state is None else {name: state[name] for name in ("optimizer", "names")}
+        self.optimizer, self.names, self.met, self.pending = None, {}, set(), pending
 
     def _register(self, found: dict[str, Tensor]) -> None:
         if found.keys() <= self.met:

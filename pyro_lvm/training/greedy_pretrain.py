@@ -15,18 +15,20 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from pyro_lvm.diagnostics.row_latents import row_draws
 from pyro_lvm.training.callbacks import Callback
-from pyro_lvm.training.data import as_arguments
+from pyro_lvm.training.data import Arguments, as_arguments
 from pyro_lvm.training.fingerprint import remember
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
+from pyro_lvm.training.pretraining import Pretraining
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.scope import in_turn
 from pyro_lvm.training.start import start
 from pyro_lvm.training.train import SVI_STEPS, train
 
-__all__ = ["greedy_pretrain"]
+__all__ = ["greedy_pretrain", "pretrain"]
 
 LEAST_EPOCHS = 30
 
@@ -74,7 +76,7 @@ def greedy_pretrain(
 
     Returns:
         A fit of the whole net. After Ctrl-C, machines that were not reached are as they started; its `stopped` says
-        which one was being trained.
+        which one was being trained, and its `resume`, also from a file, trains that one and those above it first.
 
     Raises:
         TypeError: The model is not made of machines.
@@ -106,44 +108,83 @@ def greedy_pretrain(
     for _ in remember(net, [rows]):
         pass
     max_epochs = max_epochs or max(LEAST_EPOCHS, math.ceil(SVI_STEPS / math.ceil(rows.num_rows / batch_size)))
-    count = len(cast(Any, net.model).hidden)
-    first = 0 if below is None else _take_over(net, below)
-    previous = None if below is None else getattr(below.model, "top", below.model)
-    net.stopped = "pretrained"
-    try:
-        for level in range(first, count):
-            with torch.random.fork_rng():
-                torch.manual_seed((seed + level) % SEEDS)
-                drawn = row_draws(net, net.guide, rows)[f"h{level}"] if level else rows.main
-            machine = cast(Any, net.model).machine(level)
-            units = as_arguments(drawn, machine)
-            part = start(machine, None, machine_inference, units, (seed + level) % SEEDS, where, 0, 1)
-            if previous is not None:
-                cast(Any, net.model).prepare(part.model, previous)
-            train(
-                part,
-                units,
-                None,
-                max_epochs=max_epochs,
-                batch_size=batch_size,
-                tol=None,
-                patience=None,
-                callbacks=list_of_callbacks(callbacks),
-                progress=progress,
-                label=f"layer {level + 1}/{count}",
-            )
-            previous = part.model
-            _place(net, level, previous)
-            if part.stopped == "interrupted":
-                raise KeyboardInterrupt
-    except KeyboardInterrupt:  # also while the units of a layer are drawn
-        net.stopped = f"interrupted in layer {level + 1} of {count}"
+    level = 0 if below is None else _take_over(net, below)
+    net.pretraining = Pretraining(max_epochs, batch_size, machine_inference, level, below)
+    pretrain(net, rows, list_of_callbacks(callbacks), progress)
     return net
+
+
+def pretrain(net: Fit, rows: Arguments, callbacks: Sequence[Callback], progress: bool) -> None:
+    """Train the machines of a net that are still to be trained, from where its pretraining stands.
+
+    Args:
+        net: Its `pretraining` is followed, and None in the end; after Ctrl-C it says where to go on.
+        rows: The rows, without known values of sites.
+        callbacks: Called after every epoch.
+        progress: Show a progress bar for each machine.
+
+    Raises:
+        ValueError: A file did not hold what the machines are trained by.
+    """
+    plan, model = cast(Pretraining, net.pretraining), cast(Any, net.model)
+    if isinstance(plan.inference, dict):
+        raise ValueError(
+            "resume: the layers of this net were pretrained by an inference with parts of your own, which files do not "
+            "hold. Call lvm.greedy_pretrain again."
+        )
+    count = len(model.hidden)
+    try:
+        while plan.level < count:
+            seed = (net.seed + plan.level) % SEEDS
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                drawn = row_draws(net, cast(Any, net.guide), rows)[f"h{plan.level}"] if plan.level else rows.main
+            part = _begin(net, plan, drawn, seed)
+            left = plan.max_epochs - len(part.history["loss"])
+            if part.stopped in ("", "interrupted") and left:
+                train(
+                    part,
+                    as_arguments(drawn, part.model),
+                    None,
+                    max_epochs=left,
+                    batch_size=plan.batch_size,
+                    tol=None,
+                    patience=None,
+                    callbacks=callbacks,
+                    progress=progress,
+                    label=f"layer {plan.level + 1}/{count}",
+                )
+                if part.stopped == "interrupted":
+                    _place(net, plan.level, part.model)
+                    raise KeyboardInterrupt
+            _place(net, plan.level, part.model)
+            plan.level, plan.begun = plan.level + 1, False
+        net.pretraining, net.stopped = None, "pretrained"
+    except KeyboardInterrupt:  # also while the units of a layer are drawn
+        net.stopped = f"interrupted in layer {plan.level + 1} of {count}"
+
+
+def _begin(net: Fit, plan: Pretraining, drawn: Tensor, seed: int) -> Fit:
+    """The machine of the layer at hand: as far as it was trained, or at its start."""
+    if plan.begun:
+        return cast(Fit, plan.machine)
+    machine = cast(Any, net.model).machine(plan.level)
+    part = start(machine, None, plan.inference, as_arguments(drawn, machine), seed, net.device, 0, 1)
+    if plan.machine is not None:
+        cast(Any, net.model).prepare(part.model, _top(plan.machine))
+    plan.machine, plan.begun = part, True
+    return part
 
 
 def _place(net: Fit, level: int, machine: Any) -> None:
     for program in cast(Any, (net.model, net.guide)):
         program.place(level, machine)
+
+
+def _top(fit: Any) -> Any:
+    """The topmost machine of a net's fit, or the machine of its own."""
+    model = getattr(fit, "model", fit)
+    return getattr(model, "top", model)
 
 
 def _take_over(net: Fit, below: Fit) -> int:
@@ -153,7 +194,7 @@ def _take_over(net: Fit, below: Fit) -> int:
         ValueError: The layers are not the net's lowest.
     """
     model, lower = cast(Any, net.model), cast(Any, getattr(below, "model", below))
-    machine = getattr(lower, "top", lower)
+    machine = _top(below)
     if type(machine) is not type(model.machine(0)):
         raise ValueError(
             "greedy_pretrain: expected below to be a fit of a net of fewer layers, or of a "

@@ -285,6 +285,9 @@ class Fit(Learned):
     ) -> Fit:
         """Train on from where the fit stopped, as if it had not; arguments as in `lvm.fit`.
 
+        A greedy pretraining that was interrupted is finished first, as it was begun; its epochs are not among
+        `max_epochs`.
+
         Returns:
             This fit.
         """

@@ -1,5 +1,6 @@
 """Streams of batches: the same fits as from memory, one batch at a time."""
 
+import itertools
 import weakref
 
 import numpy as np
@@ -52,6 +53,13 @@ class CountedRows(Rows):
         return len(self.x)
 
 
+class Halved(BatchSampler):
+    """Every other batch alone."""
+
+    def __iter__(self):
+        return itertools.islice(super().__iter__(), 0, None, 2)
+
+
 def test_a_stream_of_one_batch_is_the_data(faithful):
     model = lvm.models.GaussianMixture(2)
     wanted = lvm.fit(model, faithful, max_epochs=20, **OPTIONS)
@@ -94,7 +102,8 @@ def test_batches_of_a_stream_count_for_all_rows_or_for_themselves(faithful):
         ({"batch_size": 3, "sampler": RandomSampler(range(10), replacement=True, num_samples=17)}, 17),
         ({"batch_sampler": BatchSampler(SubsetRandomSampler(range(8)), 3, drop_last=False)}, 8),
         ({"batch_sampler": BatchSampler(SubsetRandomSampler(range(8)), 3, drop_last=True)}, 6),
-        ({"batch_sampler": [[0, 1], [2]]}, None),
+        ({"batch_sampler": [[0, 1], [2]]}, 3),
+        ({"batch_sampler": Halved(RandomSampler(range(10)), 3, drop_last=False)}, None),
         ({"batch_size": None}, None),
     ],
 )
