@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -28,7 +29,8 @@ def rebuild(record: dict[str, Any], state: dict[str, Any], model: Any, guide: An
     """
     try:
         fit = _made_again(record, state, model, guide, inference)
-        tensors, initial_values = state["tensors"], state["initial_values"]
+        fit.prototype()
+        tensors, initial_values, _ = state["tensors"], state["initial_values"], fit.history["loss"]
     except KeyError as error:
         raise ValueError(
             f"load: expected files with every entry of a fit; got none named {error}: something else than this version "
@@ -165,7 +167,15 @@ def _make(spec: dict[str, Any], registry: dict[str, Any], kind: str, *args: Any,
         )
     if spec["name"] not in registry:
         raise ValueError(f"load: no {kind} named {spec['name']!r} in this version. Upgrade pyro-lvm.")
-    return registry[spec["name"]](*args, **spec.get("config", {}), **options)
+    kind, options = registry[spec["name"]], {**spec.get("config", {}), **options}
+    lacking = [
+        name
+        for name, parameter in list(inspect.signature(kind).parameters.items())[len(args) :]
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD and name not in options
+    ]
+    if lacking:
+        raise KeyError(lacking[0])
+    return kind(*args, **options)
 
 
 def _restore(fit: Fit, saved: dict[str, torch.Tensor], initial_values: dict[str, Any], ours: bool) -> None:

@@ -179,6 +179,62 @@ def test_the_total_decides_between_prior_and_data(faithful):
     assert two[0] == pytest.approx(10 * one[0], rel=0.2)
 
 
+def prior_and_rows(x):
+    loc = pyro.param("loc", torch.tensor(1.0, dtype=torch.double))
+    pyro.sample("prior", dist.Normal(0.0, 1.0), obs=loc)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+class ByTen(BatchSampler):
+    """Batches of ten but those that start at odd tens, as of a sampler that leaves rows out."""
+
+    def __iter__(self):
+        return (list(range(i, i + 10)) for i in range(0, 100, 20))
+
+
+def test_rows_that_a_batch_sampler_leaves_out_do_not_count():
+    """After an epoch, in which the batches count for themselves, it is known how many there are."""
+    x = torch.arange(100.0)
+    loader = DataLoader(x, batch_sampler=ByTen(RandomSampler(range(100)), 10, drop_last=False))
+    seen = torch.cat(list(loader))
+    svi = lvm.infer.SVI(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-12))
+    fit = lvm.fit(prior_and_rows, loader, max_epochs=2, **{**OPTIONS, "inference": svi})
+    prior = -dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)).item()
+    rows = -dist.Normal(1.0, 1.0).log_prob(seen).sum().item()
+    assert fit.history["loss"] == pytest.approx([5 * prior + rows, prior + rows], rel=1e-6)
+
+
+def test_an_epoch_may_have_more_rows_than_the_one_before():
+    lengths = iter([5, 5, 40, 40])
+
+    class Growing:
+        def __iter__(self):
+            return iter([torch.zeros(next(lengths))])
+
+    fit = lvm.fit(prior_and_rows, Growing(), max_epochs=3, **OPTIONS)
+    assert len(fit.history["loss"]) == 3
+
+
+@pytest.mark.parametrize("options", [{"num_rows": 100}, {}])
+def test_a_resumed_run_on_unequal_batches_equals_an_uninterrupted_one(options, tmp_path):
+    stream = Batches(torch.arange(100.0).double() / 50, [10, 50, 40])
+    svi = lvm.infer.SVI(learning_rate=0.02, schedule="linear")
+    run = {**OPTIONS, "inference": svi, **options}
+    whole = lvm.fit(prior_and_rows, stream, max_epochs=4, **run)
+
+    def crash(run):
+        if run.epochs_done == 2:
+            run.result().save(tmp_path / "half")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        lvm.fit(prior_and_rows, stream, max_epochs=4, callbacks=crash, **run)
+    resumed = lvm.load(tmp_path / "half", model=prior_and_rows).resume(stream, max_epochs=2, progress=False, **options)
+    assert resumed.history == whole.history
+    assert torch.equal(resumed.params["loc"], whole.params["loc"])
+
+
 def test_one_batch_is_in_memory_at_a_time(faithful):
     stream = Batches(faithful.repeat(20, 1), 50)
     fit = lvm.fit(lvm.models.GaussianMixture(2), stream, max_epochs=2, **OPTIONS)
