@@ -5,13 +5,14 @@ Learning the law of :math:`h^{(l)}` anew, with all below it kept, raises the bou
 .. math:: \log p(x) \ge \mathrm{E}_{q(h \mid x)}\Bigl[\log p(x \mid h^{(1)})
     + \sum_{k < l} \log p(h^{(k)} \mid h^{(k+1)}) + \log p(h^{(l)}) - \log q(h \mid x)\Bigr]
 
-by as much as the new law fits the draws of q better than the machine below did.
+by as much as the new law fits the draws of q better than the machine below did. They are drawn anew for every epoch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,7 @@ from pyro_lvm.diagnostics.row_latents import row_draws
 from pyro_lvm.training.callbacks import Callback
 from pyro_lvm.training.data import Arguments, as_arguments
 from pyro_lvm.training.fingerprint import remember
+from pyro_lvm.training.loop import Run
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
 from pyro_lvm.training.pretraining import Pretraining
 from pyro_lvm.training.result import Fit
@@ -31,6 +33,7 @@ from pyro_lvm.training.train import SVI_STEPS, train
 __all__ = ["greedy_pretrain", "pretrain"]
 
 LEAST_EPOCHS = 30
+EPOCH = 2**10  # between the seeds of two epochs' draws: more than there are layers; of a seed only 32 bits count
 
 
 @in_turn
@@ -135,22 +138,19 @@ def pretrain(net: Fit, rows: Arguments, callbacks: Sequence[Callback], progress:
     count = len(model.hidden)
     try:
         while plan.level < count:
-            seed = (net.seed + plan.level) % SEEDS
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                drawn = row_draws(net, cast(Any, net.guide), rows)[f"h{plan.level}"] if plan.level else rows.main
-            part = _begin(net, plan, drawn, seed)
-            left = plan.max_epochs - len(part.history["loss"])
-            if part.stopped in ("", "interrupted") and left:
+            part = _begin(net, plan, rows)
+            done = len(part.history["loss"])
+            if part.stopped in ("", "interrupted") and done < plan.max_epochs:
+                units = as_arguments(_units(net, rows, plan.level, done), part.model)
                 train(
                     part,
-                    as_arguments(drawn, part.model),
+                    units,
                     None,
-                    max_epochs=left,
+                    max_epochs=plan.max_epochs - done,
                     batch_size=plan.batch_size,
                     tol=None,
                     patience=None,
-                    callbacks=callbacks,
+                    callbacks=[*([partial(_redraw, net, rows, plan.level, units)] if plan.level else []), *callbacks],
                     progress=progress,
                     label=f"layer {plan.level + 1}/{count}",
                 )
@@ -164,12 +164,27 @@ def pretrain(net: Fit, rows: Arguments, callbacks: Sequence[Callback], progress:
         net.stopped = f"interrupted in layer {plan.level + 1} of {count}"
 
 
-def _begin(net: Fit, plan: Pretraining, drawn: Tensor, seed: int) -> Fit:
+def _units(net: Fit, rows: Arguments, level: int, epoch: int) -> Tensor:
+    """What a machine learns in an epoch: the rows, or a draw of the hidden units below it given them."""
+    if not level:
+        return rows.main
+    with torch.random.fork_rng():
+        torch.manual_seed((net.seed + level + EPOCH * epoch) % SEEDS)
+        return row_draws(net, cast(Any, net.guide), rows)[f"h{level}"]
+
+
+def _redraw(net: Fit, rows: Arguments, level: int, units: Arguments, run: Run) -> None:
+    """Draw anew for the next epoch: a machine that saw one draw again and again would learn its noise by heart."""
+    units.main.copy_(_units(net, rows, level, len(run.history["loss"])))
+
+
+def _begin(net: Fit, plan: Pretraining, rows: Arguments) -> Fit:
     """The machine of the layer at hand: as far as it was trained, or at its start."""
     if plan.begun:
         return cast(Fit, plan.machine)
     machine = cast(Any, net.model).machine(plan.level)
-    part = start(machine, None, plan.inference, as_arguments(drawn, machine), seed, net.device, 0, 1)
+    units = as_arguments(_units(net, rows, plan.level, 0), machine)
+    part = start(machine, None, plan.inference, units, (net.seed + plan.level) % SEEDS, net.device, 0, 1)
     if plan.machine is not None:
         cast(Any, net.model).prepare(part.model, _top(plan.machine))
     plan.machine, plan.begun = part, True
