@@ -167,15 +167,15 @@ def _make(spec: dict[str, Any], registry: dict[str, Any], kind: str, *args: Any,
         )
     if spec["name"] not in registry:
         raise ValueError(f"load: no {kind} named {spec['name']!r} in this version. Upgrade pyro-lvm.")
-    kind, options = registry[spec["name"]], {**spec.get("config", {}), **options}
-    lacking = [
-        name
-        for name, parameter in list(inspect.signature(kind).parameters.items())[len(args) :]
-        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD and name not in options
-    ]
-    if lacking:
-        raise KeyError(lacking[0])
-    return kind(*args, **options)
+    make, options = registry[spec["name"]], {**spec.get("config", {}), **options}
+    for name, parameter in list(inspect.signature(make).parameters.items())[len(args) :]:
+        needed = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        if needed and name not in options:
+            raise KeyError(name)
+    return make(*args, **options)
 
 
 def _restore(fit: Fit, saved: dict[str, torch.Tensor], initial_values: dict[str, Any], ours: bool) -> None:
