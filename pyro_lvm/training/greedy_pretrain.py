@@ -55,8 +55,9 @@ def greedy_pretrain(
     """Learn a deep belief net layer by layer.
 
     The first machine learns the rows, the next draws of its hidden units given the rows, new ones in every epoch, and
-    so on. All but the last become directed layers, their weights those of the guide too. A machine with as many hidden units as the one below
-    has visible ones starts as that one upside down, and so with its bound. What comes out is ready to be fine-tuned:
+    so on. All but the last become directed layers, their weights those of the guide too. A machine with as many hidden
+    units as the one below has visible ones starts as that one upside down, and so with its bound. What comes out is
+    ready to be fine-tuned:
 
         fit = lvm.greedy_pretrain(lvm.models.DeepBeliefNet((500, 500, 2000)), x)
         fit.resume(x, max_epochs=30, batch_size=100)
