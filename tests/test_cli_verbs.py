@@ -84,7 +84,20 @@ def test_criteria_summary_and_plan(folder):
 
 def test_score_takes_a_number_of_samples(folder):
     output = run("score", folder / "VAE", "--data", folder / "x.csv", "--samples", 30).output
-    assert "importance weighting with 30 samples of the guide" in output
+    assert "importance weighting with 30 samples of the guide, largest Pareto k-hat" in output
+    few = run("score", folder / "VAE", "--data", folder / "x.csv", "--samples", 24).output
+    assert "24 samples of the guide, too few to tell by a Pareto k-hat" in few
+
+
+def test_what_is_not_known_of_one_row_is_no_number(folder, tmp_path):
+    pd.read_csv(folder / "x.csv", header=None).iloc[:1].to_csv(tmp_path / "one.csv", index=False, header=False)
+    one = ("--data", tmp_path / "one.csv")
+    scored = run("score", folder / "VAE", *one, "--samples", 1)
+    compared = run("compare", folder / "RBM", folder / "VAE", *one)
+    for done in (scored, compared):
+        assert done.exit_code == 0, done.output
+        assert "nan" not in done.output.lower()
+    assert "nats a row\n" in scored.output
 
 
 @pytest.mark.parametrize("options", [(), ("--kind", "filters", "--image-shape", "4x4"), ("--kind", "history")])
@@ -208,6 +221,13 @@ def test_a_deep_belief_net_is_pretrained(folder, tmp_path, monkeypatch):
     assert f"saved to {tmp_path / 'part'}, as far as it was learned" in stopped.output
     assert lvm.load(tmp_path / "part").model.hidden == (4, 3)
     assert lvm.load(tmp_path / "part").stopped == "interrupted in layer 1 of 2"
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", interrupt)
+        run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 3, "--out", tmp_path / "part")
+    rest = ("--data", folder / "x.csv", "--no-progress", "--batch-size", 20, "--max-epochs", 1)
+    assert run("resume", tmp_path / "part", *rest).exit_code == 0
+    for name, value in lvm.load(tmp_path / "part").params.items():
+        np.testing.assert_array_equal(value, expected.params[name])
     plain = run("fit", "DeepBeliefNet", *data, "--pretrain-epochs", 0, "--max-epochs", 1, "--out", tmp_path / "plain")
     assert plain.exit_code == 0, plain.output
     untrained = lvm.fit(model, x, seed=0, max_epochs=1, batch_size=20, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,9 +44,10 @@ def score(
     arguments = read(result, data, drop, sequence, sample_weights=weights).arguments
     evidence = result.evidence(arguments, samples)
     rows, what = evidence.num_rows, "sequence" if sequential(result) else "row"
-    error = evidence.error_of_total / rows if len(evidence.values) > 1 else float("nan")
-    typer.echo(f"mean {evidence.total / rows:.6f} nats a {what} (standard error over {what}s {error:.6f})")
-    typer.echo(f"total {evidence.total:.4f} nats over {counted(result, evidence, arguments)}; {evidence.estimator}")
+    error = evidence.error_of_total / rows
+    spread = f" (standard error over {what}s {error:.6f})" if math.isfinite(error) else ""  # of one row it is not known
+    typer.echo(f"mean {evidence.total / rows:.6f} nats a {what}{spread}")
+    typer.echo(f"total {evidence.total:.4f} nats over {counted(result, evidence, arguments)}; {evidence.how}")
 
 
 @app.command()
@@ -62,7 +64,7 @@ def compare(
 
     rows = Table.read(data, drop, sequence, sample_weights=weights).arguments
     ranked = lvm.compare({str(folder): load(folder) for folder in folders}, rows)
-    typer.echo(ranked.to_string(float_format=lambda v: f"{v:.3f}"))
+    typer.echo(ranked.to_string(float_format=lambda v: f"{v:.3f}", na_rep="unknown"))
 
 
 @app.command()

@@ -10,7 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pareto_k"]
+__all__ = ["LEAST", "pareto_k"]
+
+LEAST = 25
+"""Draws below which the tail holds too few of them."""
 
 
 def pareto_k(log_ratios: NDArray[np.floating]) -> float:
@@ -26,7 +29,7 @@ def pareto_k(log_ratios: NDArray[np.floating]) -> float:
     """
     log_ratios = np.asarray(log_ratios, dtype=np.float64).ravel()
     count = len(log_ratios)
-    if count < 25 or not np.isfinite(log_ratios).all():
+    if count < LEAST or not np.isfinite(log_ratios).all():
         return float("nan")
     tail = int(np.ceil(min(count / 5, 3 * np.sqrt(count))))
     ordered = np.sort(log_ratios - log_ratios.max())

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -73,8 +73,10 @@ def annealed_importance_sampling(
         temperatures: Rising inverse temperatures from 0 to 1; by default the 14,501 of Salakhutdinov and Murray.
 
     Raises:
+        TypeError: It is no such law.
         ValueError: The temperatures or the number of chains make no sense.
     """
+    _check_law("annealed_importance_sampling", law)
     num_chains = _chains("annealed_importance_sampling", num_chains)
     path = _path("annealed_importance_sampling", temperatures)
     with torch.no_grad():
@@ -97,8 +99,10 @@ def reverse_annealed_importance_sampling(
         temperatures: As in `annealed_importance_sampling`.
 
     Raises:
+        TypeError: It is no such law.
         ValueError: The temperatures or the number of values make no sense.
     """
+    _check_law("reverse_annealed_importance_sampling", law)
     _chains("reverse_annealed_importance_sampling", len(values))
     path = _path("reverse_annealed_importance_sampling", temperatures)
     with torch.no_grad():
@@ -108,6 +112,14 @@ def reverse_annealed_importance_sampling(
     return LogNormalizer(
         value, error, size, log_weights, f"reverse AIS, {len(values)} chains, {len(path)} temperatures"
     )
+
+
+def _check_law(caller: str, law: Any) -> None:
+    if not hasattr(law, "base_log_normalizer"):
+        raise TypeError(
+            f"{caller}: expected the law of an undirected site, as lvm.distributions.RBM; got {type(law).__name__}. Of "
+            "a fit pass fit.model.law(), of a deep belief net fit.model.top.law(); fit.evidence(x) does so by itself."
+        )
 
 
 def default_temperatures() -> Tensor:

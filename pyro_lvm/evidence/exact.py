@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.diagnostics.psis import LEAST
 from pyro_lvm.infer.by_row import row_log_likelihood
 from pyro_lvm.infer.structure import plate_nesting
 from pyro_lvm.ops.threads import fitting_threads
@@ -41,7 +42,7 @@ class Evidence:
         shared_error: The part of the standard error that is one error, the same in all rows, nats: that of an estimated
             normalizer. Over n rows it adds up to n times as much, other errors only to the root of n times as much.
         pareto_k: Shape of the tail of each row's importance weights, (n,), where there are some: above 0.7 the row's
-            value and its error are not to be trusted.
+            value and its error are not to be trusted. NaN where it cannot be told, as of fewer than 25 samples.
     """
 
     values: Tensor
@@ -58,10 +59,19 @@ class Evidence:
         simulation = self.simulation_error_of_total
         if len(self.values) > 1:
             said += f", standard error {self.error_of_total:.3g} over rows"
-        if simulation:
+        if simulation > 0:  # of one sample it is not known: NaN
             said += f", {simulation:.3g} of simulation"
-        tail = "" if self.pareto_k is None else f", largest Pareto k-hat {float(self.pareto_k.max()):.2f}"
-        return f"{said};\n         {self.estimator}{tail})"
+        return f"{said};\n         {self.how})"
+
+    @property
+    def how(self) -> str:
+        """The estimator, and what the tails of importance weights say of it, in words."""
+        if self.pareto_k is None:
+            return self.estimator
+        known = self.pareto_k[~self.pareto_k.isnan()]
+        if len(known):
+            return f"{self.estimator}, largest Pareto k-hat {float(known.max()):.2f}"
+        return f"{self.estimator}, too few to tell by a Pareto k-hat whether they can be trusted: {LEAST} are needed"
 
     @property
     def num_rows(self) -> float:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
     from pyro_lvm.training.result import Fit
 
-__all__ = ["NUM_SAMPLES", "importance_weighted", "weighted_samples"]
+__all__ = ["NUM_SAMPLES", "importance_weighted", "warn_of_tails", "weighted_samples"]
 
 NUM_SAMPLES = 1000
 SHARED_DRAWS = 50  # of what all rows share, over which samples are distributed
@@ -84,21 +84,30 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
             if len(means) > 1:
                 errors[part] = means.std(0) / math.sqrt(len(means))
             start = part.stop
-            shapes += [0.0 if np.ptp(column) <= EXACT else pareto_k(column) for column in table.T.cpu().numpy()]
+            shapes += [
+                0.0 if num_samples > 1 and np.ptp(column) <= EXACT else pareto_k(column)
+                for column in table.T.cpu().numpy()
+            ]
             bar.update(len(value))
-    bad = sum(shape > UNRELIABLE for shape in shapes)
-    if bad > MANY * len(shapes):
-        warnings.warn(
-            f"evidence: the guide's samples miss much of the posterior of {bad} of {len(shapes)} rows, which have a "
-            f"Pareto k-hat above {UNRELIABLE}: their log-likelihoods are unreliable and probably too low. Ask for more "
-            f"samples, fit.evidence(x, num_samples={10 * num_samples}); if that does not help, {_remedy(fit)}.",
-            UserWarning,
-            stacklevel=2,
-        )
     name = f"importance weighting with {num_samples} samples of the guide"
     if shared > 1:
         name = f"log predictive density over {-(-num_samples // each_draw)} draws, {name}"
     return Evidence(values, errors, name, weights, pareto_k=torch.tensor(shapes, dtype=torch.float64))
+
+
+def warn_of_tails(fit: Fit, evidence: Evidence, num_samples: int = NUM_SAMPLES) -> None:
+    """Say so if the guide's samples miss much of the posterior of many rows."""
+    if evidence.pareto_k is None:
+        return
+    count, bad = len(evidence.pareto_k), int((evidence.pareto_k > UNRELIABLE).sum())
+    if bad > MANY * count:
+        warnings.warn(
+            f"evidence: the guide's samples miss much of the posterior of {bad} of {count} rows, which have a "
+            f"Pareto k-hat above {UNRELIABLE}: their log-likelihoods are unreliable and probably too low. Ask for more "
+            f"samples, fit.evidence(x, num_samples={10 * num_samples}); if that does not help, {_remedy(fit)}.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _remedy(fit: Fit) -> str:

@@ -39,7 +39,23 @@ class Updates:
         self.pending: dict[str, Any] | None = None
 
     def step(self, found: dict[str, Tensor], multiplier: float | None = None) -> None:
-        """Update the parameters along their gradients, at a multiple of the optimizer's own learning rate."""
+        """Update the parameters along their gradients, at a multiple of the optimizer's own learning rate.
+
+        Raises:
+            ValueError: The state that was restored is not whole.
+        """
+        restored = self.pending is not None
+        try:
+            self._step(found, multiplier)
+        except KeyError as error:
+            if not restored:
+                raise
+            raise ValueError(
+                f"resume: expected the whole state of the optimizer; got one without an entry {error}. Fit again, or "
+                "restore a copy of the file."
+            ) from error
+
+    def _step(self, found: dict[str, Tensor], multiplier: float | None) -> None:
         self._register(found)
         if self.optimizer is None:
             return
@@ -57,7 +73,8 @@ class Updates:
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Start anew from `state_dict`; the optimizer follows at the next step, when its parameters are known."""
-        self.optimizer, self.names, self.met, self.pending = None, {}, set(), state
+        pending = None if state is None else {name: state[name] for name in ("optimizer", "names")}
+        self.optimizer, self.names, self.met, self.pending = None, {}, set(), pending
 
     def _register(self, found: dict[str, Tensor]) -> None:
         if found.keys() <= self.met:

@@ -73,8 +73,8 @@ def fit(
             for a model without continuous latent sites, else SVI.
         max_epochs: Passes over the data; by default 2000 for EM and 2000 steps for SVI.
         batch_size: Rows per step; by default all of them (for SVI up to 4096 rows, else 1024), or a stream's own.
-        num_rows: Rows of a stream, if its length does not tell; batches then count for all rows, every row alike, else
-            for themselves.
+        num_rows: Rows of a stream, if its length does not tell; batches then count for all rows, every row alike. Else
+            they count for themselves in the first epoch, from then on for as many rows as the last epoch gave.
         validation: Held-out data like `data`: early stopping then watches it, and the best state is kept.
         restarts: Independent starts; the best is returned and all are reported in `fit.restarts`. EM and
             coordinate ascent of a model that draws its start take each from the best of five draws or more, by ten

@@ -5,30 +5,35 @@ Learning the law of :math:`h^{(l)}` anew, with all below it kept, raises the bou
 .. math:: \log p(x) \ge \mathrm{E}_{q(h \mid x)}\Bigl[\log p(x \mid h^{(1)})
     + \sum_{k < l} \log p(h^{(k)} \mid h^{(k+1)}) + \log p(h^{(l)}) - \log q(h \mid x)\Bigr]
 
-by as much as the new law fits the draws of q better than the machine below did.
+by as much as the new law fits the draws of q better than the machine below did. They are drawn anew for every epoch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from pyro_lvm.diagnostics.row_latents import row_draws
 from pyro_lvm.training.callbacks import Callback
-from pyro_lvm.training.data import as_arguments
+from pyro_lvm.training.data import Arguments, as_arguments
 from pyro_lvm.training.fingerprint import remember
+from pyro_lvm.training.loop import Run
 from pyro_lvm.training.options import SEEDS, check_options, choose_device, choose_seed, list_of_callbacks
+from pyro_lvm.training.pretraining import Pretraining
 from pyro_lvm.training.result import Fit
 from pyro_lvm.training.scope import in_turn
 from pyro_lvm.training.start import start
 from pyro_lvm.training.train import SVI_STEPS, train
 
-__all__ = ["greedy_pretrain"]
+__all__ = ["greedy_pretrain", "pretrain"]
 
 LEAST_EPOCHS = 30
+EPOCH = 2**10  # between the seeds of two epochs' draws: more than there are layers; of a seed only 32 bits count
 
 
 @in_turn
@@ -49,9 +54,10 @@ def greedy_pretrain(
 ) -> Fit:
     """Learn a deep belief net layer by layer.
 
-    The first machine learns the rows, the next draws of its hidden units given the rows, and so on. All but the last
-    become directed layers, their weights those of the guide too. A machine with as many hidden units as the one below
-    has visible ones starts as that one upside down, and so with its bound. What comes out is ready to be fine-tuned:
+    The first machine learns the rows, the next draws of its hidden units given the rows, new ones in every epoch, and
+    so on. All but the last become directed layers, their weights those of the guide too. A machine with as many hidden
+    units as the one below has visible ones starts as that one upside down, and so with its bound. What comes out is
+    ready to be fine-tuned:
 
         fit = lvm.greedy_pretrain(lvm.models.DeepBeliefNet((500, 500, 2000)), x)
         fit.resume(x, max_epochs=30, batch_size=100)
@@ -74,7 +80,7 @@ def greedy_pretrain(
 
     Returns:
         A fit of the whole net. After Ctrl-C, machines that were not reached are as they started; its `stopped` says
-        which one was being trained.
+        which one was being trained, and its `resume`, also from a file, trains that one and those above it first.
 
     Raises:
         TypeError: The model is not made of machines.
@@ -106,44 +112,95 @@ def greedy_pretrain(
     for _ in remember(net, [rows]):
         pass
     max_epochs = max_epochs or max(LEAST_EPOCHS, math.ceil(SVI_STEPS / math.ceil(rows.num_rows / batch_size)))
-    count = len(cast(Any, net.model).hidden)
-    first = 0 if below is None else _take_over(net, below)
-    previous = None if below is None else getattr(below.model, "top", below.model)
-    net.stopped = "pretrained"
-    try:
-        for level in range(first, count):
-            with torch.random.fork_rng():
-                torch.manual_seed((seed + level) % SEEDS)
-                drawn = row_draws(net, net.guide, rows)[f"h{level}"] if level else rows.main
-            machine = cast(Any, net.model).machine(level)
-            units = as_arguments(drawn, machine)
-            part = start(machine, None, machine_inference, units, (seed + level) % SEEDS, where, 0, 1)
-            if previous is not None:
-                cast(Any, net.model).prepare(part.model, previous)
-            train(
-                part,
-                units,
-                None,
-                max_epochs=max_epochs,
-                batch_size=batch_size,
-                tol=None,
-                patience=None,
-                callbacks=list_of_callbacks(callbacks),
-                progress=progress,
-                label=f"layer {level + 1}/{count}",
-            )
-            previous = part.model
-            _place(net, level, previous)
-            if part.stopped == "interrupted":
-                raise KeyboardInterrupt
-    except KeyboardInterrupt:  # also while the units of a layer are drawn
-        net.stopped = f"interrupted in layer {level + 1} of {count}"
+    level = 0 if below is None else _take_over(net, below)
+    net.pretraining = Pretraining(max_epochs, batch_size, machine_inference, level, below)
+    pretrain(net, rows, list_of_callbacks(callbacks), progress)
     return net
+
+
+def pretrain(net: Fit, rows: Arguments, callbacks: Sequence[Callback], progress: bool) -> None:
+    """Train the machines of a net that are still to be trained, from where its pretraining stands.
+
+    Args:
+        net: Its `pretraining` is followed, and None in the end; after Ctrl-C it says where to go on.
+        rows: The rows, without known values of sites.
+        callbacks: Called after every epoch.
+        progress: Show a progress bar for each machine.
+
+    Raises:
+        ValueError: A file did not hold what the machines are trained by.
+    """
+    plan, model = cast(Pretraining, net.pretraining), cast(Any, net.model)
+    if isinstance(plan.inference, dict):
+        raise ValueError(
+            "resume: the layers of this net were pretrained by an inference with parts of your own, which files do not "
+            "hold. Call lvm.greedy_pretrain again."
+        )
+    count = len(model.hidden)
+    try:
+        while plan.level < count:
+            part = _begin(net, plan, rows)
+            done = len(part.history["loss"])
+            if part.stopped in ("", "interrupted") and done < plan.max_epochs:
+                units = as_arguments(_units(net, rows, plan.level, done), part.model)
+                train(
+                    part,
+                    units,
+                    None,
+                    max_epochs=plan.max_epochs - done,
+                    batch_size=plan.batch_size,
+                    tol=None,
+                    patience=None,
+                    callbacks=[*([partial(_redraw, net, rows, plan.level, units)] if plan.level else []), *callbacks],
+                    progress=progress,
+                    label=f"layer {plan.level + 1}/{count}",
+                )
+                if part.stopped == "interrupted":
+                    _place(net, plan.level, part.model)
+                    raise KeyboardInterrupt
+            _place(net, plan.level, part.model)
+            plan.level, plan.begun = plan.level + 1, False
+        net.pretraining, net.stopped = None, "pretrained"
+    except KeyboardInterrupt:  # also while the units of a layer are drawn
+        net.stopped = f"interrupted in layer {plan.level + 1} of {count}"
+
+
+def _units(net: Fit, rows: Arguments, level: int, epoch: int) -> Tensor:
+    """What a machine learns in an epoch: the rows, or a draw of the hidden units below it given them."""
+    if not level:
+        return rows.main
+    with torch.random.fork_rng():
+        torch.manual_seed((net.seed + level + EPOCH * epoch) % SEEDS)
+        return row_draws(net, cast(Any, net.guide), rows)[f"h{level}"]
+
+
+def _redraw(net: Fit, rows: Arguments, level: int, units: Arguments, run: Run) -> None:
+    """Draw anew for the next epoch: a machine that saw one draw again and again would learn its noise by heart."""
+    units.main.copy_(_units(net, rows, level, len(run.history["loss"])))
+
+
+def _begin(net: Fit, plan: Pretraining, rows: Arguments) -> Fit:
+    """The machine of the layer at hand: as far as it was trained, or at its start."""
+    if plan.begun:
+        return cast(Fit, plan.machine)
+    machine = cast(Any, net.model).machine(plan.level)
+    units = as_arguments(_units(net, rows, plan.level, 0), machine)
+    part = start(machine, None, plan.inference, units, (net.seed + plan.level) % SEEDS, net.device, 0, 1)
+    if plan.machine is not None:
+        cast(Any, net.model).prepare(part.model, _top(plan.machine))
+    plan.machine, plan.begun = part, True
+    return part
 
 
 def _place(net: Fit, level: int, machine: Any) -> None:
     for program in cast(Any, (net.model, net.guide)):
         program.place(level, machine)
+
+
+def _top(fit: Any) -> Any:
+    """The topmost machine of a net's fit, or the machine of its own."""
+    model = getattr(fit, "model", fit)
+    return getattr(model, "top", model)
 
 
 def _take_over(net: Fit, below: Fit) -> int:
@@ -153,7 +210,7 @@ def _take_over(net: Fit, below: Fit) -> int:
         ValueError: The layers are not the net's lowest.
     """
     model, lower = cast(Any, net.model), cast(Any, getattr(below, "model", below))
-    machine = getattr(lower, "top", lower)
+    machine = _top(below)
     if type(machine) is not type(model.machine(0)):
         raise ValueError(
             "greedy_pretrain: expected below to be a fit of a net of fewer layers, or of a "

@@ -25,6 +25,7 @@ from pyro_lvm.training.labels import (
     check_ranges,
     labels_of,
 )
+from pyro_lvm.training.pretraining import Pretraining
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.sites import check_plate
 
@@ -51,6 +52,8 @@ class Learned:
         seed: The seed that reproduces this fit.
         columns: Column names of the training data, if it had any.
         missing: Parts of the inference that a file could not hold.
+        last_epoch: Steps and rows of the last epoch of a stream that tells neither; else none.
+        pretraining: What is left of a greedy pretraining that was interrupted.
         guide_log_density: Log-density of each draw of the guide, nats; there once `draws` has been read.
     """
 
@@ -89,6 +92,8 @@ class Learned:
         self._laws: dict[str, Any] = {}
         self.sampled = False
         self.missing: list[str] = []
+        self.last_epoch: tuple[int, int] = (0, 0)
+        self.pretraining: Pretraining | None = None
 
     @property
     def params(self) -> dict[str, Tensor]:

@@ -54,7 +54,6 @@ class Run:
     converged: bool = False
     stopped: str = ""
     _broken: bool = field(default=False, repr=False)
-    _usual_rows: float | None = field(default=None, repr=False)
 
     def train(self, max_epochs: int, callbacks: Sequence[Callback]) -> None:
         """Run epochs until a callback stops them, the limit is reached, or the user interrupts."""
@@ -105,24 +104,27 @@ class Run:
         """One pass over the data; the number of steps."""
         losses: list[float] = []
         counts: list[int] = []
-        total = self.data.num_rows
+        total = self._total()
         largest = 0
         batches = self.data.batches(self.batch_size)
-        counting = self._counting()
+        counting = self._counting(total)
         # Entered once an epoch, as they take longer than the step of a small model.
         with _pyro.validation(False), counting or nullcontext(), self.scope.learning():
             for batch in batches if self.epochs_done else remember(self.result(), batches):
                 first = not self.epochs_done and not losses
                 if counting and batch.num_rows > largest:
                     largest = batch.num_rows
-                    counting.batch_size = self._usual_rows or self._expected_rows(largest)
+                    if self.data.num_rows is None:  # epochs may differ
+                        counting.total = max(counting.total, largest)
+                    counting.batch_size = self._expected_rows(largest, counting.total)
                 with _pyro.validation(True) if first else nullcontext(), rows(self._index(batch), total):
                     loss = self.inference.step(*batch.args, **batch.kwargs)
                 if not math.isfinite(loss):
                     raise NonFiniteLoss(f"the loss became {loss}.")
                 losses.append(loss)
                 counts.append(batch.num_rows)
-        self._usual_rows = sum(counts) / len(counts)
+        unknown = isinstance(self.data, Stream) and self.data.rows_per_batch is None
+        self.result().last_epoch = (len(counts), sum(counts)) if unknown else (0, 0)
         self.history["loss"].append(sum(losses) / (1 if total is None else len(losses)))
         if self.validation is not None:
             score: Callable[..., float] = getattr(self.inference, "held_out_loss", None) or self.inference.loss
@@ -131,17 +133,27 @@ class Run:
             self.history.setdefault("validation_loss", []).append(value)
         return len(losses)
 
-    def _counting(self) -> minibatch | None:
+    def _total(self) -> int | None:
+        """Rows of an epoch; of a stream that does not tell, as many as it gave in the last one."""
+        return self.data.num_rows or self.result().last_epoch[1] or None
+
+    def _counting(self, total: int | None) -> minibatch | None:
         """A context that lets batches count for all rows, where their number is known and a batch may hold fewer."""
-        total = self.data.num_rows
         whole = isinstance(self.data, Arguments) and (self.batch_size is None or self.batch_size >= self.data.num_rows)
         return None if total is None or whole else minibatch(total=total, plate=self.plate)
 
-    def _expected_rows(self, largest: int) -> float:
-        """Rows of a batch on average over the first epoch, if all but the last are as large as the largest so far."""
-        total = self.data.num_rows or largest
-        known = self.data.rows_per_batch if isinstance(self.data, Stream) else None
-        return known or total / math.ceil(total / largest)
+    def _expected_rows(self, largest: int, total: int) -> float:
+        """Rows of a batch on average over an epoch.
+
+        If only the last epoch can tell, as many as then; else, or in the first one, as if all but the last were as
+        large as the largest so far.
+        """
+        if isinstance(self.data, Stream):
+            steps, rows = self.result().last_epoch
+            known = self.data.rows_per_batch or (rows / steps if steps else None)
+            if known is not None:
+                return known
+        return total / math.ceil(total / largest)
 
     def _index(self, batch: Arguments) -> Tensor | None:
         """Which rows a batch holds; a stream's come without numbers."""

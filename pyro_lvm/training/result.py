@@ -41,11 +41,16 @@ class Fit(Learned):
 
         Args:
             x: Rows, or a stream of batches.
-            num_samples: Samples of each row where latent sites of rows are importance weighted; 1000 by default.
+            num_samples: Samples of each row where latent sites of rows are importance weighted; 1000 by default. Of
+                fewer than 25 no Pareto k-hat tells whether they can be trusted.
         """
+        from pyro_lvm.evidence.importance import NUM_SAMPLES, warn_of_tails
+
         stream = as_stream(x)
         batches = [x] if stream is None else stream.through(self.arguments).batches()
-        return concatenate([log_likelihood(self, self.arguments(batch), num_samples) for batch in batches])
+        found = concatenate([log_likelihood(self, self.arguments(batch), num_samples) for batch in batches])
+        warn_of_tails(self, found, NUM_SAMPLES if num_samples is None else num_samples)
+        return found
 
     def score(self, x: Any) -> float:
         """Mean log-likelihood of the rows, nats; with `sample_weights`, their weighted mean."""
@@ -284,6 +289,9 @@ class Fit(Learned):
         progress: bool = True,
     ) -> Fit:
         """Train on from where the fit stopped, as if it had not; arguments as in `lvm.fit`.
+
+        A greedy pretraining that was interrupted is finished first, as it was begun; its epochs are not among
+        `max_epochs`.
 
         Returns:
             This fit.

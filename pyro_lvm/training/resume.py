@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from pyro_lvm.infer.mcmc import MCMC
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.data import Arguments
+from pyro_lvm.training.greedy_pretrain import pretrain
+from pyro_lvm.training.labels import without_labels
 from pyro_lvm.training.options import check_options, list_of_callbacks
 from pyro_lvm.training.stream import as_stream
 from pyro_lvm.training.train import train
@@ -48,6 +50,11 @@ def resume(
     if isinstance(fit.model, LatentVariableModel) and isinstance(rows, Arguments):
         fit.model.check_training(rows.main)
     fit.forget_draws()
+    functions = list_of_callbacks(callbacks)
+    if fit.pretraining is not None:
+        pretrain(fit, without_labels(fit.model, fit.arguments(data)), functions, progress)
+        if fit.pretraining is not None:
+            return
     train(
         fit,
         rows,
@@ -56,7 +63,7 @@ def resume(
         batch_size=batch_size,
         tol=tol,
         patience=patience,
-        callbacks=list_of_callbacks(callbacks),
+        callbacks=functions,
         progress=progress,
         label="resume",
     )

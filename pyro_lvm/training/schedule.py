@@ -12,7 +12,7 @@ from pyro_lvm.training.stream import Stream
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["PATIENCE_STEPS", "choose_batch_size", "has_known_length", "steps_of_epoch"]
+__all__ = ["PATIENCE_STEPS", "choose_batch_size", "expected_steps", "steps_of_epoch"]
 
 PATIENCE_STEPS = 200
 FULL_BATCH_ROWS = 4096
@@ -54,9 +54,11 @@ def choose_batch_size(result: Fit, data: Arguments | Stream, batch_size: int | N
     )
 
 
-def has_known_length(result: Fit, data: Arguments | Stream) -> bool:
-    """Whether the number of steps of an epoch is known before the first."""
-    return isinstance(data, Arguments) or data.num_batches(result.prototype()) is not None
+def expected_steps(result: Fit, data: Arguments | Stream, steps: int) -> float:
+    """Steps of the next epoch, `steps` if its length is known: of a stream as in the last one; infinite if unknown."""
+    if isinstance(data, Arguments):
+        return steps
+    return result.last_epoch[0] or (math.inf if data.num_batches(result.prototype()) is None else steps)
 
 
 def steps_of_epoch(result: Fit, data: Arguments | Stream, batch_size: int | None) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from operator import length_hint
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.training.data import Arguments, unpacked
@@ -23,14 +23,14 @@ class Stream:
     Attributes:
         source: Gives the batches of one epoch each time it is iterated over.
         num_rows: Rows of all batches together, if known.
-        rows_per_batch: Rows of every batch, where there is no small last one.
+        rows_per_batch: Rows of a batch on average over an epoch, if known.
         convert: Checks and converts a batch; by default batches stay as they come.
     """
 
     source: Any
     num_rows: int | None
     convert: Callable[[Any], Any] = lambda batch: batch
-    rows_per_batch: int | None = None
+    rows_per_batch: float | None = None
 
     def through(self, convert: Callable[[Any], Arguments]) -> Stream:
         """The same batches, each converted."""
@@ -87,19 +87,26 @@ def as_stream(data: Any, batch_size: int | None = None, num_rows: Any = None) ->
         )
     if num_rows is not None:
         num_rows = whole_number("fit", "num_rows", num_rows)
-    each = data.batch_size if isinstance(data, DataLoader) and data.drop_last else None
-    return Stream(data, num_rows or _rows_given(data), rows_per_batch=each)
+    given, batches = _given(data)
+    return Stream(data, num_rows or given, rows_per_batch=given / batches if given else None)
 
 
-def _rows_given(data: Any) -> int | None:
-    """Rows of an epoch of a loader, if known: a sampler may leave rows of the data set out, or repeat them."""
+def _given(data: Any) -> tuple[int | None, int]:
+    """Rows and batches of an epoch of a loader, if known: a sampler may leave rows of the data set out, or repeat them.
+
+    A batch sampler of the user's may do so too, and tells nothing unless it is a list.
+    """
     if not isinstance(data, DataLoader):
-        return None
+        return None, 0
     batches: Any = data.batch_sampler if data.batch_size is None else data  # None if the data set gives batches
-    source = data.dataset if isinstance(data.dataset, IterableDataset) else getattr(batches, "sampler", ())
-    rows = 0 if batches is None else length_hint(source)
-    size = batches.batch_size if getattr(batches, "drop_last", False) else 1
-    return rows // size * size or None
+    if isinstance(batches, (list, tuple)):
+        return sum(map(len, batches)), len(batches)
+    if batches is not data and getattr(type(batches), "__iter__", None) is not BatchSampler.__iter__:
+        return None, 0
+    rows = length_hint(data.dataset if isinstance(data.dataset, IterableDataset) else batches.sampler)
+    size = batches.batch_size
+    rows = rows // size * size if batches.drop_last else rows
+    return rows or None, math.ceil(rows / size)
 
 
 def _gives_batches(data: Any) -> bool:

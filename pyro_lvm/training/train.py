@@ -18,7 +18,7 @@ from pyro_lvm.training.guide_draws import drawn_by
 from pyro_lvm.training.labels import Labelled, labels_of
 from pyro_lvm.training.loop import Run
 from pyro_lvm.training.result import Fit
-from pyro_lvm.training.schedule import PATIENCE_STEPS, choose_batch_size, has_known_length, steps_of_epoch
+from pyro_lvm.training.schedule import PATIENCE_STEPS, choose_batch_size, expected_steps, steps_of_epoch
 from pyro_lvm.training.scope import in_turn
 from pyro_lvm.training.stream import Stream
 
@@ -74,7 +74,7 @@ def train(
             tol = (1e-10 if full else 1e-5) if tol is None else tol
             stop = EarlyStopping(tol, patience, "loss" if validation is None else "validation_loss")
             if hasattr(inference, "expect_steps"):
-                inference.expect_steps(epochs * steps if has_known_length(result, data) else math.inf)
+                inference.expect_steps(epochs * expected_steps(result, data, steps))
             bar = Progress(progress, epochs, label)
             run = Run(
                 inference,

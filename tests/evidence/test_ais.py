@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
+import pyro_lvm as lvm
 from pyro_lvm.evidence.ais import annealed_importance_sampling, reverse_annealed_importance_sampling
 
 
@@ -87,3 +88,13 @@ def test_one_chain_and_infinite_energies_are_refused():
     law.annealed_step = lambda v, beta, next_beta: (v, torch.full((len(v),), torch.inf))
     with pytest.raises(ValueError, match=r"finite weights"):
         annealed_importance_sampling(law, 10, torch.linspace(0, 1, 2))
+
+
+def test_a_fit_is_no_law():
+    fit = lvm.fit(lvm.models.RBM(2), torch.eye(3), max_epochs=1, seed=0, progress=False)
+    said = r"expected the law of an undirected site, .*; got Fit\. Of a fit pass fit\.model\.law\(\), of"
+    with pytest.raises(TypeError, match=f"^annealed_importance_sampling: {said}"):
+        lvm.evidence.annealed_importance_sampling(fit)
+    with pytest.raises(TypeError, match=f"^reverse_annealed_importance_sampling: {said}"):
+        lvm.evidence.reverse_annealed_importance_sampling(fit, torch.eye(3))
+    assert lvm.evidence.annealed_importance_sampling(fit.model.law(), 2, torch.linspace(0, 1, 3)).value > 0

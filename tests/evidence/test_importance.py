@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import pyro_lvm as lvm
 from pyro_lvm.evidence import importance
@@ -185,6 +186,15 @@ def test_a_guide_that_misses_the_posterior_is_told_what_to_do():
     assert bool((found.pareto_k > 0.7).any())
     assert f"of the guide, largest Pareto k-hat {found.pareto_k.max():.2f})" in repr(found)
     assert f"{found.simulation_error_of_total:.3g} of simulation" in repr(found)
+
+    with pytest.warns(UserWarning, match=r"of \d+ of 10 rows") as caught:
+        fit.evidence(DataLoader(x, batch_size=3), num_samples=50)
+    assert len(caught) == 1
+    few, one = fit.evidence(x, num_samples=24), fit.evidence(x, num_samples=1)
+    assert bool(few.pareto_k.isnan().all())
+    for found in (few, one):
+        assert "too few to tell by a Pareto k-hat whether they can be trusted: 25 are needed)" in repr(found)
+        assert "nan" not in repr(found)
 
 
 @pytest.mark.parametrize(

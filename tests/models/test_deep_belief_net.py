@@ -264,18 +264,12 @@ def test_a_pretrained_net_is_saved_and_fine_tuned_exactly(tmp_path):
 
 
 def test_an_interruption_keeps_the_machines_so_far():
-    def interrupt(run):
-        raise KeyboardInterrupt
-
     fit = pretrained(callbacks=interrupt)
     assert fit.stopped == "interrupted in layer 1 of 2"
     assert all(bool(value.isfinite().all()) for value in fit.params.values())
 
 
 def test_an_interruption_between_machines_keeps_those_so_far(monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(lvm.models.DeepBeliefNet, "prepare", interrupt)
     fit = pretrained((4, 3))
     assert fit.stopped == "interrupted in layer 2 of 2"
@@ -284,6 +278,59 @@ def test_an_interruption_between_machines_keeps_those_so_far(monkeypatch):
     for program, other in ((fit.model, whole.model), (fit.guide, whole.guide)):
         for name in {"decoder", "recognition"} & set(dict(program.named_children())):
             torch.testing.assert_close(getattr(program, name)[0].weight, getattr(other, name)[0].weight)
+
+
+@pytest.mark.parametrize("interrupted", [0, 1, 3, 4, 8, 9])
+def test_an_interrupted_pretraining_is_finished_as_if_it_had_not_been(interrupted, tmp_path):
+    """After each of some epochs of three machines, in memory and from a file; 0 before the first."""
+    x, epochs = bars()[:150], []
+
+    def interrupt(run):
+        epochs.append(run)
+        if len(epochs) == interrupted:
+            raise KeyboardInterrupt
+
+    whole = pretrained((4, 5, 3), x, max_epochs=3)
+    half = pretrained((4, 5, 3), x, max_epochs=3, callbacks=interrupt)
+    half.save(tmp_path / "half")
+    loaded = lvm.load(tmp_path / "half")
+    for fit in (whole, half, loaded):
+        fit.resume(x, max_epochs=2, progress=False)
+        assert fit.pretraining is None
+        assert fit.history == whole.history
+        assert all(torch.equal(fit.params[name], value) for name, value in whole.params.items())
+
+
+@pytest.mark.parametrize("of_a_net", [False, True])
+def test_a_pretraining_interrupted_before_its_first_machine_is_finished(of_a_net, tmp_path, monkeypatch):
+    """The machine below, from which the first starts, is in the file too."""
+    x = bars()[:150]
+    hidden = (16, 16, 16) if of_a_net else (16, 16)
+    below = (
+        pretrained((16, 16), x) if of_a_net else lvm.fit(lvm.models.RBM(16), x, max_epochs=2, seed=0, progress=False)
+    )
+    whole = pretrained(hidden, x, below=below)
+    with monkeypatch.context() as patch:
+        patch.setattr(lvm.models.DeepBeliefNet, "prepare", interrupt)
+        half = pretrained(hidden, x, below=below)
+    half.save(tmp_path / "half")
+    for fit in (whole, lvm.load(tmp_path / "half")):
+        fit.resume(x, max_epochs=1, progress=False)
+        assert all(torch.equal(fit.params[name], value) for name, value in whole.params.items())
+
+
+def test_a_pretraining_by_parts_of_ones_own_is_not_resumed_from_a_file(tmp_path):
+    own = SVI(optimizer=torch.optim.SGD, loss=ContrastiveDivergence())
+    half = pretrained(machine_inference=own, callbacks=interrupt)
+    half.save(tmp_path / "half")
+    with pytest.raises(
+        ValueError, match=r"resume: the layers .* parts of your own, .* Call lvm\.greedy_pretrain again"
+    ):
+        lvm.load(tmp_path / "half").resume(bars(), max_epochs=1, progress=False)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_chains_are_long_only_where_rows_are_drawn(monkeypatch):
@@ -335,6 +382,21 @@ def test_a_large_top_needs_the_chains():
         WakeSleep().loss_and_grads(model, lvm.guides.RecognitionNet(model), rows(3, 4).float())
     fit = lvm.fit(lvm.models.DeepBeliefNet((22, 21)), rows(30, 4).float(), max_epochs=2, seed=0, progress=False)
     assert "normalizer of 'h1' by AIS" in fit.evidence(rows(3, 4).float(), num_samples=2).estimator
+
+
+def test_hidden_units_are_drawn_anew_for_every_epoch():
+    """The second machine would else learn the noise of one draw by heart, and lower the bound by nats."""
+    x = torch.bernoulli(torch.full((20, 6), 0.5), generator=torch.Generator().manual_seed(0))
+    options = {"seed": 0, "batch_size": 20, "max_epochs": 300, "progress": False}
+    first = lvm.fit(lvm.models.RBM(10), x, inference=machines(), **options)
+    fit = lvm.greedy_pretrain(
+        lvm.models.DeepBeliefNet((10, 10)), x, machine_inference=machines(), below=first, **options
+    )
+    h = states(10).float()
+    with torch.no_grad():
+        up, down = bernoulli(fit.guide.recognition[0], x, h), bernoulli(fit.model.decoder[0], h, x).T
+        bound = (up.exp() * (down + fit.model.top.law().log_prob(h) - up)).sum(1).mean()
+    assert float(bound) > first.score(x) - 0.1
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(60, 334 * 6), (70 * 100, 30 * 70)])

@@ -1,6 +1,9 @@
 """Fits on disk: exact, safe, and honest about damage."""
 
+import copy
+import hashlib
 import json
+import re
 import subprocess
 import sys
 
@@ -12,6 +15,7 @@ from torch import nn
 from torch.distributions import constraints
 
 import pyro_lvm as lvm
+from pyro_lvm.training.checkpoint import check_folder
 
 
 def coin(x):
@@ -61,12 +65,51 @@ def test_loading_never_unpickles_code(fit, tmp_path):
 
     torch.save({"tensors": Evil()}, tmp_path / "fit" / "state.pt")
     record = json.loads((tmp_path / "fit" / "fit.json").read_text())
-    import hashlib
-
     record["state_sha256"] = hashlib.sha256((tmp_path / "fit" / "state.pt").read_bytes()).hexdigest()
     (tmp_path / "fit" / "fit.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="damaged"):
         lvm.load(tmp_path / "fit")
+
+
+def entries(record, path=()):
+    """Where the entries of nested dicts are."""
+    for name, value in record.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from entries(value, (*path, name))
+
+
+def without(record, path):
+    record = copy.deepcopy(record)
+    part = record
+    for name in path[:-1]:
+        part = part[name]
+    del part[path[-1]]
+    return record
+
+
+@pytest.mark.parametrize("options", [{"inference": "em"}, {"guide": "normal", "inference": "svi"}])
+def test_files_without_an_entry_are_refused_in_one_sentence(faithful, tmp_path, options):
+    """Checksums are right: something else wrote them. Entries that this version added may lack."""
+    model = lvm.models.GaussianMixture(2, priors=options["inference"] == "svi" or None)
+    lvm.fit(model, faithful, seed=0, max_epochs=2, progress=False, **options).save(tmp_path)
+    record = json.loads((tmp_path / "fit.json").read_text())
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    files = [(path, record, without(state, path)) for path in entries(state) if isinstance(path[-1], str)]
+    files += [(path, without(record, path), state) for path in entries(record) if path[-1] != "data_dim"]
+    refused = []
+    for path, one, other in files:
+        torch.save(other, tmp_path / "state.pt")
+        digest = hashlib.sha256((tmp_path / "state.pt").read_bytes()).hexdigest()
+        (tmp_path / "fit.json").write_text(json.dumps({**one, "state_sha256": digest}))
+        try:
+            lvm.load(tmp_path).resume(faithful, max_epochs=1, progress=False)
+        except ValueError as error:
+            refused.append((path, str(error)))
+    for path, said in refused:
+        assert re.match(r"(load|resume): .*\.", said)
+        assert len(path) > 1 or path == ("format",) or f"got none named {path[0]!r}" in said
+    assert len(refused) > 20
 
 
 def test_functions_are_passed_again(tmp_path):
@@ -163,6 +206,31 @@ def test_a_folder_that_is_no_fit_is_refused_before_training(faithful, tmp_path):
     with pytest.raises(FileExistsError, match="is not a fit, or holds other files"):
         lvm.fit(lvm.models.GaussianMixture(2), faithful, checkpoint=tmp_path, callbacks=epochs.append, progress=False)
     assert not epochs
+
+
+@pytest.mark.parametrize("folder", ["file", "file/fit", "file/some/fit"])
+def test_a_folder_that_cannot_be_made_is_refused_before_training(faithful, tmp_path, folder):
+    (tmp_path / "file").write_text("precious")
+    epochs = []
+    with pytest.raises(OSError, match=r"save: .* Choose another folder") as caught:
+        lvm.fit(
+            lvm.models.GaussianMixture(2),
+            faithful,
+            checkpoint=tmp_path / folder,
+            callbacks=epochs.append,
+            progress=False,
+        )
+    assert isinstance(caught.value, FileExistsError if folder == "file" else NotADirectoryError)
+    assert not epochs
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("folder", ["fit", "some/fit"])
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr("os.access", lambda place, mode: False)  # who runs the tests may write anywhere
+    with pytest.raises(PermissionError, match=f"got '{tmp_path}', which cannot"):
+        check_folder(tmp_path / folder)
+    assert not list(tmp_path.iterdir())
 
 
 def test_samplers_and_guides_come_back(faithful, tmp_path):

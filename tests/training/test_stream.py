@@ -1,5 +1,6 @@
 """Streams of batches: the same fits as from memory, one batch at a time."""
 
+import itertools
 import weakref
 
 import numpy as np
@@ -52,6 +53,13 @@ class CountedRows(Rows):
         return len(self.x)
 
 
+class Halved(BatchSampler):
+    """Every other batch alone."""
+
+    def __iter__(self):
+        return itertools.islice(super().__iter__(), 0, None, 2)
+
+
 def test_a_stream_of_one_batch_is_the_data(faithful):
     model = lvm.models.GaussianMixture(2)
     wanted = lvm.fit(model, faithful, max_epochs=20, **OPTIONS)
@@ -94,7 +102,8 @@ def test_batches_of_a_stream_count_for_all_rows_or_for_themselves(faithful):
         ({"batch_size": 3, "sampler": RandomSampler(range(10), replacement=True, num_samples=17)}, 17),
         ({"batch_sampler": BatchSampler(SubsetRandomSampler(range(8)), 3, drop_last=False)}, 8),
         ({"batch_sampler": BatchSampler(SubsetRandomSampler(range(8)), 3, drop_last=True)}, 6),
-        ({"batch_sampler": [[0, 1], [2]]}, None),
+        ({"batch_sampler": [[0, 1], [2]]}, 3),
+        ({"batch_sampler": Halved(RandomSampler(range(10)), 3, drop_last=False)}, None),
         ({"batch_size": None}, None),
     ],
 )
@@ -168,6 +177,62 @@ def test_the_total_decides_between_prior_and_data(faithful):
     one = lvm.fit(model, Batches(faithful, 68), num_rows=272, **options).history["loss"]
     two = lvm.fit(model, Batches(faithful, 68), num_rows=2720, **options).history["loss"]
     assert two[0] == pytest.approx(10 * one[0], rel=0.2)
+
+
+def prior_and_rows(x):
+    loc = pyro.param("loc", torch.tensor(1.0, dtype=torch.double))
+    pyro.sample("prior", dist.Normal(0.0, 1.0), obs=loc)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+class ByTen(BatchSampler):
+    """Batches of ten but those that start at odd tens, as of a sampler that leaves rows out."""
+
+    def __iter__(self):
+        return (list(range(i, i + 10)) for i in range(0, 100, 20))
+
+
+def test_rows_that_a_batch_sampler_leaves_out_do_not_count():
+    """After an epoch, in which the batches count for themselves, it is known how many there are."""
+    x = torch.arange(100.0)
+    loader = DataLoader(x, batch_sampler=ByTen(RandomSampler(range(100)), 10, drop_last=False))
+    seen = torch.cat(list(loader))
+    svi = lvm.infer.SVI(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-12))
+    fit = lvm.fit(prior_and_rows, loader, max_epochs=2, **{**OPTIONS, "inference": svi})
+    prior = -dist.Normal(0.0, 1.0).log_prob(torch.tensor(1.0)).item()
+    rows = -dist.Normal(1.0, 1.0).log_prob(seen).sum().item()
+    assert fit.history["loss"] == pytest.approx([5 * prior + rows, prior + rows], rel=1e-6)
+
+
+def test_an_epoch_may_have_more_rows_than_the_one_before():
+    lengths = iter([5, 5, 40, 40])
+
+    class Growing:
+        def __iter__(self):
+            return iter([torch.zeros(next(lengths))])
+
+    fit = lvm.fit(prior_and_rows, Growing(), max_epochs=3, **OPTIONS)
+    assert len(fit.history["loss"]) == 3
+
+
+@pytest.mark.parametrize("options", [{"num_rows": 100}, {}])
+def test_a_resumed_run_on_unequal_batches_equals_an_uninterrupted_one(options, tmp_path):
+    stream = Batches(torch.arange(100.0).double() / 50, [10, 50, 40])
+    svi = lvm.infer.SVI(learning_rate=0.02, schedule="linear")
+    run = {**OPTIONS, "inference": svi, **options}
+    whole = lvm.fit(prior_and_rows, stream, max_epochs=4, **run)
+
+    def crash(run):
+        if run.epochs_done == 2:
+            run.result().save(tmp_path / "half")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        lvm.fit(prior_and_rows, stream, max_epochs=4, callbacks=crash, **run)
+    resumed = lvm.load(tmp_path / "half", model=prior_and_rows).resume(stream, max_epochs=2, progress=False, **options)
+    assert resumed.history == whole.history
+    assert torch.equal(resumed.params["loc"], whole.params["loc"])
 
 
 def test_one_batch_is_in_memory_at_a_time(faithful):
