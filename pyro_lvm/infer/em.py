@@ -19,7 +19,7 @@ from pyro_lvm.infer.em_variants import check_program, check_variant
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.expectation import Expectation
 from pyro_lvm.infer.few_rows import plan_of_few_rows, settings_of
-from pyro_lvm.infer.gaussian_moments import GaussianMoments, is_exact
+from pyro_lvm.infer.gaussian_moments import GaussianMoments, is_exact, sites_of_points
 from pyro_lvm.infer.gradient_step import GradientStep, Optimizer
 from pyro_lvm.infer.guard import LOWERED, Step
 from pyro_lvm.infer.lost import report_lost
