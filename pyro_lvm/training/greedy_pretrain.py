@@ -105,7 +105,7 @@ def greedy_pretrain(
         )
     for _ in remember(net, [rows]):
         pass
-    max_epochs = max_epochs or max(LEAST_EPOCHS, math.ceil(SVI_STEPS / math.ceil(rows.num_rows / batch_size)))
+    max_epochs = max_epochs or max(LEAST_EPOCHS, math.ceil(SVI_STEPS / rows.num_batches(batch_size)))
     count = len(cast(Any, net.model).hidden)
     first = 0 if below is None else _take_over(net, below)
     previous = None if below is None else getattr(below.model, "top", below.model)

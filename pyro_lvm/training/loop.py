@@ -138,10 +138,11 @@ class Run:
         return None if total is None or whole else minibatch(total=total, plate=self.plate)
 
     def _expected_rows(self, largest: int) -> float:
-        """Rows of a batch on average over the first epoch, if all but the last are as large as the largest so far."""
+        """Rows of a batch on average over the first epoch; of a stream, if the largest so far is as large as most."""
         total = self.data.num_rows or largest
-        known = self.data.rows_per_batch if isinstance(self.data, Stream) else None
-        return known or total / math.ceil(total / largest)
+        if isinstance(self.data, Arguments):
+            return total / self.data.num_batches(self.batch_size)
+        return self.data.rows_per_batch or total / math.ceil(total / largest)
 
     def _index(self, batch: Arguments) -> Tensor | None:
         """Which rows a batch holds; a stream's come without numbers."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from pyro_lvm.training.data import Arguments
@@ -62,5 +61,5 @@ def has_known_length(result: Fit, data: Arguments | Stream) -> bool:
 def steps_of_epoch(result: Fit, data: Arguments | Stream, batch_size: int | None) -> int:
     """Steps of an epoch; a guess for a stream of unknown length."""
     if isinstance(data, Arguments):
-        return math.ceil(data.num_rows / batch_size) if batch_size else 1
+        return data.num_batches(batch_size)
     return data.num_batches(result.prototype()) or PATIENCE_STEPS // 5
