@@ -211,7 +211,7 @@ def _check_shapes(caller: str, msg: Any, given: Tensor, known: Tensor | None) ->
     if given.shape[len(batch) :] != event or not _fits(batch, plates):
         raise PlainError(
             f"{caller}: expected values of '{name}' of shape {tuple(plates + event)}, its plates and event; "
-            f"got {tuple(given.shape)}. Give one value per row, whatever stands where the mask is False."
+            f"got {tuple(given.shape)}. Give one value per row, anything where it is unknown."
         )
     if known is not None and not _fits(known.shape, plates):
         raise PlainError(
@@ -241,5 +241,5 @@ def check_values(caller: str, msg: Any, given: Tensor, known: Tensor | None) -> 
             what = what or (f"{entry.item():g}" if not entry.dim() else str(entry.tolist()))
             raise PlainError(
                 f"{caller}: expected known values of '{name}' in its support ({fn.support}); got {what} at {place}. "
-                "Correct it, or mark it as unknown."
+                "Correct it, or mark it as unknown: by False in a mask; in labels by NaN, or by -1 in whole numbers."
             )
