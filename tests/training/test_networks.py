@@ -10,6 +10,7 @@ from pyro.nn import PyroModule
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lvm as lvm
+from pyro_lvm.training.data import as_arguments
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 
@@ -244,6 +245,10 @@ def test_a_row_left_over_joins_the_last_batch():
     steps = []
     fit_vae(X[:41], batch_size=20, callbacks=lambda run: steps.append(run.inference._steps))
     assert steps == [2, 4]
+    for size, sizes in ((1, [1, 1, 1]), (2, [3]), (3, [3]), (4, [3])):
+        rows = as_arguments(X[:3])
+        assert [batch.num_rows for batch in rows.batches(size)] == sizes
+        assert rows.num_batches(size) == len(sizes)
     with pytest.raises(ValueError, match=r"SVI: expected batches of two rows .*drop_last"):
         fit_vae(DataLoader(TensorDataset(X[:41]), batch_size=20))
 
