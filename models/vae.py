@@ -173,7 +173,8 @@ class VAE(LatentVariableModel):
             z = torch.cat([z, covariates.to(z).expand(*z.shape[:-1], -1)], -1)
         centre, columns = self.centre, OUTPUTS[self.likelihood]
         try:
-            output = network(self, "decoder")(z.to(centre))
+            rows = z.to(centre).reshape(-1, z.shape[-1])  # layers that normalise by the batch take two axes
+            output = network(self, "decoder")(rows).unflatten(0, z.shape[:-1])
         except RuntimeError as error:
             if not self._given or SIZES.search(str(error)) is None:
                 raise

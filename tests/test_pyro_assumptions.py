@@ -228,3 +228,15 @@ def test_what_handlers_were_wrapped_around():
     assert copied is not module
     assert _pyro.made_from(twin) is copied
     assert _pyro.made_from(print) is None
+
+
+def test_what_is_being_replayed():
+    @pyro.poutine.condition(data={"x": torch.zeros(())})
+    def program():
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(0.0, 2.0))
+        return [_pyro.replayed(name) for name in ("x", "z", "q")]
+
+    trace = pyro.poutine.trace(program).get_trace()
+    assert program() == [None, None, None]
+    assert pyro.poutine.replay(program, trace=trace)() == [None, trace.nodes["z"], None]

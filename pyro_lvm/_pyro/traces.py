@@ -19,6 +19,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame, IndepMessenger
 from pyro.poutine.mask_messenger import MaskMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _ENUM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.trace_struct import Trace
@@ -48,6 +49,7 @@ __all__ = [
     "plain_trace",
     "plate_symbols",
     "prune_subsample_sites",
+    "replayed",
     "sample_listeners",
     "site_is_subsample",
     "validation",
@@ -153,6 +155,12 @@ def enclosing(handler: Messenger) -> list[Messenger]:
 def handlers_at_work() -> int:
     """How many handlers are in place."""
     return len(_PYRO_STACK)
+
+
+def replayed(name: str) -> dict[str, Any] | None:
+    """What a site was drawn from in a trace that is being replayed, as a guide's is to the model; None if in none."""
+    traces = [frame.trace for frame in _PYRO_STACK if isinstance(frame, ReplayMessenger) and frame.trace is not None]
+    return next((trace.nodes[name] for trace in traces if name in trace.stochastic_nodes), None)
 
 
 def sample_listeners() -> list[Messenger]:

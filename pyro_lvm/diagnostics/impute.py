@@ -30,15 +30,25 @@ from pyro_lvm.infer.enumeration import expect, weigh
 from pyro_lvm.infer.factors import Factor, trace_factors
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import LatentVariableModel
+from pyro_lvm.training.argument_checks import takers
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.guide_draws import draws_rows
 
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["answer", "impute", "reconstruct"]
+__all__ = ["answer", "check_imputes", "impute", "reconstruct"]
 
 RECONSTRUCTIONS = 20  # draws of a guide: their error is less than a fourth of what one draw shows
+
+
+def check_imputes(fit: Fit) -> None:
+    """Raise a ValueError if a model of this package does not take missing values; other programs say so themselves."""
+    if isinstance(fit.model, LatentVariableModel) and not fit.model.handles_missing:
+        raise ValueError(
+            f"impute: expected a model that takes missing values (NaN); got {fit.name}. Use fit.reconstruct(x) for "
+            f"complete rows as they are expected{takers(fit.model.sequences)}."
+        )
 
 
 def impute(fit: Fit, arguments: Arguments) -> Any:

@@ -17,7 +17,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_lvm.distributions.partly_known import LOG_ZERO
+from pyro_lvm import _pyro
+from pyro_lvm.distributions.partly_known import LOG_ZERO, PartlyKnown
 from pyro_lvm.handlers.hidden_states import clamped_states, states_of
 from pyro_lvm.ops.plain_error import PlainError
 
@@ -51,8 +52,8 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
             of its own (a site without one is known everywhere); None if everything is known.
 
     Raises:
-        ValueError: A site is unknown or observed already, a shape is wrong, or a known value is NaN or outside of the
-            site's support.
+        ValueError: A site is unknown or observed already, a shape is wrong, a known value is NaN or outside of the
+            site's support, or a guide draws a site that is known everywhere.
 
     References:
         K. Nigam, A. McCallum, S. Thrun, T. Mitchell (2000), Text classification from labeled and unlabeled documents
@@ -139,6 +140,12 @@ class clamp(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         given, known = self.values[name], self.known(name, fn)
         check_known(self.caller, msg, given, known)
         if known is None and not msg["done"]:
+            drawn = _pyro.replayed(name)
+            if drawn is not None and not isinstance(drawn["fn"], PartlyKnown):
+                raise PlainError(
+                    f"{self.caller}: expected a guide that does not draw '{name}', all of whose values are known; got "
+                    f"one that does. Use handlers.inform(guide, values), and no {self.caller} of the model."
+                )
             msg["value"] = _typed(given, fn).expand(_plates(msg) + fn.event_shape)
             msg["is_observed"] = True
             return
@@ -204,7 +211,7 @@ def _check_shapes(caller: str, msg: Any, given: Tensor, known: Tensor | None) ->
     if given.shape[len(batch) :] != event or not _fits(batch, plates):
         raise PlainError(
             f"{caller}: expected values of '{name}' of shape {tuple(plates + event)}, its plates and event; "
-            f"got {tuple(given.shape)}. Give one value per row, whatever stands where the mask is False."
+            f"got {tuple(given.shape)}. Give one value per row, anything where it is unknown."
         )
     if known is not None and not _fits(known.shape, plates):
         raise PlainError(
@@ -234,5 +241,5 @@ def check_values(caller: str, msg: Any, given: Tensor, known: Tensor | None) -> 
             what = what or (f"{entry.item():g}" if not entry.dim() else str(entry.tolist()))
             raise PlainError(
                 f"{caller}: expected known values of '{name}' in its support ({fn.support}); got {what} at {place}. "
-                "Correct it, or mark it as unknown."
+                "Correct it, or mark it as unknown: by False in a mask; in labels by NaN, or by -1 in whole numbers."
             )

@@ -119,9 +119,10 @@ class CoordinateAscent(ConstructorRepr):
 
     @property
     def _guide(self) -> Any:
-        if self.model is None or self.guide is None:
+        if self.model is None or not hasattr(self.guide, "sites"):
+            got = "none" if self.guide is None else type(self.guide).__name__
             raise ValueError(
-                "CoordinateAscent: expected a model and a lvm.guides.Conjugate. Pass both, or use "
+                f"CoordinateAscent: expected a model and a lvm.guides.Conjugate; got guide {got}. Pass both, or use "
                 "lvm.fit(model, x, inference='coordinate-ascent')."
             )
         return self.guide

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution, constraints, kl_divergence
 
 from pyro_lvm.distributions.partly_known import PartlyKnown
+from pyro_lvm.infer.at_guide import is_point
 from pyro_lvm.infer.structure import structure
 
 __all__ = ["divergence_at", "has_closed_divergence"]
@@ -93,15 +94,9 @@ def _is_comparable(mine: dict[str, Any], prior: dict[str, Any]) -> bool:
     scales = [torch.as_tensor(site["scale"]) for site in (mine, prior)]
     return (
         getattr(mine["fn"], "has_rsample", False)
-        and not _is_point(mine["fn"])
+        and not is_point(mine["fn"])
         and mine["fn"].batch_shape == prior["fn"].batch_shape
         and torch.equal(*scales)
         and mine["mask"] is None
         and prior["mask"] is None
     )
-
-
-def _is_point(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__ == "Delta"

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import rows
+from pyro_lvm.infer.at_guide import is_point
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.structure import REFUSALS, structure
 from pyro_lvm.ops.networks import serving
@@ -60,10 +60,7 @@ def check_names(name: str, model: Callable, guide: Callable | None, args: tuple,
 
 
 def _may_be_left(fn: Any) -> bool:
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    return getattr(fn, "has_enumerate_support", False) or isinstance(base, dist.Delta)
+    return getattr(fn, "has_enumerate_support", False) or is_point(fn)
 
 
 def check_sizes(

@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.ops import networks
 
 __all__ = ["NonFiniteLoss", "blamed_site", "in_one_sentence"]
 
@@ -53,6 +54,8 @@ def in_one_sentence(name: str, started: bool, parameters: Callable[[], Mapping[s
             f"{name}: a matrix is not positive definite as far as its numbers tell. {advice}"
         ) from error
     except (ValueError, RuntimeError) as error:
+        if of_network := networks.refused(error):
+            raise ValueError(f"{name}: {of_network}") from error
         lost = next((n for n, tensor in parameters().items() if not bool(torch.isfinite(tensor).all())), None)
         if lost is not None:
             raise NonFiniteLoss(

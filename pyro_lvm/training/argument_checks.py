@@ -15,7 +15,9 @@ from pyro_lvm.training.arguments import WEIGHTS, Arguments
 from pyro_lvm.training.choices import MODELS
 from pyro_lvm.training.sequences import Layout
 
-__all__ = ["check_names", "check_values"]
+__all__ = ["check_names", "check_values", "takers"]
+
+OF_A_SITE = "; known values of a latent site, passed by the name of the site and not as an argument, may be NaN"
 
 
 def check_names(arguments: Arguments, model: Any) -> None:
@@ -34,10 +36,14 @@ def check_names(arguments: Arguments, model: Any) -> None:
         pass
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     own = [n for n, p in signature.parameters.items() if p.kind in plain and not (ours and n == "size")]
+    in_order = [n for n in own if signature.parameters[n].kind is not inspect.Parameter.KEYWORD_ONLY]
     unnamed = len(arguments.args)
-    got = [*own[:unnamed], *(f"one without a name ({i})" for i in range(len(own), unnamed)), *arguments.kwargs]
+    got = [*in_order[:unnamed], *(f"one without a name ({i})" for i in range(len(in_order), unnamed))]
+    got += arguments.kwargs
     name = type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", "the model")
     hint = "Pass a dict with those names."
+    if unnamed > len(in_order):
+        hint = "Parts of a tuple are arguments in their order: pass dicts; labels go by the name of their site."
     if "lengths" in arguments.kwargs and "lengths" not in own:
         hint = "It takes no list of sequences of unequal length: pass one table."
     if WEIGHTS in arguments.kwargs and WEIGHTS not in own:
@@ -59,7 +65,11 @@ def check_values(arguments: Arguments, model: Any) -> None:
             missing = value is arguments.main and (
                 getattr(model, "handles_missing", False) or (bool(value.isnan().any()) and _sums_out(model, arguments))
             )
-            _check_finite(name, value, torch.isinf(value) if missing else ~torch.isfinite(value), arguments.layout)
+            bad = torch.isinf(value) if missing else ~torch.isfinite(value)
+            instead = takers(arguments.layout is not None)
+            if value is not arguments.main:
+                instead = "" if name == WEIGHTS or isinstance(model, LatentVariableModel) else OF_A_SITE
+            _check_finite(name, value, bad, arguments.layout, instead)
     if arguments.kwargs.get(WEIGHTS) is not None:
         _check_weights(arguments.kwargs[WEIGHTS], arguments.num_rows)
 
@@ -75,7 +85,14 @@ def _sums_out(model: Any, arguments: Arguments) -> bool:
     return any(isinstance(trace.nodes[name]["fn"], HMM) for name in trace.observation_nodes)
 
 
-def _check_finite(name: str, value: Tensor, bad: Tensor, layout: Layout | None = None) -> None:
+def takers(sequences: bool) -> str:
+    """The models, by name, that take missing values in such data, as the end of an advice; nothing if none does."""
+    alike = [(n, kind) for n, kind in MODELS.items() if getattr(kind, "sequences", False) == sequences]
+    names = [n for n, kind in alike if getattr(kind, "handles_missing", False)]
+    return f", or use a model that takes missing values: {', '.join(names)}" if names else ""
+
+
+def _check_finite(name: str, value: Tensor, bad: Tensor, layout: Layout | None, instead: str) -> None:
     if not bool(bad.any()):
         return
     where = tuple(bad.nonzero()[0].tolist())
@@ -84,12 +101,9 @@ def _check_finite(name: str, value: Tensor, bad: Tensor, layout: Layout | None =
     axes = ("row", "column") if layout is None else ("sequence", "step", "column")
     place = ", ".join(f"{axis} {i}" for axis, i in zip(axes, where, strict=False))
     rows = f"{'those' if count > 1 else 'that'} row{'s' if count > 1 else ''}"
-    alike = [(n, kind) for n, kind in MODELS.items() if getattr(kind, "sequences", False) == (layout is not None)]
-    takers = [n for n, kind in alike if nan and getattr(kind, "handles_missing", False)]
-    instead = f", or use a model that takes missing values: {', '.join(takers)}" if takers else ""
     raise ValueError(
         f"data: expected {name} to be finite; got {count} {'missing value (NaN)' if nan else 'infinite value'}"
-        f"{'s' if count > 1 else ''}, the first at {place}. Drop or impute {rows}{instead}."
+        f"{'s' if count > 1 else ''}, the first at {place}. Drop or impute {rows}{instead if nan else ''}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -123,12 +124,20 @@ class Arguments:
             made.kwargs[LENGTHS] = torch.full_like(made.kwargs[LENGTHS], num_steps)
         return made
 
+    def num_batches(self, batch_size: int | None) -> int:
+        """Batches of an epoch: one row left over joins the last, as layers that normalise by the batch need two."""
+        spare = 0 if batch_size == 1 else 1
+        return 1 if batch_size is None else max(1, math.ceil((self.num_rows - spare) / batch_size))
+
     def batches(self, batch_size: int | None) -> Iterator[Arguments]:
         """Shuffled batches; all rows in their order if `batch_size` is None."""
         if batch_size is None or batch_size >= self.num_rows:
             yield self
             return
-        for index in torch.randperm(self.num_rows).to(self.main.device).split(batch_size):
+        parts = list(torch.randperm(self.num_rows).to(self.main.device).split(batch_size))
+        if len(parts) > self.num_batches(batch_size):
+            parts[-2:] = [torch.cat(parts[-2:])]
+        for index in parts:
             yield self.rows(index, index=index)
 
     def shapes(self) -> dict[str, Any]:

@@ -59,13 +59,14 @@ def fit(
         data: Array, tensor or DataFrame (the model's first argument); a dict of arguments; a
             `torch.utils.data.Dataset`, which is read whole; or a stream of batches (a `DataLoader`, an
             `IterableDataset`, anything but a list that can be iterated over once an epoch), of which one is in memory
-            at a time. NaN in `x` means missing to models that handle it. An entry `sample_weights` of the dict, for
-            models that take it, says how many equal rows each row stands for (EM and coordinate ascent). Sequences are
-            a list of arrays, (T, d) or (T,) each; an array (n, T, d) padded on the right, in a dict with an entry
-            `lengths`; or, to a model of sequences, one series (T, d) or (T,). A step of NaN is missing. An entry that
-            is not an argument of the model but one of its sites, or the states of a hidden Markov site, holds known
-            values, row by row, and -1 (in whole numbers) or NaN (in others) where it is unknown:
-            `lvm.fit(model, {"x": x, "z": labels})`. A guide that draws the site draws these.
+            at a time. Their tuples are the model's arguments in their order, as (x, covariates); dicts name them. NaN
+            in `x` means missing to models that handle it. An entry `sample_weights` of the dict, for models that take
+            it, says how many equal rows each row stands for (EM and coordinate ascent). Sequences are a list of arrays,
+            (T, d) or (T,) each; an array (n, T, d) padded on the right, in a dict with an entry `lengths`; or, to a
+            model of sequences, one series (T, d) or (T,). A step of NaN is missing. An entry that is not an argument of
+            the model but one of its sites, or the states of a hidden Markov site, holds known values, row by row, and
+            -1 (in whole numbers) or NaN (in others) where it is unknown: `lvm.fit(model, {"x": x, "z": labels})`. A
+            guide that draws the site draws these.
         guide: "map", "normal", "multivariate-normal" or "conjugate"; "local", with a normal law of every row's own,
             or another name of the catalog; a guide or a class made from the model; by default the first that goes with
             the inference if the model has continuous latent sites, else none.

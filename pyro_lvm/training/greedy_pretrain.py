@@ -111,7 +111,7 @@ def greedy_pretrain(
         )
     for _ in remember(net, [rows]):
         pass
-    max_epochs = max_epochs or max(LEAST_EPOCHS, math.ceil(SVI_STEPS / math.ceil(rows.num_rows / batch_size)))
+    max_epochs = max_epochs or max(LEAST_EPOCHS, math.ceil(SVI_STEPS / rows.num_batches(batch_size)))
     level = 0 if below is None else _take_over(net, below)
     net.pretraining = Pretraining(max_epochs, batch_size, machine_inference, level, below)
     pretrain(net, rows, list_of_callbacks(callbacks), progress)

@@ -145,15 +145,14 @@ class Run:
     def _expected_rows(self, largest: int, total: int) -> float:
         """Rows of a batch on average over an epoch.
 
-        If only the last epoch can tell, as many as then; else, or in the first one, as if all but the last were as
+        Of a stream that only its last epoch can tell, as many as then; in its first one, as if all but the last were as
         large as the largest so far.
         """
-        if isinstance(self.data, Stream):
-            steps, rows = self.result().last_epoch
-            known = self.data.rows_per_batch or (rows / steps if steps else None)
-            if known is not None:
-                return known
-        return total / math.ceil(total / largest)
+        if isinstance(self.data, Arguments):
+            return total / self.data.num_batches(self.batch_size)
+        steps, rows = self.result().last_epoch
+        known = self.data.rows_per_batch or (rows / steps if steps else None)
+        return known or total / math.ceil(total / largest)
 
     def _index(self, batch: Arguments) -> Tensor | None:
         """Which rows a batch holds; a stream's come without numbers."""

@@ -104,9 +104,14 @@ class Fit(Learned):
         )
 
     def impute(self, x: Any) -> Any:
-        """Rows with every missing entry (NaN) at its posterior mean, or at its most probable answer if categorical."""
-        from pyro_lvm.diagnostics.impute import impute
+        """Rows with every missing entry (NaN) at its posterior mean, or at its most probable answer if categorical.
 
+        Raises:
+            ValueError: The model does not take missing values.
+        """
+        from pyro_lvm.diagnostics.impute import check_imputes, impute
+
+        check_imputes(self)
         return impute(self, self.arguments(x))
 
     def reconstruct(self, x: Any) -> Any:
@@ -206,19 +211,20 @@ class Fit(Learned):
         with self.scope():
             return plan(*arguments.args, **arguments.kwargs)
 
-    def summary(self, x: Any = None, probability: float = 0.94) -> Any:
+    def summary(self, x: Any = None, probability: float = 0.94, networks: bool = False) -> Any:
         """A table of the parameters, one line a number: estimates, and of a posterior also its spread.
 
         Args:
             x: Rows by which the components of a sampler's draws are aligned; without them they are taken as drawn.
             probability: What the interval of a posterior holds, in (0, 1), as much being left out on either side.
+            networks: Whether to list every number of networks too, else a network is one line.
 
         Returns:
             A DataFrame with the column `estimate` for a point, else `mean`, `sd` and the interval's ends.
         """
         from pyro_lvm.diagnostics.summary import summary
 
-        return summary(self, None if x is None else self.arguments(x), probability)
+        return summary(self, None if x is None else self.arguments(x), probability, networks)
 
     def to_arviz(self, x: Any = None) -> Any:
         """The fit as ArviZ data: posterior, pointwise log-likelihood and observed data for rows `x`, sample stats.

@@ -64,5 +64,5 @@ def expected_steps(result: Fit, data: Arguments | Stream, steps: int) -> float:
 def steps_of_epoch(result: Fit, data: Arguments | Stream, batch_size: int | None) -> int:
     """Steps of an epoch; a guess for a stream of unknown length."""
     if isinstance(data, Arguments):
-        return math.ceil(data.num_rows / batch_size) if batch_size else 1
+        return data.num_batches(batch_size)
     return data.num_batches(result.prototype()) or PATIENCE_STEPS // 5

@@ -32,15 +32,16 @@ def check_sites(model: Callable, arguments: Arguments, trace: poutine.Trace, *, 
     observed = [n for n in trace.observation_nodes if not trace.nodes[n]["infer"].get("_deterministic")]
     if not observed:
         raise ValueError("fit: the model observes nothing. Add pyro.sample(..., obs=x).")
-    problem = _mismatch(trace, exact)
+    column = arguments.main.dim() == 2 and arguments.main.shape[1] == 1
+    problem = _mismatch(trace, exact, column)
     if problem and arguments.num_rows > FEW_ROWS:  # a plate of fixed size does not fit the first rows
         with torch.random.fork_rng(), torch.no_grad():
-            problem = _mismatch(_pyro.plain_trace(model, arguments.args, arguments.kwargs), exact)
+            problem = _mismatch(_pyro.plain_trace(model, arguments.args, arguments.kwargs), exact, column)
     if problem:
         raise ValueError(f"fit: {problem}")
 
 
-def _mismatch(trace: poutine.Trace, exact: bool) -> str | None:
+def _mismatch(trace: poutine.Trace, exact: bool, column: bool) -> str | None:
     """The first axis of a site that its plates do not explain."""
     for name, site in trace.nodes.items():
         if site["type"] != "sample":
@@ -57,6 +58,11 @@ def _mismatch(trace: poutine.Trace, exact: bool) -> str | None:
                 return (
                     f"site '{name}' has {other} rows in plate '{plate.name}' of {plate.size}. "
                     f'Give the plate the length of the data: pyro.plate("{plate.name}", len(x)).'
+                )
+            if dim not in frames and column and any(sizes == {frame.size} for frame in frames.values()):
+                return (
+                    f"site '{name}' has rows along two axes, {max(sizes)} by {max(sizes)}, as x has one column, shape "
+                    "(n, 1). Pass numbers, x[:, 0] or that column of the table, or let the program take vectors."
                 )
             if dim not in frames and exact:
                 return (

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.coordinate_ascent import CoordinateAscent
@@ -97,6 +98,10 @@ def start(
             chosen.model = model
             drawn_rows = getattr(chosen, "guides", None) is None  # else only what all rows share is drawn
             chosen.guide = choose_guide(guide, model, open_sites if drawn_rows else trace, chosen)
+            inner = _pyro.without_handlers(chosen.guide)
+            if isinstance(inner, torch.nn.Module) and any(map(is_lazy, inner.parameters())):
+                with in_one_sentence("fit", started=False):  # it takes its sizes from rows, as the model has by now
+                    structure(chosen.guide, unlabelled.args, unlabelled.kwargs)
             scope.adopt(chosen.guide)
             exact = isinstance(chosen, CoordinateAscent) or (isinstance(chosen, EM) and not chosen.guide)
             if initialize and exact and not labelled:

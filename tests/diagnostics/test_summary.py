@@ -2,6 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -84,3 +86,26 @@ def test_comparisons_print_whole(table):
     assert "..." not in text
     assert "exact log-likelihood at a point, held-out rows" in text
     assert all(name in line for name, line in zip(ranking.index, text.splitlines()[-2:], strict=True))
+
+
+def test_a_network_is_one_line(table):
+    network = torch.nn.Linear(1, 2)
+
+    def program(x):
+        pyro.module("net", network)
+        shift = pyro.param("shift", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(network(z.float()) + shift, 1.0).to_event(1), obs=x)
+
+    vae = lvm.models.VAE(1, likelihood="gaussian", hidden=[3])
+    for model, line, others in (
+        (program, "net (network of 4 numbers)", ["shift"]),
+        (vae, "decoder (network of 22 numbers)", []),
+    ):
+        fitted = fit(model, torch.tensor(table.to_numpy()).float(), max_epochs=2)
+        assert list(fitted.summary().index) == [*others, line]
+        assert np.isnan(fitted.summary().loc[line, "estimate"])
+        listed = fitted.summary(networks=True)
+        assert len(listed) == sum(value.numel() for value in fitted.params.values())
+        assert listed["estimate"].notna().all()

@@ -177,6 +177,31 @@ def test_known_everywhere_is_observed(local):
     assert pyro.param("loc").item() == pytest.approx(float(X.mean()))
 
 
+@pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide:UserWarning")
+@pytest.mark.parametrize("informed", [False, True])
+def test_a_guide_that_draws_what_is_known_everywhere(informed):
+    """Its density would count, the model's would not: unless it draws the known values, it is refused."""
+    x, values = torch.tensor([0.5, -1.0]), torch.tensor([1.0, 2.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.5))
+
+    clamped = lvm.handlers.clamp(model, {"z": values})
+    if informed:
+        loss = Trace_ELBO().loss(clamped, lvm.handlers.inform(guide, {"z": values}), x)
+        expected = dist.Normal(0.0, 1.0).log_prob(values) + dist.Normal(values, 1.0).log_prob(x)
+        assert loss == pytest.approx(-float(expected.sum()))
+    else:
+        with pytest.raises(ValueError, match=r"clamp: expected a guide that does not draw 'z'.*handlers\.inform"):
+            Trace_ELBO().loss(clamped, guide, x)
+
+
 def test_nothing_is_latent_where_all_discrete_sites_are_known(local):
     assert not lvm.infer.EM(lvm.handlers.clamp(two, {"y": Y, "z": Z})).posterior(X)
 

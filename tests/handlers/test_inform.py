@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.distributions import kl_divergence
 from torch.utils.data import DataLoader, Dataset
@@ -437,3 +438,15 @@ def test_labels_of_a_class_and_of_a_vector_together(guide):
     joint = dist.Normal(0.0, 0.5).log_prob(u) - torch.tensor(3.0).log()
     joint = joint + dist.Normal(loc[(y + 1) % 3] + u, 1.0).log_prob(x)
     torch.testing.assert_close(fit.evidence(data, 20).values[both], joint[both].double(), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_masked_already_stays_so():
+    def model():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    present, known = torch.tensor([True, True, False]), torch.tensor([True, False, False])
+    guide = poutine.mask(AutoNormal(model), mask=present)
+    informed = lvm.handlers.inform(guide, {"z": torch.zeros(3)}, mask=known)
+    drawn = poutine.trace(informed).get_trace().nodes["z_unconstrained"]
+    assert drawn["mask"].tolist() == [False, True, False]

@@ -117,6 +117,34 @@ def test_discrete_sites_may_be_left_out():
     assert len(lvm.fit(two, X, sites("y", "z"), max_epochs=1, progress=False).history["loss"]) == 1
 
 
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide:UserWarning")
+def test_what_a_guide_draws_besides_and_points_that_it_leaves_out():
+    def model(x):
+        pyro.sample("point", dist.Delta(torch.zeros(())))
+        two(x)
+
+    def guide(x):
+        pyro.sample("besides", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        sites("y", "z")(x)
+
+    assert len(lvm.fit(model, X, guide, max_epochs=1, progress=False).history["loss"]) == 1
+
+
+def test_a_network_that_is_fixed_or_not_told_of():
+    layer = torch.nn.Linear(6, 1)
+
+    def model(x):
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc + layer(x)[:, 0], 1.0), obs=x[:, 0])
+
+    with pytest.warns(UserWarning, match=r"Linear\.weight, Linear\.bias will not be trained"):
+        lvm.fit(model, X, inference="svi", max_epochs=1, progress=False)
+    layer.requires_grad_(False)
+    layer.zero_grad()
+    assert len(lvm.fit(model, X, inference="svi", max_epochs=1, progress=False).history["loss"]) == 1
+
+
 def test_a_guide_that_searches_with_the_model_that_is_fitted():
     model = autoencoder(3)
     fit = lvm.fit(model, X, guides.LocalGaussian(model), max_epochs=1, seed=0, progress=False)

@@ -1,5 +1,7 @@
 """Programs on which an independent tester once found wrong numbers without a word."""
 
+from contextlib import nullcontext
+
 import pandas as pd
 import pyro
 import pyro.distributions as dist
@@ -7,6 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch.distributions import constraints
 
 import pyro_lvm as lvm
@@ -288,3 +291,30 @@ def test_masks_around_a_mixture_against_brute_force(inner):
     torch.testing.assert_close(pyro.param("loc").detach(), expected, rtol=1e-10, atol=0.0)
     share = (counted * posterior).sum(0) / counted.sum()
     torch.testing.assert_close(pyro.param("weights").detach(), share, rtol=1e-10, atol=0.0)
+
+
+def two_points(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 10.0).expand([2]).to_event(1))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+
+@pytest.mark.parametrize("kind", [AutoDelta, AutoNormal])
+def test_em_takes_a_guide_of_points_and_no_other(kind):
+    x, hidden = torch.tensor([0.3, -1.0, 2.0, 4.0]), poutine.block(two_points, hide=["z"])
+    refusal = pytest.raises(ValueError, match="EM: expected a guide of points; got one that draws site 'loc_uncons")
+    with nullcontext() if kind is AutoDelta else refusal:
+        lvm.fit(two_points, x, kind(hidden), "em", max_epochs=2, seed=0, progress=False)
+    with nullcontext() if kind is AutoDelta else refusal:
+        lvm.infer.EM(two_points, kind(hidden)).step(x)
+
+
+def test_coordinate_ascent_takes_no_autoguide():
+    x, model = (
+        torch.randn(20, 2, generator=torch.Generator().manual_seed(0)),
+        lvm.models.GaussianMixture(2, priors=True),
+    )
+    guide = AutoNormal(poutine.block(model, hide=["z"]))
+    with pytest.raises(ValueError, match=r"expected a model and a lvm\.guides\.Conjugate; got guide AutoNormal"):
+        lvm.fit(model, x, guide, "coordinate-ascent", seed=0, progress=False)

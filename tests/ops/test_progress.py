@@ -41,6 +41,11 @@ def test_a_terminal_without_a_size_shows_the_bar():
             assert shown() == ""
 
 
+def test_silence_lasts_for_those_inside():
+    with terminal() as shown, without_progress(), without_progress(quiet=False), progress_bar(3, "layer", "epoch"):
+        assert shown() == ""
+
+
 def test_scoring_shows_how_far_it_is_once_it_takes_long(monkeypatch):
     law = RBM(torch.randn(4, 3), torch.zeros(4), torch.zeros(3))
     with terminal() as shown:

@@ -66,3 +66,17 @@ def test_a_parameter_with_two_names_takes_one_step():
     svi = lvm.infer.SVI(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.001))
     fit = lvm.fit(Tied(), torch.ones(10), inference=svi, max_epochs=1, progress=False)
     assert float(fit.model.one.detach()) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_a_tensor_that_a_parameter_starts_at_is_not_written_to(as_function):
+    start = torch.zeros(())
+
+    def model(x):
+        loc = pyro.param("loc", (lambda: start) if as_function else start)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    x = torch.ones(10)
+    assert lvm.fit(model, x, inference="em", max_epochs=2, progress=False).params["loc"] == pytest.approx(1.0)
+    assert float(start.detach()) == 0

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse
 import torch
 from pyro import poutine
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import pyro_lvm as lvm
 from pyro_lvm.training.data import as_arguments
@@ -258,3 +258,41 @@ BAD_WEIGHTS = [
 def test_bad_sample_weights(faithful, counting, weights, message):
     with pytest.raises(ValueError, match=message):
         lvm.fit(counting(), {"x": faithful, "sample_weights": weights}, progress=False)
+
+
+def test_gaps_in_what_is_no_data_argument(faithful):
+    y = faithful[:, 1].clone()
+    y[5] = torch.nan
+    with pytest.raises(ValueError, match=r"y to be finite; got 1 missing .*of a latent site.* may be NaN\.$"):
+        lvm.fit(regression, {"x": faithful[:, 0], "y": y}, progress=False)
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_a_table_of_one_column_is_not_a_list_of_numbers(faithful, inference):
+    def model(x):
+        mean = pyro.param("mean", torch.tensor(3.0).double())
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    options = {"inference": inference, "max_epochs": 2, "seed": 0, "progress": False}
+    table = pd.DataFrame({"waiting": faithful[:, 0].numpy()})
+    with pytest.raises(ValueError, match=r"'x' has rows along two axes, 272 by 272, as x has one column.*x\[:, 0\]"):
+        lvm.fit(model, table, **options)
+    assert len(lvm.fit(model, table["waiting"], **options).history["loss"]) == 2
+
+
+@pytest.mark.parametrize("wrap", [lambda pairs: pairs, lambda pairs: DataLoader(pairs, batch_size=100)])
+def test_tuples_are_arguments_in_their_order(faithful, counting, wrap):
+    pairs = wrap(TensorDataset(faithful, faithful[:, 1]))
+    message = r"got x, one without a name \(1\). Parts of a tuple are arguments in their order: pass dicts"
+    with pytest.raises(ValueError, match=message):
+        lvm.fit(lvm.models.GaussianMixture(2), pairs, progress=False)
+
+
+def test_only_models_of_missing_values_impute(faithful):
+    fit = lvm.fit(lvm.models.VAE(1, likelihood="gaussian", hidden=[4]), faithful, max_epochs=2, seed=0, progress=False)
+    gaps = faithful.clone()
+    gaps[3, 1] = torch.nan
+    for x in (faithful, gaps):
+        with pytest.raises(ValueError, match=r"impute: expected a model that takes missing .*got VAE.*GaussianMixture"):
+            fit.impute(x)

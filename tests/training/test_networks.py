@@ -7,8 +7,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.nn import PyroModule
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lvm as lvm
+from pyro_lvm.training.data import as_arguments
 
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
 
@@ -215,3 +217,68 @@ def test_a_network_with_more_than_the_file_is_refused(tmp_path):
     larger.decoder.append(torch.nn.Linear(4, 4))
     with pytest.raises(ValueError, match=r"has, and the file has not, model:decoder\.3"):
         lvm.load(tmp_path / "fit", model=larger, guide=guide)
+
+
+def normalising():
+    return torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 8))
+
+
+def fit_vae(x, **options):
+    torch.manual_seed(0)
+    model = lvm.models.VAE(2, likelihood="gaussian", decoder=normalising())
+    return lvm.fit(model, x, seed=0, progress=False, max_epochs=2, **options)
+
+
+def test_a_decoder_normalises_over_all_draws_of_all_rows():
+    torch.manual_seed(0)
+    network = normalising()
+    model = lvm.models.VAE(2, data_dim=4, likelihood="gaussian", decoder=network)
+    z = torch.randn(3, 8, 2)  # as many rows as channels: torch would take one for the other
+    torch.testing.assert_close(
+        model.decode(z).mean, network(z.reshape(24, 2))[:, :4].reshape(3, 8, 4), rtol=1e-6, atol=1e-6
+    )
+    fit = fit_vae(X, inference="importance-weighted")
+    assert torch.isfinite(fit.log_likelihood(X)).all()
+
+
+def test_a_row_left_over_joins_the_last_batch():
+    steps = []
+    fit_vae(X[:41], batch_size=20, callbacks=lambda run: steps.append(run.inference._steps))
+    assert steps == [2, 4]
+    for size, sizes in ((1, [1, 1, 1]), (2, [3]), (3, [3]), (4, [3])):
+        rows = as_arguments(X[:3])
+        assert [batch.num_rows for batch in rows.batches(size)] == sizes
+        assert rows.num_batches(size) == len(sizes)
+    with pytest.raises(ValueError, match=r"SVI: expected batches of two rows .*drop_last"):
+        fit_vae(DataLoader(TensorDataset(X[:41]), batch_size=20))
+
+
+def test_lazy_layers():
+    def lazy(width):
+        return torch.nn.Sequential(torch.nn.LazyLinear(5), torch.nn.ReLU(), torch.nn.LazyLinear(width))
+
+    model = lvm.models.VAE(2, 4, "gaussian", decoder=lazy(8))
+    guide_of_rows = lvm.guides.AmortizedGaussian(model, encoder=lazy(4))
+    fit = lvm.fit(model, X, guide_of_rows, max_epochs=2, seed=0, progress=False)
+    assert fit.params["decoder.0.weight"].shape == (5, 2)
+    network = torch.nn.LazyLinear(4)
+    with pytest.raises(ValueError, match="fit: expected networks of known sizes; got a lazy layer"):
+        lvm.fit(lambda x: draw(x, pyro.module("net", network)), X, guide, progress=False)
+
+
+NORMALISES = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4))
+
+
+def several_draws(x):
+    network = pyro.module("net", NORMALISES)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(network(z), 1.0).to_event(1), obs=x)
+
+
+def test_draws_side_by_side_of_a_layer_that_takes_rows_only():
+    side_by_side, in_turn = (lvm.infer.ImportanceWeighted(3, vectorize=several) for several in (True, False))
+    with pytest.raises(ValueError, match=r"expected 4 channels in the second axis .* got 60.*vectorize=False"):
+        lvm.fit(several_draws, X, guide, lvm.infer.SVI(loss=side_by_side), max_epochs=2, seed=0, progress=False)
+    fit = lvm.fit(several_draws, X, guide, lvm.infer.SVI(loss=in_turn), max_epochs=2, seed=0, progress=False)
+    assert len(fit.history["loss"]) == 2
