@@ -162,7 +162,7 @@ class AffineSites:
     def _refuse(self, why: str) -> None:
         raise PlainError(
             f"{self.owner}: expected a program of normal rows that are an affine map of normal latent sites; {why}. "
-            "Use another guide, as 'normal' or 'amortized'."
+            "Use inference='svi' with another guide, as 'local'."
         )
 
 

@@ -198,7 +198,7 @@ def test_a_guide_made_by_the_user_is_a_template_too(faithful):
 BAD_OPTIONS = [
     (
         {"inference": "gibbs"},
-        "expected inference to be one of em, svi, .*; got 'gibbs'",
+        "expected inference to be one of em, squarem, svi, .*; got 'gibbs'",
     ),
     ({"inference": "svi", "guide": "nope"}, "expected guide to be one of conjugate, map, .*; got 'nope'"),
     ({"inference": "em", "guide": "nope"}, "expected guide to be one of conjugate, map, .*; got 'nope'"),
@@ -288,15 +288,26 @@ def test_em_of_a_bayesian_model_finds_the_mode(faithful, covariance):
     assert fit.history["loss"][-1] == pytest.approx(guided.history["loss"][-1], rel=1e-4)
 
 
-def test_local_continuous_sites_point_to_svi(faithful):
+@pytest.mark.parametrize(("inference", "law"), [("em", dist.Laplace), ("coordinate-ascent", dist.Normal)])
+def test_local_continuous_sites_point_to_svi(faithful, inference, law):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            h = pyro.sample("h", law(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+    why = rf"latent sites of every row to be discrete.*site 'h' \({law.__name__}\)"
+    with pytest.raises(ValueError, match=why):
+        lvm.fit(model, faithful[:, 0], inference=inference, progress=False)
+
+
+def test_em_of_normal_sites_that_rows_are_curved_in_points_to_svi(faithful):
     def model(x):
         with pyro.plate("data", len(x)):
             h = pyro.sample("h", dist.Normal(x.new_zeros(()), 1.0))
-            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+            pyro.sample("x", dist.Normal(h.exp(), 1.0), obs=x)
 
-    for inference in ("em", "coordinate-ascent"):
-        with pytest.raises(ValueError, match=r"latent sites of every row to be discrete.*site 'h' \(Normal\)"):
-            lvm.fit(model, faithful[:, 0], inference=inference, progress=False)
+    with pytest.raises(ValueError, match=r"one affine map of its latent sites.*inference='svi'"):
+        lvm.fit(model, faithful[:, 0], inference="em", progress=False)
 
 
 BAD_DATA = [
