@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 from pyro import poutine
 
+from pyro_lvm import _pyro
 from pyro_lvm.ops.plain_error import PlainError
 
 __all__ = ["at_guide", "is_point"]
@@ -32,7 +33,7 @@ def at_guide(model: Callable, guide: Callable | None) -> Callable:
     def program(*args: Any, **kwargs: Any) -> Any:
         with poutine.block(hide_fn=_is_sample):
             trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        sites = {name: trace.nodes[name] for name in trace.stochastic_nodes}
+        sites = {n: site for n in trace.stochastic_nodes if not _pyro.site_is_subsample(site := trace.nodes[n])}
         for name, site in sites.items():
             if not is_point(site["fn"]):
                 raise PlainError(
