@@ -14,7 +14,6 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_lvm.handlers.affine_sites import AffineSites
@@ -23,13 +22,13 @@ from pyro_lvm.ops.linear_gaussian import Posterior
 __all__ = ["ExactGaussian"]
 
 
-class ExactGaussian(PyroModule):
+class ExactGaussian:
     r"""The posterior :math:`p(h \mid x)` in closed form, of any program of which it is normal.
 
-    It has no parameters: it reads the model's. Which sites are latent, and the affine map from them to the rows, are
-    found by running the program, so that factor analysis written by a user is served as well as ours. Entries of a row
-    that are masked out, as missing ones are, count nothing. By `EM` it is the E-step; under `SVI` the bound is the
-    log-likelihood itself, without a gap.
+    It has no parameters, and is no module: it reads the model's. Which sites are latent, and the affine map from them
+    to the rows, are found by running the program, so that factor analysis written by a user is served as well as ours.
+    Entries of a row that are masked out, as missing ones are, count nothing. By `EM` it is the E-step; under `SVI` the
+    bound is the log-likelihood itself, without a gap.
 
     Args:
         model: A program whose latent sites are normal and stand in the plate of the rows, and whose observed sites
@@ -51,8 +50,7 @@ class ExactGaussian(PyroModule):
     """
 
     def __init__(self, model: Callable | None = None) -> None:
-        super().__init__()
-        self._program = [model]  # in a list: a module is not its guide's
+        self.model = model
         self._sites: AffineSites | None = None
 
     @property
@@ -63,10 +61,9 @@ class ExactGaussian(PyroModule):
     def sites(self, args: tuple, kwargs: dict[str, Any]) -> AffineSites:
         """The program's sites, found once."""
         if self._sites is None:
-            (model,) = self._program
-            if model is None:
+            if self.model is None:
                 raise ValueError("ExactGaussian: expected the model whose posterior it is. Pass ExactGaussian(model).")
-            self._sites = AffineSites("ExactGaussian", model, args, kwargs)
+            self._sites = AffineSites("ExactGaussian", self.model, args, kwargs)
         return self._sites
 
     def posterior(self, *args: Any, **kwargs: Any) -> Posterior:
@@ -77,13 +74,15 @@ class ExactGaussian(PyroModule):
             kwargs: Its keyword arguments.
         """
         sites = self.sites(args, kwargs)
-        return sites.law(args, kwargs).posterior(sites.values(args, kwargs))
+        x = sites.values(args, kwargs)
+        found = sites.law(args, kwargs).posterior(x.double())  # sums over columns of very different sizes
+        return Posterior(*(part.to(x) if part.is_floating_point() else part for part in found))
 
     def row_log_likelihood(self, *args: Any, **kwargs: Any) -> Tensor:
         """Log p(x) of every row, nats, shape (n,): exact, as the posterior is."""
         return self.posterior(*args, **kwargs).log_likelihood
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw every latent site of the rows."""
         sites = self.sites(args, kwargs)
         found = self.posterior(*args, **kwargs)

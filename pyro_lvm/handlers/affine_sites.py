@@ -1,7 +1,7 @@
 r"""Programs whose rows are an affine map of normal latent sites, found by running them.
 
-One run with :math:`k + 1` rows that differ only in :math:`h`, zero and the unit vectors, shows :math:`b` and
-:math:`b + W e_j`; what else the program may depend on is probed once.
+One run with :math:`k + 1` rows that differ only in :math:`h`, zero and multiples of the unit vectors, shows :math:`b`
+and :math:`b + c W e_j`; a few other rows show, every time, whether the program is such a map at all.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pyro_lvm.handlers.rows import row_plate
 from pyro_lvm.ops.linear_gaussian import LinearGaussian
 from pyro_lvm.ops.plain_error import PlainError
 
-__all__ = ["AffineSites"]
+__all__ = ["AffineSites", "unmasked"]
 
+FAR = 2.0**20  # of the points that show the map: where rows are far from zero, near ones lose its digits
 TOLERANCE = 1e-4  # relative: what rounding in single precision leaves of an affine map
 
 
@@ -61,13 +62,36 @@ class AffineSites:
             self._probe(args, kwargs)
 
     def law(self, args: tuple, kwargs: dict[str, Any]) -> LinearGaussian:
-        """What the program is at its current parameters; differentiable by them."""
-        k = self.latent[-1].columns.stop
-        points = torch.cat([self.like.new_zeros(1, k), torch.eye(k).to(self.like)])
-        trace = self._at(args, kwargs, torch.zeros(k + 1, dtype=torch.long), points)
-        loc, scale = (self._joined(trace, self.observed, argument) for argument in ("loc", "scale"))
-        prior = [self._joined(trace, self.latent, argument)[0] for argument in ("loc", "scale")]
-        return LinearGaussian(loc[0], (loc[1:] - loc[0]).mT, scale[0].square(), prior[0], prior[1].square())
+        """What the program is at its current parameters, in double precision; differentiable by them.
+
+        Raises:
+            ValueError: It is no affine map any more, or not the same for all rows.
+        """
+        k, n = self.latent[-1].columns.stop, self.count(args, kwargs)
+        units = FAR * torch.eye(k)
+        others = torch.tensor([[3.0 * (-0.7) ** (i + j) for j in range(k)] for i in range(3)])
+        points = torch.cat([torch.zeros(1, k), units, others]).to(self.like)
+        which = torch.tensor([0] * (k + 1) + [n // 3, n // 2, n - 1])
+        trace = self._at(args, kwargs, which, points)
+        loc, scale = (self._joined(trace, self.observed, argument).double() for argument in ("loc", "scale"))
+        prior = [self._joined(trace, self.latent, argument).double() for argument in ("loc", "scale")]
+        weight = (loc[1 : k + 1] - loc[0]).mT / FAR
+        law = LinearGaussian(loc[0], weight, scale[0].square(), prior[0][0], prior[1][0].square())
+        self._check(law, points[k + 1 :].double(), loc[k + 1 :], scale, prior)
+        return law
+
+    def _check(self, law: LinearGaussian, h: Tensor, loc: Tensor, scale: Tensor, prior: list[Tensor]) -> None:
+        """Refuse a program that is not affine in its latent sites, or whose rows differ in more than their values."""
+        with torch.no_grad():
+            moved = h @ law.weight.mT
+            size = moved.abs().amax() + law.noise.sqrt().amax() + law.weight.abs().amax()
+            rounding = 64 * torch.finfo(self.like.dtype).eps * law.loc.abs().amax()
+            if not bool(((loc - law.loc - moved).abs() <= TOLERANCE * size + rounding).all()):
+                self._refuse("the mean of its rows is not one affine map of its latent sites, the same for all rows")
+            if not _near(scale, scale[:1]):
+                self._refuse("the variance of its rows depends on more than parameters")
+            if not all(_near(part, part[:1]) for part in prior):
+                self._refuse("a latent site depends on another, or on the rows")
 
     def values(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The observed rows, shape (n, d), NaN where they are masked out."""
@@ -102,10 +126,7 @@ class AffineSites:
         self, args: tuple, kwargs: dict[str, Any], which: Tensor, known: bool = False
     ) -> tuple[tuple, dict[str, Any]]:
         """The arguments of some rows, perhaps many times; with `known`, without gaps."""
-        every = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
-        if not every:
-            self._refuse("it takes no rows")
-        n = len(every[0])
+        n = self.count(args, kwargs)
 
         def some(value: Any) -> Any:
             rowwise = isinstance(value, Tensor) and value.dim() and len(value) == n
@@ -126,8 +147,10 @@ class AffineSites:
                 self._refuse(f"site '{name}' is shared by all rows")
             if not isinstance(_base(site["fn"]), dist.Normal):
                 self._refuse(f"site '{name}' is {type(_base(site['fn'])).__name__}, not Normal")
-            if plates != [self.plate] or site["mask"] is not None or isinstance(site["scale"], Tensor):
-                self._refuse(f"site '{name}' stands in further plates, or its rows count differently")
+            if plates != [self.plate]:
+                self._refuse(f"site '{name}' stands in further plates")
+            if site["mask"] is not None or isinstance(site["scale"], Tensor) or site["scale"] != 1.0:
+                self._refuse(f"site '{name}' is scaled, or masked by poutine.mask; mask its law instead")
             shape = site["value"].shape[1:]
             start = found[-1].columns.stop if found else 0
             found.append(_Site(name, slice(start, start + max(1, shape.numel())), shape))
@@ -143,21 +166,20 @@ class AffineSites:
         return torch.cat(parts, -1)
 
     def _probe(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Refuse a program that is not affine in its latent sites, or whose rows differ in more than their values."""
+        """Look at all rows, and at the map."""
         law = self.law(args, kwargs)
-        n = len(next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()))
-        h = law.weight.new_tensor([[3.0 * (-0.7) ** (i + j) for j in range(law.weight.shape[1])] for i in range(4)])
-        trace = self._at(args, kwargs, torch.tensor([0, n // 3, n // 2, n - 1]), h)
-        loc, scale = (self._joined(trace, self.observed, argument) for argument in ("loc", "scale"))
-        expected = law.loc + h @ law.weight.mT
-        if not _near(loc, expected):
-            self._refuse("the mean of its rows is not one affine map of its latent sites, the same for all rows")
-        if not _near(scale.square(), law.noise.expand_as(scale)):
-            self._refuse("the variance of its rows depends on more than parameters")
-        for argument, value in (("loc", law.prior_loc), ("scale", law.prior_variance.sqrt())):
-            found = self._joined(trace, self.latent, argument)
-            if not _near(found, value.expand_as(found)):
-                self._refuse("a latent site depends on another, or on the rows")
+        n, k = self.count(args, kwargs), law.weight.shape[1]
+        trace = self._at(args, kwargs, torch.arange(n), self.like.new_zeros(n, k))
+        loc, scale = (self._joined(trace, self.observed, argument).double() for argument in ("loc", "scale"))
+        prior = [self._joined(trace, self.latent, argument).double() for argument in ("loc", "scale")]
+        self._check(law, law.weight.new_zeros(n, k), loc, scale, prior)
+
+    def count(self, args: tuple, kwargs: dict[str, Any]) -> int:
+        """How many rows there are."""
+        every = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()]
+        if not every:
+            self._refuse("it takes no rows")
+        return len(every[0])
 
     def _refuse(self, why: str) -> None:
         raise PlainError(
@@ -182,5 +204,12 @@ def _mask(site: dict[str, Any]) -> Tensor | None:
     return None
 
 
+def unmasked(fn: Any) -> Any:
+    """A law without its mask, of which all entries count."""
+    if isinstance(fn, torch.distributions.Independent) and isinstance(fn.base_dist, dist.MaskedDistribution):
+        return fn.base_dist.base_dist.to_event(fn.reinterpreted_batch_ndims)
+    return fn.base_dist if isinstance(fn, dist.MaskedDistribution) else fn
+
+
 def _near(value: Tensor, expected: Tensor) -> bool:
-    return bool(((value - expected).abs() <= TOLERANCE * (1 + expected.abs().amax())).all())
+    return bool(((value - expected).abs() <= TOLERANCE * expected.abs()).all())

@@ -19,7 +19,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_lvm.handlers.affine_sites import AffineSites
+from pyro_lvm.handlers.affine_sites import AffineSites, unmasked
 from pyro_lvm.infer.at_guide import at_guide
 from pyro_lvm.ops.linear_gaussian import LinearGaussian, Posterior
 
@@ -76,7 +76,7 @@ class GaussianMoments:
         sites: AffineSites = guide.sites(args, kwargs)  # type: ignore[union-attr]
         points, rows = self._points(sites, args, kwargs)
         with torch.no_grad():
-            law = LinearGaussian(*(part.detach().double() for part in sites.law(args, kwargs)))
+            law = LinearGaussian(*(part.detach() for part in sites.law(args, kwargs)))
             found = law.posterior(points)
             joint = _points_of(law, points, found)
         k = found.loc.shape[1]
@@ -85,7 +85,7 @@ class GaussianMoments:
         observed = poutine.condition(model, values)
 
         def program(*args: Any, **kwargs: Any) -> Any:
-            with _Counted(sites.plate, rows / len(joint)):
+            with _Counted(values, rows / len(joint)):
                 return observed(*args, **kwargs)
 
         some = sites.rows(args, kwargs, torch.arange(len(joint)) % rows, known=True)
@@ -116,14 +116,15 @@ class GaussianMoments:
 
 
 class _Counted(Messenger):
-    """Lets every row of a plate count for several."""
+    """Lets every entry of some sites count, and for several."""
 
-    def __init__(self, plate: str, count: float) -> None:
+    def __init__(self, sites: Collection[str], count: float) -> None:
         super().__init__()
-        self.plate, self.count = plate, count
+        self.sites, self.count = sites, count
 
     def _pyro_sample(self, msg: Any) -> None:
-        if any(frame.name == self.plate for frame in msg["cond_indep_stack"]):
+        if msg["name"] in self.sites:
+            msg["fn"] = unmasked(msg["fn"])
             msg["scale"] = msg["scale"] * self.count
 
 

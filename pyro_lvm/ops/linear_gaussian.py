@@ -97,7 +97,9 @@ class LinearGaussian(NamedTuple):
         shift = (covariance[pattern] @ signal.unsqueeze(-1)).squeeze(-1) if len(known) > 1 else signal @ covariance[0]
         log_det = known @ (2 * math.pi * self.noise).log() + self.prior_variance.log().sum()
         log_det = log_det + 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        distance = (residual.square() / self.noise).sum(-1) - (signal * shift).sum(-1)
+        # the same as with g' M^-1 g taken away, as a sum of squares: nothing cancels where noise is small
+        rest = torch.where(unknown, 0.0, residual - shift @ self.weight.mT)
+        distance = (rest.square() / self.noise).sum(-1) + (shift.square() / self.prior_variance).sum(-1)
         return Posterior(
             self.prior_loc + shift,
             covariance,

@@ -139,3 +139,89 @@ def test_rows_of_maps_of_their_own_are_refused() -> None:
     x = rows()
     with pyro.get_param_store().scope(), pytest.raises(ValueError, match="the same for all rows"):
         lvm.guides.ExactGaussian(_by_row)(x, torch.linspace(1, 2, len(x)).double())
+
+
+def test_svi_trains_a_users_program() -> None:
+    """Parameters that the guide's run of the program reads are the program's."""
+    x = rows()
+    svi = lvm.infer.SVI(learning_rate=0.05)
+    fit = lvm.fit(two_traits, x, guide="exact-gaussian", inference=svi, max_epochs=300, seed=0, progress=False)
+    best = lvm.fit(two_traits, x, inference="squarem", seed=0, progress=False)
+    assert best.score(x) - 0.05 < fit.score(x) <= best.score(x) + 1e-6
+
+
+def _masked(x, known):
+    weight, scale = pyro.param("weight", lambda: x.new_ones(4)), pyro.param("scale", lambda: x.new_tensor(1.0))
+    with pyro.plate("data", len(x)):
+        h = pyro.sample("h", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(1 + h * weight, scale).mask(known).to_event(1), obs=x)
+
+
+def test_masks_of_the_programs_own_are_gaps() -> None:
+    x = rows()
+    torch.manual_seed(2)
+    known = torch.rand(60, 4) < 0.7
+    arguments = {"x": torch.where(known, x, 99.0), "known": known}
+    fit = lvm.fit(_masked, arguments, inference="squarem", max_epochs=200, tol=1e-12, seed=0, progress=False)
+    weight, variance = fit.params["weight"], fit.params["scale"] ** 2
+    total = torch.zeros((), dtype=x.dtype)
+    leaf = weight.clone().requires_grad_()
+    for row, seen in zip(x, known, strict=True):
+        covariance = torch.outer(leaf, leaf) + variance * torch.eye(4, dtype=x.dtype)
+        if seen.any():
+            law = dist.MultivariateNormal(x.new_ones(int(seen.sum())), covariance[seen][:, seen])
+            total = total + law.log_prob(row[seen])
+    assert -fit.history["loss"][-1] == pytest.approx(total.item(), abs=1e-4)
+    (gradient,) = torch.autograd.grad(total, leaf)
+    assert float(gradient.abs().max()) < 1e-2
+
+
+def _noisier_later(x, scale):
+    with pyro.plate("data", len(x)):
+        h = pyro.sample("h", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(h.expand(-1, x.shape[1]), scale.unsqueeze(-1)).to_event(1), obs=x)
+
+
+def _scaled(x):
+    with pyro.plate("data", len(x)), pyro.poutine.scale(scale=0.2):
+        h = pyro.sample("h", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(h.expand(-1, x.shape[1]), 1.0).to_event(1), obs=x)
+
+
+def _slope(x, t):
+    slope = pyro.param("slope", lambda: x.new_zeros(4))
+    with pyro.plate("data", len(x)):
+        h = pyro.sample("h", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(h + t.unsqueeze(-1) * slope, 1.0).to_event(1), obs=x)
+
+
+def test_what_few_rows_do_not_show_is_seen() -> None:
+    x = rows()
+    scale = torch.ones(60, dtype=x.dtype)
+    scale[[5, 7]] = 2.0
+    with pyro.get_param_store().scope():
+        with pytest.raises(ValueError, match="variance of its rows"):
+            lvm.guides.ExactGaussian(_noisier_later)(x, scale)
+        with pytest.raises(ValueError, match="is scaled"):
+            lvm.guides.ExactGaussian(_scaled)(x)
+
+
+def test_what_a_start_does_not_show_is_seen_later() -> None:
+    x = rows()
+    with pytest.raises(ValueError, match="the same for all rows"):
+        lvm.fit(
+            _slope,
+            {"x": x + torch.arange(60.0).double().unsqueeze(-1), "t": torch.arange(60.0).double()},
+            inference="em",
+            max_epochs=5,
+            seed=0,
+            progress=False,
+        )
+
+
+def test_single_precision_far_from_the_origin() -> None:
+    x = (rows() + 1e4).float()
+    fit = lvm.fit(lvm.models.FactorAnalysis(1), x, seed=0, progress=False)
+    weight, noise, loc = (fit.params[name].double() for name in ("weight", "noise_scale", "loc"))
+    law = dist.MultivariateNormal(loc, weight @ weight.mT + noise.square().diag())
+    torch.testing.assert_close(fit.log_likelihood(x).double(), law.log_prob(x.double()), rtol=1e-4, atol=1e-4)
