@@ -134,8 +134,13 @@ class Run:
         return len(losses)
 
     def _total(self) -> int | None:
-        """Rows of an epoch; of a stream that does not tell, as many as it gave in the last one."""
-        return self.data.num_rows or self.result().last_epoch[1] or None
+        """Rows of an epoch; of a stream that does not tell, as many as it gave in the last one.
+
+        Averages over batches do not depend on it, and must not see batches of two epochs count differently.
+        """
+        known = self.data.num_rows
+        averaged = getattr(self.inference, "decay", None) is not None
+        return known if known is not None or averaged else self.result().last_epoch[1] or None
 
     def _counting(self, total: int | None) -> minibatch | None:
         """A context that lets batches count for all rows, where their number is known and a batch may hold fewer."""

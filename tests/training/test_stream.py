@@ -171,6 +171,16 @@ def test_stepwise_em_takes_a_stream(faithful):
     assert fit.score(faithful) * 272 == pytest.approx(-1130.264, abs=0.5)
 
 
+def test_stepwise_em_does_not_need_the_number_of_rows(faithful):
+    """Statistics are averages: those of a second pass must not outweigh those of the first."""
+    options = {"inference": lvm.infer.EM(decay=0.6), "max_epochs": 3, "seed": 0, "progress": False}
+    told = lvm.fit(lvm.models.GaussianMixture(2), Batches(faithful.double(), 34), num_rows=272, **options)
+    options["inference"] = lvm.infer.EM(decay=0.6)
+    untold = lvm.fit(lvm.models.GaussianMixture(2), Batches(faithful.double(), 34), **options)
+    for name, value in told.params.items():
+        torch.testing.assert_close(untold.params[name], value)
+
+
 def test_the_total_decides_between_prior_and_data(faithful):
     options = {**OPTIONS, "guide": "map", "max_epochs": 1}
     model = lvm.models.GaussianMixture(2, priors=True)
