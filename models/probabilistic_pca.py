@@ -45,7 +45,7 @@ class ProbabilisticPCA(LinearFactors):
         >>> x = lvm.datasets.load("iris").x
         >>> fit = lvm.fit(lvm.models.ProbabilisticPCA(2), x, seed=0, progress=False)
         >>> round(fit.score(x), 2)
-        -2.56
+        -2.7
     """
 
     dims: ClassVar[dict[str, list[str]]] = {**LinearFactors.dims, "noise_scale": []}
