@@ -13,9 +13,8 @@ How it is measured:
 * Both are scored on all rows. The gap is relative to the log-likelihood that EM reaches.
 * Every method, number of rows and start runs in a process of its own, in float32 and one thread: batches are too small
   for more, and two threads on a busy machine wait for each other. Memory is the largest resident set of that process
-  until the end of the fit, less that after the imports: libraries do not count. What grows with stepwise EM are the
-  hashes of rows that `lvm.fit` notes, about 40 bytes a row while they are merged, until it keeps a sample of them (from
-  two million rows on); EM itself needs the same for any number of rows.
+  until the end of the fit, less that after the imports: libraries do not count. Stepwise EM needs the same for any
+  number of rows; the hashes of rows that `lvm.fit` notes are a sample of 131,072 (1 MB) from there on.
 * Seconds are those of `lvm.fit`, which for the stream include making its rows twice. Timings are never assertions.
 
 References:

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 from pyro_lvm import distributions
 from pyro_lvm.distributions.normal_rows import check_real_columns
 from pyro_lvm.models.rbm import RBM
+from pyro_lvm.ops.row_checks import check_matrix
 
 __all__ = ["GaussianRBM"]
 
@@ -76,7 +77,7 @@ class GaussianRBM(RBM):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix with the right number of columns."""
-        self._check_shape(x)
+        check_matrix(self._name, x, self.num_visible, "num_visible")
 
     def check_training(self, x: Tensor) -> None:
         """Raise a ValueError for fewer than two rows, for constant columns, or rows that do not fit the model."""

@@ -15,10 +15,11 @@ from torch.distributions import constraints
 from pyro_lvm.distributions.normal_rows import check_real_columns
 from pyro_lvm.distributions.standard_normal import standard_normal
 from pyro_lvm.ops.missing import column_moments
+from pyro_lvm.ops.row_checks import check_matrix
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
-__all__ = ["LinearFactors", "principal_parts"]
+__all__ = ["LinearFactors"]
 
 
 class LinearFactors(LatentVariableModel):
@@ -72,12 +73,7 @@ class LinearFactors(LatentVariableModel):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix with the right number of columns."""
-        d, shape = self.data_dim, tuple(x.shape)
-        if len(shape) != 2 or d not in (None, shape[1]):
-            hint = "Reshape it to a matrix: x.reshape(len(x), -1)."
-            if len(shape) == 2:
-                hint = f"Pass data_dim={shape[1]}, or give {d} columns."
-            raise ValueError(f"{self._name}: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
+        check_matrix(self._name, x, self.data_dim)
 
     def check_training(self, x: Tensor) -> None:
         """Raise a ValueError for fewer than two rows, constant or empty columns, or fewer columns than factors."""
@@ -116,28 +112,3 @@ class LinearFactors(LatentVariableModel):
         self.declare("weight", weight, constraints.real)
         self.declare("loc", mean, constraints.real)
         self.declare("noise_scale", noise.sqrt(), constraints.positive)
-
-
-def principal_parts(covariance: Tensor, num_factors: int) -> tuple[Tensor, Tensor]:
-    r"""The most probable map and noise variance of probabilistic PCA.
-
-    :math:`\sigma^2` is the mean of the smallest eigenvalues, and :math:`W = U (\Lambda - \sigma^2)^{1/2}`; the sign of
-    each column is such that its entry of largest size is positive.
-
-    Args:
-        covariance: Shape (d, d).
-        num_factors: k <= d.
-
-    Returns:
-        W of shape (d, k), and the variance, shape ().
-
-    References:
-        M. Tipping, C. Bishop (1999), Probabilistic principal component analysis, JRSS B 61, equations 7 and 8.
-    """
-    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(covariance.double()))
-    rest = values[num_factors:].clamp_min(0)
-    noise = rest.mean() if len(rest) else values[-1].clamp_min(0) / 2
-    noise = noise.clamp_min(1e-6 * values.clamp_min(0).mean())
-    weight = vectors[:, :num_factors] * (values[:num_factors] - noise).clamp_min(0).sqrt()
-    largest = weight.gather(0, weight.abs().argmax(0, keepdim=True))
-    return (weight * torch.where(largest < 0, -1.0, 1.0)).to(covariance), noise.to(covariance)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from pyro_lvm.handlers.counted import counted
+from pyro_lvm.ops.row_checks import check_matrix
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -105,15 +106,7 @@ class Mixture(LatentVariableModel):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix with the right number of columns."""
-        d = self._num_columns
-        if x.dim() != 2 or (d is not None and x.shape[1] != d):
-            shape = tuple(x.shape)
-            hint = "Reshape it to a matrix, one row per observation."
-            if x.dim() == 2:
-                hint = self._other_columns(shape[1])
-            elif x.dim() == 1:
-                hint = "Pass x.reshape(-1, 1) for a single column."
-            raise ValueError(f"{self._name}: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
+        check_matrix(self._name, x, self._num_columns, advice=self._other_columns)
 
     def _other_columns(self, given: int) -> str:
         return f"Pass data_dim={given}, or give {self._num_columns} columns."

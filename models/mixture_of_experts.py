@@ -23,6 +23,7 @@ from torch.distributions import constraints
 from pyro_lvm.handlers.counted import counted
 from pyro_lvm.ops.kmeans import kmeans
 from pyro_lvm.ops.regressions import centre_and_spread, member_regressions
+from pyro_lvm.ops.row_checks import check_matrix
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -173,14 +174,7 @@ class MixtureOfExperts(LatentVariableModel):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix with `data_dim` columns."""
-        d, shape = self.data_dim, tuple(x.shape)
-        if len(shape) != 2 or (d is not None and shape[1] != d):
-            hint = "Reshape it to a matrix, one row per observation."
-            if len(shape) == 2:
-                hint = f"Pass data_dim={shape[1]}, or give {d} columns."
-            elif len(shape) == 1:
-                hint = "Pass x.reshape(-1, 1) for a single column."
-            raise ValueError(f"MixtureOfExperts: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
+        check_matrix("MixtureOfExperts", x, self.data_dim)
 
     def check_covariates(self, rows: int, covariates: Any = None, **others: Any) -> None:
         """Raise a ValueError unless there are covariates of shape (rows, `covariate_dim`)."""

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_lvm.models.linear_factors import LinearFactors, principal_parts
+from pyro_lvm.models.linear_factors import LinearFactors
+from pyro_lvm.ops.linear_gaussian import principal_parts
 
 __all__ = ["ProbabilisticPCA"]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm import distributions
+from pyro_lvm.ops.row_checks import check_binary, check_matrix
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -117,22 +118,8 @@ class RBM(LatentVariableModel):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix of zeros and ones with the right number of columns."""
-        self._check_shape(x)
-        other = (x != 0) & (x != 1)
-        if bool(other.any()):
-            row, column = other.nonzero()[0].tolist()
-            raise ValueError(
-                f"{self._name}: expected zeros and ones; got {x[row, column].item():g} at row {row}, column {column}. "
-                "Threshold it, draw torch.bernoulli(x), or use GaussianRBM."
-            )
-
-    def _check_shape(self, x: Tensor) -> None:
-        d, shape = self.num_visible, tuple(x.shape)
-        if len(shape) != 2 or d not in (None, shape[1]):
-            hint = "Reshape it to a matrix: x.reshape(len(x), -1)."
-            if len(shape) == 2:
-                hint = f"Pass num_visible={shape[1]}, or give {d} columns."
-            raise ValueError(f"{self._name}: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
+        check_matrix(self._name, x, self.num_visible, "num_visible")
+        check_binary(self._name, x, "Threshold it, draw torch.bernoulli(x), or use GaussianRBM.")
 
     def check_training(self, x: Tensor) -> None:
         """Raise a ValueError for fewer than two rows, or rows that do not fit the model."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_lvm._pyro import network
+from pyro_lvm.ops.row_checks import check_binary, check_matrix
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -106,18 +107,8 @@ class SigmoidBeliefNet(LatentVariableModel):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix of zeros and ones with the right number of columns."""
-        if x.dim() != 2 or (self.data_dim is not None and x.shape[1] != self.data_dim):
-            raise ValueError(
-                f"{self._name}: expected x of shape (n, {self.data_dim or 'd'}); got {tuple(x.shape)}. "
-                "Reshape it to a matrix, one row per observation, or pass another data_dim."
-            )
-        bad = (x != 0) & (x != 1)
-        if bool(bad.any()):
-            row, column = bad.nonzero()[0].tolist()
-            raise ValueError(
-                f"{self._name}: expected zeros and ones; got {x[row, column].item():g} in row {row}, column {column}. "
-                "Threshold the data, e.g. (x > 0.5), or draw them, torch.bernoulli(x)."
-            )
+        check_matrix(self._name, x, self.data_dim)
+        check_binary(self._name, x, "Threshold it, as (x > 0.5).float(), or draw torch.bernoulli(x).")
 
     def check_training(self, x: Tensor) -> None:
         """Raise a ValueError for fewer than two rows, or rows that do not fit the model."""

@@ -28,6 +28,7 @@ from pyro_lvm.handlers.plate import plate
 from pyro_lvm.nn.mlp import MLP, layer_sizes
 from pyro_lvm.ops.plain_error import PlainError
 from pyro_lvm.ops.real_number import real_number
+from pyro_lvm.ops.row_checks import check_binary, check_matrix
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -216,20 +217,9 @@ class VAE(LatentVariableModel):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix with `data_dim` columns, of zeros and ones for Bernoulli rows."""
-        d, shape = self.data_dim, tuple(x.shape)
-        if len(shape) != 2 or d not in (None, shape[1]):
-            hint = "Reshape it to a matrix: x.reshape(len(x), -1)."
-            if len(shape) == 2:
-                hint = f"Pass data_dim={shape[1]}, or give {d} columns."
-            raise ValueError(f"VAE: expected x of shape (n, {d or 'd'}); got {shape}. {hint}")
+        check_matrix("VAE", x, self.data_dim)
         if self.likelihood == "bernoulli":
-            other = (x != 0) & (x != 1)
-            if bool(other.any()):
-                row, column = other.nonzero()[0].tolist()
-                raise ValueError(
-                    f"VAE: expected zeros and ones under likelihood='bernoulli'; got {x[row, column].item():g} at row "
-                    f"{row}, column {column}. Threshold it, draw torch.bernoulli(x), or use likelihood='gaussian'."
-                )
+            check_binary("VAE", x, "Threshold it, draw torch.bernoulli(x), or use likelihood='gaussian'.")
 
     def check_covariates(self, rows: int, covariates: Any = None, **others: Any) -> None:
         """Raise a ValueError unless there are covariates of shape (rows, `covariate_dim`), or none if that is 0."""

@@ -12,18 +12,18 @@ cost of a step does not grow with the number of rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_lvm.handlers.affine_sites import AffineSites, unmasked
+from pyro_lvm.infer.affine_sites import AffineSites, unmasked
 from pyro_lvm.infer.at_guide import at_guide
 from pyro_lvm.ops.linear_gaussian import LinearGaussian, Posterior
 
-__all__ = ["Completed", "GaussianMoments", "is_exact", "sites_of_points"]
+__all__ = ["Completed", "ExactPosterior", "GaussianMoments", "is_exact", "sites_of_points"]
 
 
 class Completed(NamedTuple):
@@ -44,9 +44,23 @@ class Completed(NamedTuple):
     strategy: str = ""
 
 
-def is_exact(guide: Callable | None) -> bool:
+@runtime_checkable
+class ExactPosterior(Protocol):
+    """A guide that is the exact normal posterior of the latent sites of rows."""
+
+    def row_log_likelihood(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Log p(x) of every row, nats, shape (n,)."""
+
+    def sites(self, args: tuple, kwargs: dict[str, Any]) -> AffineSites:
+        """The program's sites."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Draw the latent sites."""
+
+
+def is_exact(guide: Callable | None) -> TypeGuard[ExactPosterior]:
     """Whether a guide is the exact normal posterior of the latent sites of rows."""
-    return hasattr(guide, "row_log_likelihood")
+    return isinstance(guide, ExactPosterior)
 
 
 def sites_of_points(guide: Callable | None, args: tuple, kwargs: dict[str, Any]) -> Collection[str]:
@@ -60,7 +74,7 @@ class GaussianMoments:
     """E-steps by an exact normal posterior, where a guide is one; else the program is left as it is."""
 
     def __init__(self) -> None:
-        self._seen: tuple[list[Any], list[int], Tensor, int] | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None
 
     def complete(self, model: Callable, guide: Callable | None, args: tuple, kwargs: dict[str, Any]) -> Completed:
         """What to run at the current parameters.
@@ -73,7 +87,7 @@ class GaussianMoments:
         """
         if not is_exact(guide):
             return Completed(at_guide(model, guide), args, kwargs)
-        sites: AffineSites = guide.sites(args, kwargs)  # type: ignore[union-attr]
+        sites = guide.sites(args, kwargs)
         points, rows = self._points(sites, args, kwargs)
         with torch.no_grad():
             law = LinearGaussian(*(part.detach() for part in sites.law(args, kwargs)))
@@ -96,22 +110,19 @@ class GaussianMoments:
     def _points(self, sites: AffineSites, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, int]:
         """The rows, or fewer points with their mean and covariance if nothing is missing; and how many rows there are.
 
-        Found once for the same tensors.
+        Found once for the same rows.
         """
-        every = [*args, *kwargs.values()]
-        versions = [value._version for value in every if isinstance(value, Tensor)]
-        if self._seen is not None:
-            before, written, points, rows = self._seen
-            if len(before) == len(every) and all(map(_is, before, every)) and versions == written:
-                return points, rows
-        x = sites.values(args, kwargs).double()
+        x = sites.values(args, kwargs)
+        if self._seen is not None and self._seen[0] is x:
+            return self._seen[1], len(x)
+        found, x = x, x.double()
         rows, columns = x.shape
         points = x
         if rows > 2 * columns and not bool(x.isnan().any()):
             centre = x.mean(0)
             root = _root((x - centre).mT @ (x - centre) / rows)
             points = _pairs(centre, root.mT * columns**0.5)
-        self._seen = every, versions, points, rows
+        self._seen = found, points
         return points, rows
 
 
@@ -165,7 +176,3 @@ def _root(covariance: Tensor) -> Tensor:
 def _pairs(centre: Tensor, steps: Tensor) -> Tensor:
     """Points on both sides of a centre, by the rows of `steps`."""
     return torch.cat([centre + steps, centre - steps])
-
-
-def _is(first: Any, second: Any) -> bool:
-    return first is second

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["LinearGaussian", "Posterior"]
+__all__ = ["LinearGaussian", "Posterior", "principal_parts"]
 
 
 class Posterior(NamedTuple):
@@ -107,3 +107,28 @@ class LinearGaussian(NamedTuple):
             pattern,
             -0.5 * (log_det[pattern] + distance),
         )
+
+
+def principal_parts(covariance: Tensor, num_factors: int) -> tuple[Tensor, Tensor]:
+    r"""The most probable map and noise variance of probabilistic PCA.
+
+    :math:`\sigma^2` is the mean of the smallest eigenvalues, and :math:`W = U (\Lambda - \sigma^2)^{1/2}`; the sign of
+    each column is such that its entry of largest size is positive.
+
+    Args:
+        covariance: Shape (d, d).
+        num_factors: k <= d.
+
+    Returns:
+        W of shape (d, k), and the variance, shape ().
+
+    References:
+        M. Tipping, C. Bishop (1999), Probabilistic principal component analysis, JRSS B 61, equations 7 and 8.
+    """
+    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(covariance.double()))
+    rest = values[num_factors:].clamp_min(0)
+    noise = rest.mean() if len(rest) else values[-1].clamp_min(0) / 2
+    noise = noise.clamp_min(1e-6 * values.clamp_min(0).mean())
+    weight = vectors[:, :num_factors] * (values[:num_factors] - noise).clamp_min(0).sqrt()
+    largest = weight.gather(0, weight.abs().argmax(0, keepdim=True))
+    return (weight * torch.where(largest < 0, -1.0, 1.0)).to(covariance), noise.to(covariance)

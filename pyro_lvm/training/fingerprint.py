@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["merge", "remember", "row_hashes", "share_seen"]
 
-LIMIT = 2**20
-"""Hashes that a fit keeps, 8 MB; of more rows the smallest are kept, which are a uniform sample."""
+LIMIT = 2**17
+"""Hashes that a fit keeps, 1 MB; of more rows the smallest are kept, which are a uniform sample."""
 
 
 def row_hashes(rows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import pyro_lvm as lvm
-from pyro_lvm.models.linear_factors import principal_parts
+from pyro_lvm.ops.linear_gaussian import principal_parts
 
 EACH = [lvm.models.FactorAnalysis, lvm.models.ProbabilisticPCA]
 

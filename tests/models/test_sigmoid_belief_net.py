@@ -93,8 +93,8 @@ def test_extreme_logits_stay_finite():
     ("x", "message"),
     [
         (rows(1), "expected at least two rows to learn from; got 1 row"),
-        (rows() * 0.5, "expected zeros and ones; got 0.5 in row"),
-        (-rows(), "expected zeros and ones; got -1 in row"),
+        (rows() * 0.5, "expected zeros and ones; got 0.5 at row"),
+        (-rows(), "expected zeros and ones; got -1 at row"),
         (rows().unsqueeze(0), r"expected x of shape \(n, d\); got \(1, 40, 6\)"),
     ],
 )

@@ -6,6 +6,7 @@ and :math:`b + c W e_j`; a few other rows show, every time, whether the program 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,7 @@ class AffineSites:
 
     def __init__(self, name: str, model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
         self.owner, self.model = name, model
+        self._seen: tuple[list[Any], list[int], Tensor] | None = None
         with torch.no_grad(), torch.random.fork_rng():
             first = self.rows(args, kwargs, torch.zeros(2, dtype=torch.long))
             trace = self._run(first, {})
@@ -94,7 +96,18 @@ class AffineSites:
                 self._refuse("a latent site depends on another, or on the rows")
 
     def values(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        """The observed rows, shape (n, d), NaN where they are masked out."""
+        """The observed rows, shape (n, d), NaN where they are masked out; found once for the same tensors."""
+        every = [*args, *kwargs.values()]
+        versions = [value._version for value in every if isinstance(value, Tensor)]
+        if self._seen is not None:
+            before, written, values = self._seen
+            if len(before) == len(every) and all(map(operator.is_, before, every)) and versions == written:
+                return values
+        values = self._values(args, kwargs)
+        self._seen = every, versions, values
+        return values
+
+    def _values(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         with torch.no_grad(), torch.random.fork_rng():
             trace = self._run((args, kwargs), {})
         columns: list[Tensor] = []
