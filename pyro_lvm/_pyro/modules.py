@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -225,6 +225,15 @@ def module_local_store(state: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def reading(module: pyro.nn.PyroModule) -> Any:
-    """A context in which reading the module's parameters tells the handlers, as a call of the module does."""
-    return nullcontext() if _taken_whole("", module) else module._pyro_context
+def reading(module: pyro.nn.PyroModule) -> AbstractContextManager[bool]:
+    """A context in which reading the module's parameters tells the handlers, as a call of the module does.
+
+    It says whether they have been told already, of all of them at once.
+    """
+    return nullcontext(True) if _taken_whole("", module) else _in_context(module)
+
+
+@contextmanager
+def _in_context(module: pyro.nn.PyroModule) -> Iterator[bool]:
+    with module._pyro_context:
+        yield False

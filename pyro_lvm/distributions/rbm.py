@@ -20,7 +20,6 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from pyro_lvm.distributions.energy import EXACT_UNITS, EnergyDistribution, balanced_factors, give_gradients
-from pyro_lvm.ops.softplus_sums import softplus_sums
 from pyro_lvm.ops.zeros_and_ones import zeros_and_ones
 
 __all__ = ["RBM"]
@@ -107,10 +106,7 @@ class RBM(EnergyDistribution):
             )
         self.weight, self.visible_bias, self.hidden_bias = weight, visible_bias, hidden_bias
         self.visible_offset = torch.as_tensor(visible_offset).to(weight)
-        self.offset_follows = hidden_offset is None
-        self.hidden_offset = (
-            hidden_bias.sigmoid() if hidden_offset is None else torch.as_tensor(hidden_offset).to(weight)
-        )
+        self._hidden_offset = None if hidden_offset is None else torch.as_tensor(hidden_offset).to(weight)
         self.base_visible_bias = visible_bias if base_visible_bias is None else base_visible_bias
         batch = visible_bias.shape[:-1]
         if batch != hidden_bias.shape[:-1]:
@@ -122,6 +118,11 @@ class RBM(EnergyDistribution):
             sample_steps=sample_steps,
             validate_args=validate_args,
         )
+
+    @property
+    def hidden_offset(self) -> Tensor:
+        """The hidden offset; it may follow the hidden bias."""
+        return self.hidden_bias.sigmoid() if self._hidden_offset is None else self._hidden_offset
 
     def free_energy(self, value: Tensor) -> Tensor:
         """Minus the logarithm of the unnormalised density, nats, the shape of the batch."""
@@ -195,23 +196,20 @@ class RBM(EnergyDistribution):
             field = torch.addmm(self.hidden_bias, seen, self.weight)
             probs = field.sigmoid()
             state = zeros_and_ones(probs[len(rows) :])
+            offset = self.hidden_offset
             of_visible, of_offset = -(factor @ seen), factor @ field
-            loss = (
-                of_visible @ self.visible_bias
-                - factor @ softplus_sums(field, probs)
-                + (of_offset * self.hidden_offset).sum()
-            )
-            signal = (self.hidden_offset - probs).mul_(factor.unsqueeze(-1))
+            loss = of_visible @ self.visible_bias + (of_offset * offset - factor @ softplus(field)).sum()
+            signal = (offset - probs).mul_(factor.unsqueeze(-1))
             of_hidden = signal.sum(0)
-            if self.offset_follows:
-                of_hidden += of_offset * self.hidden_offset * (1 - self.hidden_offset)
+            if self._hidden_offset is None:
+                of_hidden += of_offset * offset * (1 - offset)
             gradients = [
                 (self.weight, seen.mT @ signal),
                 (self.visible_bias, of_visible),
                 (self.hidden_bias, of_hidden),
             ]
-            if not self.offset_follows:
-                gradients += [(self.hidden_offset, of_offset if self.hidden_offset.dim() else of_offset.sum())]
+            if self._hidden_offset is not None:
+                gradients.append((offset, of_offset if offset.dim() else of_offset.sum()))
         give_gradients(gradients)
         return loss, state
 

@@ -22,6 +22,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.distributions.energy import energy_law
 from pyro_lvm.handlers.minibatch import minibatch
 from pyro_lvm.handlers.negative_phase import negative_phase
+from pyro_lvm.infer.kept_law import KeptLaw
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
 from pyro_lvm.infer.objective import check_objective
 from pyro_lvm.infer.structure import structure
@@ -87,6 +88,7 @@ class ContrastiveDivergence(ELBO, ConstructorRepr):
         self.chains: dict[str, Tensor] = {}
         self._guided = False
         self._looked = False
+        self._law_of = KeptLaw()
 
     @property
     def sums_out(self) -> bool:
@@ -138,8 +140,7 @@ class ContrastiveDivergence(ELBO, ConstructorRepr):
             if not isinstance(handler, minibatch):
                 return None
             scale *= handler.scale(len(args[0]))
-        with _pyro.reading(model):
-            law = model.law()
+        law = self._law_of(model)
         state = chains.get(site)
         if self.persistent and state is None:
             return None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_lvm.ops.softplus_sums import softplus_rests
+from pyro_lvm.ops.softplus_rests import softplus_rests
 
 __all__ = ["bernoulli_cost", "normal_divergence", "standard_divergence"]
 
