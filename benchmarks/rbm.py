@@ -9,8 +9,9 @@ How it is measured, log-likelihoods in nats per test row:
 * Speed: epochs of persistent contrastive divergence on 10,000 rows of MNIST (grey > .5), 784-256, batches of 100, one
   Gibbs step, in turn by `lvm.fit` (everything included), by scikit-learn's `BernoulliRBM` in float32 (its own inner
   loop, without its set-up), by a bare loop of the same five matrix products, and by that loop tuned (draws and updates
-  in place), each in one thread. Ratios are medians of ratios within a round. Log-likelihoods after all rounds, each by its own
-  way to learn (`lvm.fit` with its defaults; the others move along the gradient), are by annealed importance sampling.
+  in place), each in one thread. Ratios are medians of ratios within a round. Log-likelihoods after all rounds, each by
+  its own way to learn (`lvm.fit` with its defaults; the others move along the gradient), are by annealed importance
+  sampling.
 * Centring: 16 hidden units on MNIST (grey > .5) for 50 epochs in batches of 100, by name of the inference with its
   defaults; on flipped rows (1 - x) too, and by contrastive divergence. The normalizer is exact. Means of three seeds.
 * Binary: settings were chosen by the log-likelihood of the validation rows, see `SETTINGS`; the machine is then trained

@@ -44,7 +44,7 @@ class ExactGaussian:
     Example:
         >>> import pyro_lvm as lvm
         >>> x = lvm.datasets.load("iris").x
-        >>> fit = lvm.fit(lvm.models.FactorAnalysis(1), x, seed=0, progress=False)
+        >>> fit = lvm.fit(lvm.models.ProbabilisticPCA(1), x, seed=0, progress=False)
         >>> fit.transform(x).shape
         torch.Size([150, 1])
     """

@@ -10,11 +10,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from pyro_lvm.models.linear_factors import LinearFactors
-from pyro_lvm.ops.linear_gaussian import principal_parts
+from pyro_lvm.ops.factor_parts import factor_parts
 
 __all__ = ["FactorAnalysis"]
 
-SPECIFIC = 0.05  # least share of a column's variance that is noise at the start
+HEYWOOD = 1e-4  # share of a column's variance below which its noise is as good as none
 
 
 class FactorAnalysis(LinearFactors):
@@ -31,7 +31,8 @@ class FactorAnalysis(LinearFactors):
 
     The likelihood does not depend on the columns' units, nor W on more than a rotation. Missing entries are NaN and are
     marginalised exactly. A column that factors explain wholly (a Heywood case) has its noise held at `variance_floor`
-    of the inference.
+    of the inference, and a warning names it. Of rows without gaps the start is the maximum of the likelihood, found
+    from their covariance. :math:`W^\top \psi^{-2} W` is diagonal and falling; `lvm.loadings(fit)` rotates.
 
     Args:
         num_factors: k >= 1, at most the number of columns.
@@ -42,6 +43,7 @@ class FactorAnalysis(LinearFactors):
 
     References:
         D. Rubin, D. Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47.
+        D. Lawley, A. Maxwell (1971), Factor analysis as a statistical method, chapter 4.
 
     Example:
         >>> import pyro_lvm as lvm
@@ -53,10 +55,17 @@ class FactorAnalysis(LinearFactors):
 
     dims: ClassVar[dict[str, list[str]]] = {**LinearFactors.dims, "noise_scale": ["column"]}
 
-    def _declare(self, mean: Tensor, covariance: Tensor) -> None:
-        variance = covariance.diagonal()
-        scale = variance.sqrt()
-        weight, _ = principal_parts(covariance / scale / scale.unsqueeze(-1), self.num_factors)
-        weight = weight * scale.unsqueeze(-1)
-        noise = (variance - weight.square().sum(-1)).maximum(SPECIFIC * variance)
-        self._declare_parts(mean, weight, noise)
+    def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        return factor_parts(covariance, self.num_factors)
+
+    def remarks(self) -> list[str]:
+        """Which columns the factors explain wholly, if any."""
+        noise = self.noise_scale.detach().square()
+        share = noise / (noise + self.weight.detach().square().sum(-1))
+        columns = (share < HEYWOOD).nonzero().flatten().tolist()
+        if not columns:
+            return []
+        return [
+            f"FactorAnalysis: the factors explain column {', '.join(map(str, columns))} wholly (a Heywood case); its "
+            "noise is held at the inference's variance_floor. Take fewer factors, or leave such columns out."
+        ]

@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions.normal_rows import check_real_columns
 from pyro_lvm.distributions.standard_normal import standard_normal
+from pyro_lvm.ops.factor_parts import canonical
 from pyro_lvm.ops.missing import column_moments
 from pyro_lvm.ops.row_checks import check_matrix
 from pyro_lvm.ops.whole_number import whole_number
@@ -41,7 +42,8 @@ class LinearFactors(LatentVariableModel):
         self.num_factors = whole_number(self._name, "num_factors", num_factors)
         self.data_dim = None if data_dim is None else whole_number(self._name, "data_dim", data_dim)
         if self.data_dim is not None:
-            self._declare(torch.zeros(self.data_dim), torch.eye(self.data_dim))
+            noise = torch.ones(self.data_dim if self.dims["noise_scale"] else ())
+            self._declare(torch.zeros(self.data_dim), torch.eye(self.data_dim, self.num_factors), noise)
 
     @property
     def _name(self) -> str:
@@ -88,7 +90,7 @@ class LinearFactors(LatentVariableModel):
         check_real_columns(self._name, x)
 
     def initialize(self, x: Tensor) -> None:
-        """Start from the principal components of the rows.
+        """Start at the most probable parameters of rows without gaps; with gaps, of their moments by pairs of columns.
 
         Args:
             x: Rows, shape (n, d), NaN where missing.
@@ -102,13 +104,18 @@ class LinearFactors(LatentVariableModel):
         centred = torch.where(x.isnan(), 0.0, x - mean)
         covariance = centred.mT @ centred / len(x)
         share = (variance / covariance.diagonal().clamp_min(torch.finfo(x.dtype).tiny)).sqrt()  # gaps shrink variances
-        self._declare(mean, covariance * share * share.unsqueeze(-1))
+        self._declare(mean, *self._parts(covariance * share * share.unsqueeze(-1)))
 
     @abstractmethod
-    def _declare(self, mean: Tensor, covariance: Tensor) -> None:
-        """Create the parameters at a start that has this mean and, nearly, this covariance of the rows."""
+    def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        """The most probable map and noise variances of rows with this covariance."""
 
-    def _declare_parts(self, mean: Tensor, weight: Tensor, noise: Tensor) -> None:
+    def canonicalise(self) -> None:
+        """Turn the factors: columns of `weight` by how much they tell of the rows, their largest entries positive."""
+        with torch.no_grad():
+            self.weight.copy_(canonical(self.weight, self.noise_scale.square()))
+
+    def _declare(self, mean: Tensor, weight: Tensor, noise: Tensor) -> None:
         self.declare("weight", weight, constraints.real)
         self.declare("loc", mean, constraints.real)
         self.declare("noise_scale", noise.sqrt(), constraints.positive)

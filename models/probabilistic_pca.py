@@ -51,5 +51,5 @@ class ProbabilisticPCA(LinearFactors):
 
     dims: ClassVar[dict[str, list[str]]] = {**LinearFactors.dims, "noise_scale": []}
 
-    def _declare(self, mean: Tensor, covariance: Tensor) -> None:
-        self._declare_parts(mean, *principal_parts(covariance, self.num_factors))
+    def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
+        return principal_parts(covariance, self.num_factors)

@@ -152,6 +152,13 @@ class LatentVariableModel(PyroModule):
         """Raise a ValueError if rows `x` are not enough to learn from."""
         self.check(x)
 
+    def canonicalise(self) -> None:
+        """Move parameters to those agreed on, of all with the same law of rows; called after epochs of full batches."""
+
+    def remarks(self) -> list[str]:
+        """What people should know of the parameters learned, a sentence each; `fit` warns of it."""
+        return []
+
     def fixed_entries(self, name: str) -> int:
         """How many entries of a parameter are constants, as probabilities of what the model rules out."""
         return 0

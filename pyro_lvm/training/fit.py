@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,4 +148,6 @@ def fit(
         ]
     if checkpoint:
         best.save(checkpoint)
+    for remark in best.remarks():
+        warnings.warn(remark, RuntimeWarning, stacklevel=3)
     return best

@@ -215,6 +215,11 @@ class Learned:
         found.update({f"network:{name}": tensor for name, tensor in self.scope.buffers.items()})
         return found
 
+    def remarks(self) -> list[str]:
+        """What a model of this package says of the parameters learned, a sentence each."""
+        with self.scope():
+            return getattr(_pyro.without_handlers(self.model), "remarks", list)()
+
     @property
     def name(self) -> str:
         """What the model is called."""

@@ -123,6 +123,8 @@ class Run:
                     raise NonFiniteLoss(f"the loss became {loss}.")
                 losses.append(loss)
                 counts.append(batch.num_rows)
+        if getattr(self.inference, "full_batch", False):
+            getattr(self.inference.model, "canonicalise", lambda: None)()
         unknown = isinstance(self.data, Stream) and self.data.rows_per_batch is None
         self.result().last_epoch = (len(counts), sum(counts)) if unknown else (0, 0)
         self.history["loss"].append(sum(losses) / (1 if total is None else len(losses)))

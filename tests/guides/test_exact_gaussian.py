@@ -219,6 +219,7 @@ def test_what_a_start_does_not_show_is_seen_later() -> None:
         )
 
 
+@pytest.mark.filterwarnings("ignore:.*Heywood")
 def test_single_precision_far_from_the_origin() -> None:
     x = (rows() + 1e4).float()
     fit = lvm.fit(lvm.models.FactorAnalysis(1), x, seed=0, progress=False)
