@@ -16,7 +16,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_lvm.infer.affine_sites import AffineSites
+from pyro_lvm.handlers.affine_sites import AffineSites
 from pyro_lvm.ops.linear_gaussian import Posterior
 
 __all__ = ["ExactGaussian"]

@@ -111,7 +111,7 @@ class LinearFactors(LatentVariableModel):
         """The most probable map and noise variances of rows with this covariance."""
 
     def canonicalise(self) -> None:
-        """Turn the factors: columns of `weight` by how much they tell of the rows, their largest entries positive."""
+        """Turn the factors: columns of `weight` by how much they tell of the rows, with agreed signs."""
         with torch.no_grad():
             self.weight.copy_(canonical(self.weight, self.noise_scale.square()))
 

@@ -4,6 +4,7 @@ from pyro_lvm.diagnostics.accuracy import many_to_one
 from pyro_lvm.diagnostics.alignment import alignment_error_rate, alignment_scores, symmetrise
 from pyro_lvm.diagnostics.arviz import to_arviz
 from pyro_lvm.diagnostics.compare import compare
+from pyro_lvm.diagnostics.loadings import explained_variance, loadings
 from pyro_lvm.diagnostics.psis import pareto_k
 from pyro_lvm.diagnostics.table import Table
 
@@ -12,6 +13,8 @@ __all__ = [
     "alignment_error_rate",
     "alignment_scores",
     "compare",
+    "explained_variance",
+    "loadings",
     "many_to_one",
     "pareto_k",
     "symmetrise",

@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 
 from pyro_lvm.diagnostics import plots
 from pyro_lvm.diagnostics.alignment_plots import alignment, draw_alignment
+from pyro_lvm.diagnostics.factor_plots import draw_loadings
 from pyro_lvm.diagnostics.filter_table import filter_table
 from pyro_lvm.diagnostics.inner_latents import inner_posterior, inner_units
 from pyro_lvm.diagnostics.latents import thinned
+from pyro_lvm.diagnostics.loadings import has_loadings
 from pyro_lvm.diagnostics.loss_plots import draw_losses, loss_curves
 from pyro_lvm.diagnostics.paths import discrete_kinds
 from pyro_lvm.diagnostics.plot_parts import new_figure
@@ -50,9 +52,11 @@ KINDS: dict[str, Callable[..., Figure]] = {
     "filters": plots.filters,
     "history": _history,
     "latent": plots.latent,
+    "loadings": plots.loadings_map,
     "reconstructions": plots.reconstructions,
     "responsibilities": plots.responsibilities,
     "samples": plots.samples,
+    "scree": plots.scree,
     "states": plots.states,
     "transitions": plots.transitions,
 }
@@ -130,11 +134,14 @@ def _panels(fit: Fit, arguments: Arguments, look: Look, enumerated: bool, given:
     if aligned and not units:
         return [lambda part: draw_alignment(part, fit, arguments), *_training(fit)]
     panels: list[Callable[[Any], None]] = []
+    named = has_loadings(fit) and look.shape is None
+    if named:
+        panels.append(lambda part: draw_loadings(part, fit))
     if draws_rows(fit) or units or enumerated:
         panels.append(lambda part: draw_reconstructions(part, *rest))
     if draws_rows(fit) or units:
         panels.append(lambda part: draw_latent(part, *rest))
-    if _has_filters(fit, arguments):
+    if not named and _has_filters(fit, arguments):
         panels.append(lambda part: draw_filters(part, *rest))
     panels.append(lambda part: draw_samples(part, *rest, given))
     return [*panels, *_training(fit)]

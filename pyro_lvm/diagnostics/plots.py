@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pyro_lvm.diagnostics.factor_plots import loadings_map, scree
 from pyro_lvm.diagnostics.labels import align, component_axes
 from pyro_lvm.diagnostics.loss_plots import losses
 from pyro_lvm.diagnostics.plot_parts import (
@@ -54,11 +55,13 @@ __all__ = [
     "durations",
     "filters",
     "latent",
+    "loadings_map",
     "losses",
     "posteriors",
     "reconstructions",
     "responsibilities",
     "samples",
+    "scree",
     "states",
     "transitions",
 ]

@@ -19,7 +19,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_lvm.infer.affine_sites import AffineSites, unmasked
+from pyro_lvm.handlers.affine_sites import AffineSites, unmasked
 from pyro_lvm.infer.at_guide import at_guide
 from pyro_lvm.ops.linear_gaussian import LinearGaussian, Posterior
 

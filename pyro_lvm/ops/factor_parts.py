@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import linalg, optimize
 from torch import Tensor
 
-__all__ = ["NOISE_FLOOR", "canonical", "factor_parts"]
+__all__ = ["NOISE_FLOOR", "canonical", "factor_parts", "signs"]
 
 NOISE_FLOOR = 1e-6
 """Least share of a column's variance that is noise."""
@@ -73,7 +73,7 @@ def factor_parts(covariance: Tensor, num_factors: int) -> tuple[Tensor, Tensor]:
 
 
 def canonical(weight: Tensor, noise: Tensor) -> Tensor:
-    r"""Rotated loadings, :math:`W^\top \psi^{-1} W` diagonal and falling, each column's largest entry positive.
+    r"""Rotated loadings, :math:`W^\top \psi^{-1} W` diagonal and falling, signs by :math:`\psi^{-1/2} W`: any units do.
 
     Args:
         weight: W, shape (d, k).
@@ -84,9 +84,13 @@ def canonical(weight: Tensor, noise: Tensor) -> Tensor:
     """
     scale = noise.double().sqrt().expand(len(weight)).unsqueeze(-1)
     left, sizes, _ = torch.linalg.svd(weight.double() / scale, full_matrices=False)
-    turned = left * sizes * scale
-    largest = turned.gather(0, turned.abs().argmax(0, keepdim=True))
-    return (turned * torch.where(largest < 0, -1.0, 1.0)).to(weight)
+    return (left * signs(left) * sizes * scale).to(weight)
+
+
+def signs(weight: Tensor) -> Tensor:
+    """Of each column, -1 if its entry of largest size is negative, else 1; shape (k,)."""
+    largest = weight.gather(0, weight.abs().argmax(0, keepdim=True)).squeeze(0)
+    return torch.where(largest < 0, -1.0, 1.0).to(weight)
 
 
 def _best(

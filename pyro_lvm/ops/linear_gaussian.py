@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_lvm.ops.factor_parts import signs
+
 __all__ = ["LinearGaussian", "Posterior", "principal_parts"]
 
 
@@ -130,5 +132,4 @@ def principal_parts(covariance: Tensor, num_factors: int) -> tuple[Tensor, Tenso
     noise = rest.mean() if len(rest) else values[-1].clamp_min(0) / 2
     noise = noise.clamp_min(1e-6 * values.clamp_min(0).mean())
     weight = vectors[:, :num_factors] * (values[:num_factors] - noise).clamp_min(0).sqrt()
-    largest = weight.gather(0, weight.abs().argmax(0, keepdim=True))
-    return (weight * torch.where(largest < 0, -1.0, 1.0)).to(covariance), noise.to(covariance)
+    return (weight * signs(weight)).to(covariance), noise.to(covariance)

@@ -250,11 +250,12 @@ class Fit(Learned):
         Args:
             x: Rows to look at, as in `lvm.fit`; without them, 400 that the fit generates, or one sequence.
             kind: "samples", "reconstructions", "filters", "latent", "history", "density", "responsibilities",
-                "states", "transitions", "durations" or "alignment"; `diagnostics.plots` describes each.
+                "states", "transitions", "durations", "alignment", "loadings" or "scree"; `diagnostics.plots`
+                describes each.
             options: Of the picture: `image_shape` (height and width of rows that are images, and 3 if in colour; found
                 for square ones whose columns are but numbered, () for rows that are none), `columns` (their names),
                 `labels` (colours of the latent space), `site` (the parameter that is drawn as filters), `sequence`
-                (which of several).
+                (which of several), `rotation` (of loadings, "varimax" or "promax").
 
         Returns:
             A figure of its own; no backend is chosen. Keep it by `figure.savefig("picture.png")`.
