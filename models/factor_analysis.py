@@ -5,12 +5,11 @@ r"""Factor analysis: normal factors, and noise of a variance of its own in every
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from pyro_lvm.models.linear_factors import LinearFactors
 from pyro_lvm.ops.factor_parts import factor_parts
+from pyro_lvm.ops.linear_gaussian import principal_parts
 
 __all__ = ["FactorAnalysis"]
 
@@ -37,6 +36,7 @@ class FactorAnalysis(LinearFactors):
     Args:
         num_factors: k >= 1, at most the number of columns.
         data_dim: Number of columns d; taken from the data by `initialize` if None.
+        priors: As `LinearFactors` takes them: with True, factors that the rows do not ask for are switched off.
 
     Raises:
         ValueError: An argument is out of range.
@@ -53,13 +53,19 @@ class FactorAnalysis(LinearFactors):
         torch.Size([13, 2])
     """
 
-    dims: ClassVar[dict[str, list[str]]] = {**LinearFactors.dims, "noise_scale": ["column"]}
-
     def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        return factor_parts(covariance, self.num_factors)
+        if not self.priors:
+            return factor_parts(covariance, self.num_factors)
+        scale = (
+            covariance.diagonal().sqrt()
+        )  # principal components are large where there are factors, and small elsewhere
+        weight, noise = principal_parts(covariance / scale / scale.unsqueeze(-1), self.num_factors)
+        return weight * scale.unsqueeze(-1), noise * scale.square()
 
     def remarks(self) -> list[str]:
         """Which columns the factors explain wholly, if any."""
+        if self.priors:
+            return []
         noise = self.noise_scale.detach().square()
         share = noise / (noise + self.weight.detach().square().sum(-1))
         columns = (share < HEYWOOD).nonzero().flatten().tolist()

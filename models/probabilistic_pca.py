@@ -34,6 +34,7 @@ class ProbabilisticPCA(LinearFactors):
     Args:
         num_factors: k >= 1, at most the number of columns.
         data_dim: Number of columns d; taken from the data by `initialize` if None.
+        priors: As `LinearFactors` takes them: with True, factors that the rows do not ask for are switched off.
 
     Raises:
         ValueError: An argument is out of range.

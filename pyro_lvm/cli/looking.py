@@ -1,4 +1,4 @@
-"""Commands that look at fits: `score`, `compare`, `criteria`, `summary`, `plan`, `plot`."""
+"""Commands that look at fits: `score`, `compare`, `criteria`, `summary`, `loadings`, `plan`, `plot`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pyro_lvm.cli.app import (
 )
 from pyro_lvm.cli.tables import Table, write
 
-__all__ = ["compare", "criteria", "plan", "plot", "score", "summary"]
+__all__ = ["compare", "criteria", "loadings", "plan", "plot", "score", "summary"]
 
 
 @app.command()
@@ -98,6 +98,21 @@ def summary(
     result = load(folder)
     table = result.summary(None if data is None else read(result, data, drop, sequence).arguments)
     table.insert(0, "parameter", table.index)
+    write(table, out)
+
+
+@app.command()
+@one_line
+def loadings(
+    folder: Folder,
+    rotation: Annotated[str | None, typer.Option(help="varimax or promax; by default the factors as they are.")] = None,
+    out: OutOption = None,
+) -> None:
+    """Print the loadings of a linear factor model, and what share of each column its factors explain."""
+    from pyro_lvm import diagnostics
+
+    table = diagnostics.loadings(load(folder), rotation)
+    table.insert(0, "column", table.index)
     write(table, out)
 
 

@@ -18,6 +18,7 @@ from pyro_lvm.infer.structure import plate_nesting, structure
 from pyro_lvm.ops.constructor_repr import ConstructorRepr
 from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
+from pyro_lvm.protocols import LatentVariableModel
 
 __all__ = ["MCMC"]
 
@@ -88,9 +89,10 @@ class MCMC(ConstructorRepr):
         model = config_enumerate(self.model)
         nesting = plate_nesting(model, args, kwargs)
         trace = structure(model, args, kwargs)
-        if not any(not trace.nodes[n]["infer"].get("enumerate") for n in trace.stochastic_nodes):
+        points = isinstance(self.model, LatentVariableModel) and not self.model.initial_values
+        if points or all(trace.nodes[n]["infer"].get("enumerate") for n in trace.stochastic_nodes):
             raise ValueError(
-                "MCMC: expected a model with continuous latent sites; its parameters are points. "
+                "MCMC: expected a model whose parameters are latent sites; they are points. "
                 "Give them priors (priors=True for models of this package), or use inference='em'."
             )
         chains: list[dict[str, Tensor]] = []

@@ -83,6 +83,12 @@ PAIRS: dict[type, tuple[str, str | None]] = {}
 """The inference and the guide, by name, that go with a model whose sites do not tell; filled in by the catalog."""
 
 
+def pair_of(model: Callable) -> tuple[str | None, str | None]:
+    """The inference and the guide of a model's pair; None where its sites tell, as those of priors do."""
+    known = None if getattr(model, "priors", None) else PAIRS.get(type(model))
+    return known or (None, None)
+
+
 LADDERS: dict[type, tuple[str, ...]] = {}
 """The guides of a model, by name, each as close to the posterior as those before it; filled in by the catalog."""
 
@@ -135,7 +141,7 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
     """
     unsummed = unsummed_sites(trace)
     if inference is None:
-        inference = PAIRS[type(model)][0] if type(model) in PAIRS else "svi" if unsummed else "em"
+        inference = pair_of(model)[0] or ("svi" if unsummed else "em")
     if isinstance(inference, str):
         if inference not in INFERENCES:
             raise ValueError(f"fit: expected inference to be one of {', '.join(INFERENCES)}; got {inference!r}.")
@@ -206,7 +212,7 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
         return None
     if guide is None:
         normal = isinstance(inference, EM) and _are_normal(trace, _of_rows(trace, unsummed))
-        guide = "exact-gaussian" if normal else takes[0] if takes else PAIRS.get(type(model), (None, "normal"))[1]
+        guide = "exact-gaussian" if normal else takes[0] if takes else (pair_of(model)[1] or "normal")
     if guide in ("normal", "multivariate-normal", "map"):
         vectors = discrete_vectors(trace)
         if vectors:

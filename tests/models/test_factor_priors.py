@@ -1,0 +1,79 @@
+"""Factor models with priors: factors summed out, and those that the rows do not ask for switched off."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from torch.distributions import LogNormal, MultivariateNormal, Normal
+
+import pyro_lvm as lvm
+
+EACH = [lvm.models.FactorAnalysis, lvm.models.ProbabilisticPCA]
+
+
+def rows(n=200, d=6, factors=1, seed=0):
+    torch.manual_seed(seed)
+    return (torch.randn(n, factors) @ torch.randn(factors, d) + 0.7 * torch.randn(n, d)).double()
+
+
+@pytest.mark.parametrize("kind", EACH)
+def test_density_of_the_program_is_that_of_priors_and_of_the_dense_law(kind):
+    x = rows()
+    model = kind(2, priors=True)
+    model.initialize(x)
+    torch.manual_seed(1)
+    trace = pyro.poutine.trace(model).get_trace(x)
+    value = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes if name != "data"}
+    assert set(value) == {"relevance", "weight", "loc", "noise_scale"}
+    spread = model.prior_spread
+    noise = value["noise_scale"]
+    unit = spread if noise.dim() else spread.square().mean().sqrt()
+    expected = (
+        LogNormal(3.0, 2.0).log_prob(value["relevance"]).sum()
+        + Normal(0.0, spread.unsqueeze(-1) / value["relevance"].sqrt()).log_prob(value["weight"]).sum()
+        + Normal(x.mean(0), spread).log_prob(value["loc"]).sum()
+        + LogNormal((unit / 2).log(), 1.0).log_prob(noise).sum()
+        + MultivariateNormal(value["loc"], value["weight"] @ value["weight"].mT + noise.square().expand(6).diag())
+        .log_prob(x)
+        .sum()
+    )
+    torch.testing.assert_close(trace.log_prob_sum(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_rows_do_not_ask_for_is_switched_off():
+    x = rows()
+    fit = lvm.fit(lvm.models.FactorAnalysis(3, priors=True), x, seed=0, progress=False)
+    shares = lvm.diagnostics.explained_variance(fit).share
+    assert shares.iloc[0] > 0.2
+    assert shares.iloc[1] < 0.02
+    assert shares.iloc[2] < 0.02
+    point = lvm.fit(lvm.models.FactorAnalysis(1), x, seed=0, progress=False)
+    assert fit.score(x) == pytest.approx(point.score(x), abs=0.05)
+
+
+def test_gaps_and_factors_of_a_posterior():
+    x = rows()
+    gaps = torch.where(torch.rand_like(x) < 0.1, torch.nan, x)
+    fit = lvm.fit(lvm.models.FactorAnalysis(1, priors=True), gaps, max_epochs=400, seed=0, progress=False)
+    assert math.isfinite(fit.score(gaps))
+    point = lvm.fit(lvm.models.FactorAnalysis(1), x, seed=0, progress=False)
+    ours, theirs = fit.transform(gaps)[:, 0], point.transform(x)[:, 0]
+    assert float(torch.corrcoef(torch.stack([ours, theirs]))[0, 1].abs()) > 0.95
+    filled, missing = fit.impute(gaps), gaps.isnan()
+    assert (filled - x)[missing].square().mean() < (x - x.mean(0))[missing].square().mean()
+    assert fit.posterior(gaps, 7)["h"].shape == (7, 200, 1)
+
+
+def test_a_prior_of_ones_own_and_one_that_there_is_none_of():
+    own = {"loc": lambda model: Normal(model.prior_centre + 100, 1e-3).to_event(1)}
+    fit = lvm.fit(lvm.models.ProbabilisticPCA(1, priors=own), rows(), max_epochs=300, seed=0, progress=False)
+    assert set(fit.draws) == {"loc", "weight", "noise_scale", "relevance"}
+    assert fit.draws["loc"].mean() > 50
+    with pytest.raises(ValueError, match="expected priors for weight, loc, noise_scale, relevance; got scale"):
+        lvm.models.FactorAnalysis(1, priors={"scale": Normal(0.0, 1.0)})
+
+
+def test_samplers_are_told_of_points():
+    with pytest.raises(ValueError, match="Give them priors"):
+        lvm.fit(lvm.models.FactorAnalysis(1), rows(), inference="mcmc", seed=0, progress=False)
