@@ -56,9 +56,7 @@ class FactorAnalysis(LinearFactors):
     def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
         if not self.priors:
             return factor_parts(covariance, self.num_factors)
-        scale = (
-            covariance.diagonal().sqrt()
-        )  # principal components are large where there are factors, and small elsewhere
+        scale = covariance.diagonal().sqrt()  # principal components are small where there is no factor
         weight, noise = principal_parts(covariance / scale / scale.unsqueeze(-1), self.num_factors)
         return weight * scale.unsqueeze(-1), noise * scale.square()
 

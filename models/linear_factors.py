@@ -130,6 +130,10 @@ class LinearFactors(LatentVariableModel):
     def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
         """The most probable map and noise variances of rows with this covariance."""
 
+    def fixed_entries(self, name: str) -> int:
+        """What a rotation makes zero of the loadings."""
+        return self.num_factors * (self.num_factors - 1) // 2 if name == "weight" else 0
+
     def canonicalise(self) -> None:
         """Turn the factors: columns of `weight` by how much they tell of the rows, with agreed signs."""
         if not self.priors:
