@@ -106,7 +106,7 @@ def components() -> list[bool]:
 def relevance(quick: bool) -> list[bool]:
     """Print how many of ten factors are kept where three made the rows, and what other criteria say."""
     print(
-        f"\n{ROWS} rows of {WIDTH} columns from 3 factors: which of 10 have at least {100 * KEPT:g} % of the variance"
+        f"\n{ROWS} rows of {WIDTH} columns from 3 factors: which of 10 have {100 * KEPT:g} % of the variance"
     )
     counts = []
     for seed in range(1 if quick else SEEDS):

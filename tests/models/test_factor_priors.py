@@ -5,7 +5,7 @@ import math
 import pyro
 import pytest
 import torch
-from torch.distributions import LogNormal, MultivariateNormal, Normal
+from pyro.distributions import LogNormal, MultivariateNormal, Normal
 
 import pyro_lvm as lvm
 
