@@ -74,7 +74,7 @@ class Gains(NamedTuple):
         onward: A F, shape (s, g, k, k).
         reading: From what is read of a step to the score at a mean of zero, shape (s, g, k, m).
         log_determinant: Of S, shape (s, g).
-        index: Which of them each step has, length T.
+        which: Which of them each step has, length T.
     """
 
     predicted: Tensor
@@ -83,7 +83,7 @@ class Gains(NamedTuple):
     onward: Tensor
     reading: Tensor
     log_determinant: Tensor
-    index: list[int]
+    which: list[int]
 
 
 class Filtered(NamedTuple):
@@ -129,7 +129,7 @@ def filter_means(dynamics: LinearDynamics, x: Tensor, patterns: SequencePatterns
     if known is not None:
         residual = torch.where(known, residual, 0.0)
     seen = (residual / dynamics.noise) @ dynamics.weight if _wide(dynamics) else residual
-    group, index = patterns.group, gains.index
+    group, index = patterns.group, gains.which
     place = torch.tensor(index, device=x.device)
     base = apply(gains.reading[place], seen, group)
     predicted = gains.predicted[place]
@@ -172,8 +172,9 @@ def gains_of(dynamics: LinearDynamics, patterns: SequencePatterns) -> Gains:
     for start, end in pairwise(starts):
         update.begin(start)
         for t in range(start, end):
-            filtered, *rest = update.step(covariance)
-            steps.append((covariance, filtered, *rest))
+            found = update.step(covariance)
+            filtered = found[0]
+            steps.append((covariance, *found))
             index.append(len(steps) - 1)
             after = a @ filtered @ a.mT + q
             look = (t - start) % LOOK == LOOK - 1
@@ -182,11 +183,13 @@ def gains_of(dynamics: LinearDynamics, patterns: SequencePatterns) -> Gains:
                 covariance = after
                 break
             covariance = after
-    covariances, filtered, information, keep, reading, log_determinant = map(torch.stack, zip(*steps, strict=True))
+    covariances, filtered, information, keep, reading, total, rest = map(torch.stack, zip(*steps, strict=True))
+    log_determinant = torch.linalg.slogdet(total).logabsdet + rest
     return Gains(covariances, filtered, information, a @ keep, reading, log_determinant, index)
 
 
 def settled(one: Tensor, other: Tensor) -> bool:
+    """Whether a step has changed covariances by no more than rounding."""
     one, other = one.detach(), other.detach()
     return bool((one - other).abs().amax() <= CONVERGED * other.abs().amax())
 
@@ -212,17 +215,11 @@ class _Wide:
         self.log_noise = self.known[t] @ self.noise.log()
 
     def step(self, covariance: Tensor) -> tuple[Tensor, ...]:
-        """Filtered covariance, I, F, from C' R^{-1} x to the score, log |S|."""
+        """Filtered covariance, I, F, from C' R^{-1} x to the score, S / R as k x k, log |R|."""
         ratio = self.eye + covariance @ self.precision
         keep = torch.linalg.inv(ratio)
-        log_determinant = self.log_noise + torch.linalg.slogdet(ratio).logabsdet
-        return (
-            _symmetric(keep @ covariance),
-            _symmetric(self.precision @ keep),
-            keep,
-            keep.mT,
-            log_determinant,
-        )
+        filtered, information = _symmetric(keep @ covariance), _symmetric(self.precision @ keep)
+        return filtered, information, keep, keep.mT, ratio, self.log_noise
 
 
 class _Narrow:
@@ -241,17 +238,10 @@ class _Narrow:
         self.variance = torch.where(known, self.noise, 1.0)
 
     def step(self, covariance: Tensor) -> tuple[Tensor, ...]:
-        """Filtered covariance, I, F, from x to the score, log |S|."""
+        """Filtered covariance, I, F, from x to the score, S, and nothing."""
         total = self.seen @ covariance @ self.seen.mT + torch.diag_embed(self.variance)
-        factor = torch.linalg.cholesky(total)
-        reading = torch.cholesky_solve(self.seen, factor).mT
+        reading = torch.cholesky_solve(self.seen, torch.linalg.cholesky(total)).mT
         gain = covariance @ reading
         keep = self.eye - gain @ self.seen
-        filtered = keep @ covariance @ keep.mT + gain * self.variance.unsqueeze(-2) @ gain.mT
-        return (
-            _symmetric(filtered),
-            _symmetric(reading @ self.seen),
-            keep,
-            reading,
-            2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1),
-        )
+        filtered = _symmetric(keep @ covariance @ keep.mT + gain * self.variance.unsqueeze(-2) @ gain.mT)
+        return filtered, _symmetric(reading @ self.seen), keep, reading, total, total.new_zeros(len(total))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_lvm.ops.kalman import LOOK, Filtered, Gains, LinearDynamics, settled, filter_means, kalman_filter
+from pyro_lvm.ops.kalman import LOOK, Filtered, Gains, LinearDynamics, filter_means, kalman_filter, settled
 from pyro_lvm.ops.recurrences import apply, recur, stretches
 
 __all__ = ["Smoothed", "kalman_smoother", "sample_dynamics", "sample_states"]
@@ -56,7 +56,7 @@ def kalman_smoother(
     """
     filtered = kalman_filter(dynamics, x, lengths) if filtered is None else filtered
     gains = filtered.gains
-    place = torch.tensor(gains.index, device=x.device)
+    place = torch.tensor(gains.which, device=x.device)
     backward, after = _backward(gains)
     later = backward[torch.tensor(after, device=x.device)]
     ahead = dynamics.transition @ gains.filtered[place]
@@ -69,7 +69,7 @@ def kalman_smoother(
 def _means(filtered: Filtered, ahead: Tensor) -> Tensor:
     """Smoothed means, shape (T, n, k), `ahead` being A F P of every step."""
     gains, group = filtered.gains, filtered.patterns.group
-    turned = gains.index[:0:-1]  # last step first, without the first one
+    turned = gains.which[:0:-1]  # last step first, without the first one
     start = torch.zeros_like(filtered.score[0])
     past = recur(gains.onward.mT, turned, filtered.score[1:].flip(0), start, group)
     return filtered.loc + apply(ahead.mT, past.flip(0), group)
@@ -79,8 +79,8 @@ def _backward(gains: Gains) -> tuple[Tensor, list[int]]:
     """The different N that occur, shape (s, g, k, k), and which of them stands after each step."""
     now = torch.zeros_like(gains.information[0])
     found, after = [now], [0]  # last step first
-    for start, end in reversed(stretches(gains.index)):
-        onward, information = gains.onward[gains.index[start]], gains.information[gains.index[start]]
+    for start, end in reversed(stretches(gains.which)):
+        onward, information = gains.onward[gains.which[start]], gains.information[gains.which[start]]
         for t in range(end - 1, max(start, 1) - 1, -1):
             before = information + onward.mT @ now @ onward
             done = (end - t) % LOOK == 0 and t > max(start, 1) and settled(before, now)
@@ -112,7 +112,7 @@ def sample_states(
     """
     filtered = kalman_filter(dynamics, x, lengths) if filtered is None else filtered
     gains, patterns = filtered.gains, filtered.patterns
-    ahead = dynamics.transition @ gains.filtered[torch.tensor(gains.index, device=x.device)]
+    ahead = dynamics.transition @ gains.filtered[torch.tensor(gains.which, device=x.device)]
     loc = _means(filtered, ahead).transpose(0, 1)
     n, total, _ = x.shape
     states, values = sample_dynamics(dynamics, total, count * n)
