@@ -107,7 +107,7 @@ class Filtered(NamedTuple):
 
 
 def kalman_filter(dynamics: LinearDynamics, x: Tensor, lengths: Tensor | None = None) -> Filtered:
-    """Log-likelihoods of sequences, and their states given the past.
+    """Log-likelihoods of sequences, and their states given the steps up to their own.
 
     Differentiable in the numbers of the law.
 
@@ -162,13 +162,13 @@ def gains_of(dynamics: LinearDynamics, patterns: SequencePatterns) -> Gains:
         dynamics: The law.
         patterns: What is known.
     """
-    total, groups, _ = patterns.known.shape
+    num_steps, groups, _ = patterns.known.shape
     a, q = dynamics.transition, dynamics.transition_covariance
     update = (_Wide if _wide(dynamics) else _Narrow)(dynamics, patterns)
     covariance = dynamics.initial_covariance.expand(groups, *a.shape)
     steps: list[tuple[Tensor, ...]] = []
     index: list[int] = []
-    starts = [*patterns.changes, total]
+    starts = [*patterns.changes, num_steps]
     for start, end in pairwise(starts):
         update.begin(start)
         for t in range(start, end):
