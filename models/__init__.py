@@ -20,6 +20,7 @@ from pyro_lvm.models.hidden_semi_markov import HiddenSemiMarkov
 from pyro_lvm.models.ibm_model_1 import IBMModel1
 from pyro_lvm.models.ibm_model_2 import IBMModel2
 from pyro_lvm.models.input_driven_hidden_markov import InputDrivenHMM
+from pyro_lvm.models.linear_dynamical_system import LinearDynamicalSystem
 from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
 from pyro_lvm.models.multinomial_hmm import MultinomialHMM
 from pyro_lvm.models.neural_alignment import NeuralHMMAlignment
@@ -57,6 +58,7 @@ __all__ = [
     "IBMModel1",
     "IBMModel2",
     "InputDrivenHMM",
+    "LinearDynamicalSystem",
     "MixtureOfExperts",
     "MultinomialHMM",
     "NeuralHMM",

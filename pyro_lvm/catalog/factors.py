@@ -30,4 +30,15 @@ ENTRIES: tuple[Entry, ...] = (
         example=lambda **kwargs: models.ProbabilisticPCA(**{"num_factors": 2, **kwargs}),
         variants=({},),
     ),
+    Entry(
+        name="LinearDynamicalSystem",
+        model=models.LinearDynamicalSystem,
+        summary="series of real vectors seen from normal states that move linearly: Kalman filter, smoother, EM",
+        inferences=("squarem", "em", "svi"),
+        guides=(),
+        data="geyser",
+        reference="Ghahramani, Hinton (1996), Parameter estimation for linear dynamical systems",
+        example=lambda **kwargs: models.LinearDynamicalSystem(**{"latent_dim": 2, **kwargs}),
+        variants=({},),
+    ),
 )
