@@ -90,9 +90,8 @@ class LinearDynamicalSystem(SequenceFactors):
             self._declare(0.5 * torch.eye(k), torch.eye(d, k), 0 * one, one, torch.zeros(k), torch.eye(k))
 
     def fixed_entries(self, name: str) -> int:
-        """Of the weights, those that a rotation of the states takes away; of a covariance, those above the diagonal."""
-        k = self.latent_dim
-        return k * (k - 1) // 2 if name in ("weight", "initial_covariance") else 0
+        """Of the weights, those that a rotation of the states takes away."""
+        return self.latent_dim * (self.latent_dim - 1) // 2 if name == "weight" else 0
 
     def _law(self, **options: Any) -> LinearGaussianChain:
         return LinearGaussianChain(

@@ -110,7 +110,10 @@ KINDS = {
 }
 
 # Proposals for rows of other kinds than those.
-PROPOSALS = {"MultinomialHMM": oracles.broad_shares(3)}
+PROPOSALS = {
+    "MultinomialHMM": oracles.broad_shares(3),
+    "LinearDynamicalSystem": oracles.broad_reals,  # its steps are too dependent for a proposal of independent ones
+}
 
 # Columns from which there is little to learn, but which do a model no harm.
 DISCRETE = (
