@@ -31,6 +31,7 @@ from pyro_lvm.models.probabilistic_pca import ProbabilisticPCA
 from pyro_lvm.models.rbm import RBM
 from pyro_lvm.models.regression_hmm import RegressionHMM
 from pyro_lvm.models.sigmoid_belief_net import SigmoidBeliefNet
+from pyro_lvm.models.slow_feature_analysis import SlowFeatureAnalysis
 from pyro_lvm.models.student_t_hmm import StudentTHMM
 from pyro_lvm.models.student_t_mixture import StudentTMixture
 from pyro_lvm.models.vae import VAE
@@ -68,6 +69,7 @@ __all__ = [
     "ProbabilisticPCA",
     "RegressionHMM",
     "SigmoidBeliefNet",
+    "SlowFeatureAnalysis",
     "StudentTHMM",
     "StudentTMixture",
 ]

@@ -41,4 +41,15 @@ ENTRIES: tuple[Entry, ...] = (
         example=lambda **kwargs: models.LinearDynamicalSystem(**{"latent_dim": 2, **kwargs}),
         variants=({},),
     ),
+    Entry(
+        name="SlowFeatureAnalysis",
+        model=models.SlowFeatureAnalysis,
+        summary="features of series of real vectors that vary as slowly as possible; closed form, or with noise",
+        inferences=("squarem", "em", "svi"),
+        guides=(),
+        data="geyser",
+        reference="Wiskott, Sejnowski (2002), Slow feature analysis",
+        example=lambda **kwargs: models.SlowFeatureAnalysis(**{"num_features": 1, **kwargs}),
+        variants=({}, {"noise": True}),
+    ),
 )

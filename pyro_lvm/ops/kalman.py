@@ -164,28 +164,28 @@ def gains_of(dynamics: LinearDynamics, patterns: SequencePatterns) -> Gains:
     """
     num_steps, groups, _ = patterns.known.shape
     a, q = dynamics.transition, dynamics.transition_covariance
-    update = (_Wide if _wide(dynamics) else _Narrow)(dynamics, patterns)
-    covariance = dynamics.initial_covariance.expand(groups, *a.shape)
+    known = patterns.known.squeeze(1)  # of one pattern: matrices without an axis of patterns are faster
+    update = (_Wide if _wide(dynamics) else _Narrow)(dynamics, known)
+    covariance = dynamics.initial_covariance.expand(*known.shape[1:-1], *a.shape)
     steps: list[tuple[Tensor, ...]] = []
-    index: list[int] = []
-    starts = [*patterns.changes, num_steps]
-    for start, end in pairwise(starts):
+    which: list[int] = []
+    for start, end in pairwise([*patterns.changes, num_steps]):
         update.begin(start)
         for t in range(start, end):
             found = update.step(covariance)
-            filtered = found[0]
             steps.append((covariance, *found))
-            index.append(len(steps) - 1)
-            after = a @ filtered @ a.mT + q
+            which.append(len(steps) - 1)
+            after = _symmetric(a @ found[0] @ a.mT + q)
             look = (t - start) % LOOK == LOOK - 1
             if look and t + 1 < end and settled(after, covariance):
-                index += [len(steps) - 1] * (end - t - 1)
+                which += [len(steps) - 1] * (end - t - 1)
                 covariance = after
                 break
             covariance = after
-    covariances, filtered, information, keep, reading, total, rest = map(torch.stack, zip(*steps, strict=True))
-    log_determinant = torch.linalg.slogdet(total).logabsdet + rest
-    return Gains(covariances, filtered, information, a @ keep, reading, log_determinant, index)
+    parts = (torch.stack(part) for part in zip(*steps, strict=True))
+    covariances, *rest = (part.unsqueeze(1) if groups == 1 else part for part in parts)
+    filtered, keep, information, reading, log_determinant = update.finish(*rest)
+    return Gains(covariances, filtered, information, a @ keep, reading, log_determinant, which)
 
 
 def settled(one: Tensor, other: Tensor) -> bool:
@@ -201,47 +201,55 @@ def _symmetric(matrix: Tensor) -> Tensor:
 class _Wide:
     """Updates by k x k matrices: more columns than latent dimensions."""
 
-    def __init__(self, dynamics: LinearDynamics, patterns: SequencePatterns) -> None:
-        self.known = patterns.known.to(dynamics.weight.dtype)
-        self.weight, self.noise = dynamics.weight, dynamics.noise
-        k = self.weight.shape[1]
-        gain = self.weight / self.noise.unsqueeze(-1)
-        self.products = (gain.unsqueeze(-1) * self.weight.unsqueeze(-2)).flatten(1)  # of the rows of C, (d, k * k)
+    def __init__(self, dynamics: LinearDynamics, known: Tensor) -> None:
+        counted = known.to(dynamics.weight.dtype)
+        weight, noise = dynamics.weight, dynamics.noise
+        k = weight.shape[1]
+        gain = weight / noise.unsqueeze(-1)
+        products = (gain.unsqueeze(-1) * weight.unsqueeze(-2)).flatten(1)  # of the rows of C, (d, k * k)
+        self.precisions = (counted @ products).unflatten(-1, (k, k))
+        self.log_noises = counted @ noise.log()
         self.eye = torch.eye(k, dtype=gain.dtype, device=gain.device)
 
     def begin(self, t: int) -> None:
         """Take what is known at a step."""
-        self.precision = (self.known[t] @ self.products).unflatten(-1, self.eye.shape)
-        self.log_noise = self.known[t] @ self.noise.log()
+        self.precision, self.log_noise = self.precisions[t], self.log_noises[t]
 
     def step(self, covariance: Tensor) -> tuple[Tensor, ...]:
-        """Filtered covariance, I, F, from C' R^{-1} x to the score, S / R as k x k, log |R|."""
+        """Filtered covariance, F, its inverse, M, log |R|."""
         ratio = self.eye + covariance @ self.precision
         keep = torch.linalg.inv(ratio)
-        filtered, information = _symmetric(keep @ covariance), _symmetric(self.precision @ keep)
-        return filtered, information, keep, keep.mT, ratio, self.log_noise
+        return keep @ covariance, keep, ratio, self.precision, self.log_noise
+
+    def finish(self, filtered: Tensor, keep: Tensor, ratio: Tensor, precision: Tensor, rest: Tensor) -> list[Tensor]:
+        """Filtered covariances, F, I, from C' R^{-1} x to the score, log |S|, of all steps."""
+        log_determinant = torch.linalg.slogdet(ratio).logabsdet + rest
+        return [_symmetric(filtered), keep, _symmetric(precision @ keep), keep.mT, log_determinant]
 
 
 class _Narrow:
     """Updates by d x d matrices: exact also where the noise is next to nothing."""
 
-    def __init__(self, dynamics: LinearDynamics, patterns: SequencePatterns) -> None:
-        self.known = patterns.known
-        self.weight, self.noise = dynamics.weight, dynamics.noise
-        k = self.weight.shape[1]
-        self.eye = torch.eye(k, dtype=self.weight.dtype, device=self.weight.device)
+    def __init__(self, dynamics: LinearDynamics, known: Tensor) -> None:
+        self.known, self.weight, self.noise = known, dynamics.weight, dynamics.noise
+        self.eye = torch.eye(self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
 
     def begin(self, t: int) -> None:
         """Take what is known at a step."""
         known = self.known[t]
         self.seen = torch.where(known.unsqueeze(-1), self.weight, 0.0)
-        self.variance = torch.where(known, self.noise, 1.0)
+        self.variance = torch.diag_embed(torch.where(known, self.noise, 1.0))
 
     def step(self, covariance: Tensor) -> tuple[Tensor, ...]:
-        """Filtered covariance, I, F, from x to the score, S, and nothing."""
-        total = self.seen @ covariance @ self.seen.mT + torch.diag_embed(self.variance)
+        """Filtered covariance, F, from x to the score, the known rows of C, S."""
+        total = self.seen @ covariance @ self.seen.mT + self.variance
         reading = torch.cholesky_solve(self.seen, torch.linalg.cholesky(total)).mT
         gain = covariance @ reading
         keep = self.eye - gain @ self.seen
-        filtered = _symmetric(keep @ covariance @ keep.mT + gain * self.variance.unsqueeze(-2) @ gain.mT)
-        return filtered, _symmetric(reading @ self.seen), keep, reading, total, total.new_zeros(len(total))
+        filtered = keep @ covariance @ keep.mT + gain @ self.variance @ gain.mT
+        return filtered, keep, reading, self.seen, total
+
+    def finish(self, filtered: Tensor, keep: Tensor, reading: Tensor, seen: Tensor, total: Tensor) -> list[Tensor]:
+        """Filtered covariances, F, I, from x to the score, log |S|, of all steps."""
+        log_determinant = torch.linalg.slogdet(total).logabsdet
+        return [_symmetric(filtered), keep, _symmetric(reading @ seen), reading, log_determinant]

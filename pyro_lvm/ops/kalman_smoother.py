@@ -77,20 +77,25 @@ def _means(filtered: Filtered, ahead: Tensor) -> Tensor:
 
 def _backward(gains: Gains) -> tuple[Tensor, list[int]]:
     """The different N that occur, shape (s, g, k, k), and which of them stands after each step."""
-    now = torch.zeros_like(gains.information[0])
+    one = gains.information.shape[1] == 1  # of one pattern: matrices without an axis of patterns are faster
+    information, onward = (t.squeeze(1) if one else t for t in (gains.information, gains.onward))
+    turned = onward.mT.contiguous()
+    now = torch.zeros_like(information[0])
     found, after = [now], [0]  # last step first
     for start, end in reversed(stretches(gains.which)):
-        onward, information = gains.onward[gains.which[start]], gains.information[gains.which[start]]
-        for t in range(end - 1, max(start, 1) - 1, -1):
-            before = information + onward.mT @ now @ onward
-            done = (end - t) % LOOK == 0 and t > max(start, 1) and settled(before, now)
+        first, here = max(start, 1), gains.which[start]
+        there, back, more = onward[here], turned[here], information[here]
+        for t in range(end - 1, first - 1, -1):
+            before = more + back @ now @ there
+            done = (end - t) % LOOK == 0 and t > first and settled(before, now)
             now = before
             found.append(now)
             after.append(len(found) - 1)
             if done:
-                after += [len(found) - 1] * (t - max(start, 1))
+                after += [len(found) - 1] * (t - first)
                 break
-    return torch.stack(found), after[::-1]
+    different = torch.stack(found)
+    return different.unsqueeze(1) if one else different, after[::-1]
 
 
 def sample_states(
