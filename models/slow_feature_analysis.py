@@ -93,8 +93,6 @@ class SlowFeatureAnalysis(SequenceFactors):
             raise ValueError(
                 f"{self._name}: expected expansion to be one of {', '.join(EXPANSIONS)}; got {expansion!r}."
             )
-        if not isinstance(noise, bool):
-            raise ValueError(f"{self._name}: expected noise to be True or False; got {noise!r}.")
         self.expansion, self.noise = expansion, noise
         if self.data_dim is not None:
             wide = expanded_dim(self.data_dim, expansion)
