@@ -14,9 +14,9 @@ How it is measured:
   log-likelihood of -632.54. Ours starts with a variance of 1e11 in place of an infinite one; half the logarithm of
   2 pi 1e11 is added, which is what the first value then costs. statsmodels counts half a log(2 pi) more.
 * Kalman filters and EM: series of ten columns from three states. Log-likelihoods and smoothed states against pykalman
-  and statsmodels at the same parameters, then the time of one iteration of EM, warm, beside pykalman's (`em` of one
-  iteration: all parameters of a law with diagonal noise but for its unit of states), and of one evaluation of the
-  log-likelihood beside statsmodels' compiled filter. They take turns; ratios are medians.
+  and statsmodels at the same parameters, then the time of one iteration of EM, warm, beside that of pykalman (all its
+  parameters, full covariances), and of one evaluation of the log-likelihood beside statsmodels' compiled filter. They
+  take turns; ratios are medians.
 """
 
 from __future__ import annotations

@@ -36,6 +36,14 @@ def test_batches_of_any_shape_are_sequences_one_by_one() -> None:
     assert law.posterior_sample(x, 7).shape == (7, 4, 5, 6, 2)
 
 
+def test_a_single_step_has_the_law_of_factor_analysis() -> None:
+    law = some_law()
+    x = law.lasting(1).sample((5,))
+    covariance = law.weight @ law.weight.mT + law.noise_scale.square().diag()
+    expected = torch.distributions.MultivariateNormal(law.loc, covariance).log_prob(x[:, 0])
+    torch.testing.assert_close(law.log_prob(x), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_padding_does_not_matter() -> None:
     lengths = torch.tensor([6, 2, 4])
     law, plain = some_law(lengths=lengths), some_law()
