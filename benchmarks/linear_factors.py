@@ -105,9 +105,7 @@ def components() -> list[bool]:
 
 def relevance(quick: bool) -> list[bool]:
     """Print how many of ten factors are kept where three made the rows, and what other criteria say."""
-    print(
-        f"\n{ROWS} rows of {WIDTH} columns from 3 factors: which of 10 have {100 * KEPT:g} % of the variance"
-    )
+    print(f"\n{ROWS} rows of {WIDTH} columns from 3 factors: which of 10 have {100 * KEPT:g} % of the variance")
     counts = []
     for seed in range(1 if quick else SEEDS):
         x = from_three(seed)

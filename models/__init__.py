@@ -20,6 +20,7 @@ from pyro_lvm.models.hidden_semi_markov import HiddenSemiMarkov
 from pyro_lvm.models.ibm_model_1 import IBMModel1
 from pyro_lvm.models.ibm_model_2 import IBMModel2
 from pyro_lvm.models.input_driven_hidden_markov import InputDrivenHMM
+from pyro_lvm.models.linear_dynamical_system import LinearDynamicalSystem
 from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
 from pyro_lvm.models.multinomial_hmm import MultinomialHMM
 from pyro_lvm.models.neural_alignment import NeuralHMMAlignment
@@ -30,6 +31,7 @@ from pyro_lvm.models.probabilistic_pca import ProbabilisticPCA
 from pyro_lvm.models.rbm import RBM
 from pyro_lvm.models.regression_hmm import RegressionHMM
 from pyro_lvm.models.sigmoid_belief_net import SigmoidBeliefNet
+from pyro_lvm.models.slow_feature_analysis import SlowFeatureAnalysis
 from pyro_lvm.models.student_t_hmm import StudentTHMM
 from pyro_lvm.models.student_t_mixture import StudentTMixture
 from pyro_lvm.models.vae import VAE
@@ -57,6 +59,7 @@ __all__ = [
     "IBMModel1",
     "IBMModel2",
     "InputDrivenHMM",
+    "LinearDynamicalSystem",
     "MixtureOfExperts",
     "MultinomialHMM",
     "NeuralHMM",
@@ -66,6 +69,7 @@ __all__ = [
     "ProbabilisticPCA",
     "RegressionHMM",
     "SigmoidBeliefNet",
+    "SlowFeatureAnalysis",
     "StudentTHMM",
     "StudentTMixture",
 ]

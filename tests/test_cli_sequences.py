@@ -150,3 +150,21 @@ def test_sequences_are_generated_given_covariates(frame, tmp_path):
     refused = run("sample", tmp_path / "fit", "--covariates", tmp_path / "c.npz", "--steps", 9)
     assert len(refused.output.splitlines()) == 1
     assert "expected covariates of shape (3, 9, 1); got (3, 12, 1)" in refused.output
+
+
+def test_normal_states_of_sequences_are_printed_by_row(fitted, frame):
+    frame = frame.drop(columns="known")
+    frame.loc[3, "level"] = np.nan
+    frame.to_csv(fitted / "gaps.csv", index=False)
+    data = ("--data", fitted / "gaps.csv", "--sequence-column", "day")
+    done = run(
+        "fit", "LinearDynamicalSystem", *data, "--set", "latent_dim=2", "--max-epochs", 5, "--out", fitted / "lds"
+    )
+    assert done.exit_code == 0, done.output
+    fit = lvm.load(fitted / "lds")
+    parts = [frame.loc[frame.day == day, ["level"]] for day in ("tue", "mon", "sun")]
+    states = table(run("transform", fitted / "lds", *data).output)
+    assert list(states.columns) == ["day", "z_0", "z_1"]
+    np.testing.assert_allclose(states[["z_0", "z_1"]], torch.cat(fit.transform(parts)), rtol=1e-6)
+    filled = table(run("impute", fitted / "lds", *data).stdout)
+    assert filled.level[3] == pytest.approx(float(fit.impute(parts)[0][3]))

@@ -71,7 +71,7 @@ def transform(
     table = read(result, data, drop, sequence)
     found = result.transform(table.arguments)
     parts = found if isinstance(found, dict) else {"z": found}
-    write_arrays({name: values.cpu().numpy() for name, values in parts.items()}, out, table)
+    write_arrays({name: table.in_rows(values) for name, values in parts.items()}, out, table)
 
 
 @app.command()

@@ -1,7 +1,8 @@
-"""Latent variables that the law of an observed site sums out itself: hidden units, alignments.
+"""Latent variables that the law of an observed site sums out itself: hidden units, alignments, normal states.
 
-Such a law says so by `summed_out`, and has `posterior(value)`, probabilities of states along a last axis,
-`most_probable(value)` and `posterior_sample(value, count)`.
+Such a law says so by `summed_out`, and has `posterior_sample(value, count)`. Where they are discrete, it has
+`posterior(value)`, probabilities of states along a last axis, and `most_probable(value)`; where they are not,
+`latent_mean(value)`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pyro_lvm.training.data import Arguments
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["inner_draws", "inner_posterior", "inner_states", "inner_units"]
+__all__ = ["inner_draws", "inner_means", "inner_posterior", "inner_states", "inner_units"]
 
 Draws = list[dict[str, Tensor]]
 
@@ -30,6 +31,8 @@ def inner_posterior(fit: Fit, arguments: Arguments, draws: Draws, method: str = 
     total: dict[str, Tensor] = {}
     for given in draws:
         for name, law, value in _laws(fit, arguments, given):
+            if not hasattr(law, method):
+                continue
             with fit.scope(), torch.no_grad(), fitting_threads(arguments.main.numel()):
                 table = getattr(law, method)(value)
             total[name] = total[name] + table if name in total else table
@@ -48,6 +51,15 @@ def inner_units(fit: Fit, arguments: Arguments, draws: Draws) -> dict[str, Tenso
     if any(not hasattr(law, "hidden_probs") for _, law, _ in _laws(fit, arguments, draws[0])):
         return {}
     return inner_posterior(fit, arguments, draws, "hidden_probs")
+
+
+def inner_means(fit: Fit, arguments: Arguments, draws: Draws) -> dict[str, Tensor]:
+    """Posterior means of latent variables that are not discrete, averaged over draws; nothing if no law has any.
+
+    Those of the steps of sequences come in the form in which the sequences were given.
+    """
+    found = inner_posterior(fit, arguments, draws, "latent_mean")
+    return {name: arguments.returned(table) for name, table in found.items()}
 
 
 def inner_draws(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dict[str, Tensor]:

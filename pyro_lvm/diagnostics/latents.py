@@ -16,7 +16,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.inner_latents import inner_draws, inner_posterior, inner_states
 from pyro_lvm.diagnostics.paths import decoded, discrete_kinds, drawn, how_to_hide_states, smoothed
 from pyro_lvm.diagnostics.row_latents import row_draws, row_guide, row_tables
-from pyro_lvm.distributions import HMM
+from pyro_lvm.distributions import HMM, LinearGaussianChain
 from pyro_lvm.evidence.exact import log_likelihood, nesting
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
@@ -262,10 +262,12 @@ def _generate(
 
 
 class _Lasting(Messenger):
-    """Let a hidden Markov site that leaves its number of steps to the data draw as many as the data have."""
+    """Let a site of sequences that leaves its number of steps to the data draw as many as the data have."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         if isinstance(fn, HMM) and fn.num_steps is None and msg["value"] is not None:
             steps = msg["value"].shape[-fn.event_dim]
             msg["fn"] = fn.clamp(torch.full((steps,), -1, device=msg["value"].device))
+        if isinstance(fn, LinearGaussianChain) and fn.num_steps is None and msg["value"] is not None:
+            msg["fn"] = fn.lasting(msg["value"].shape[-2])

@@ -4,6 +4,7 @@ from pyro_lvm.distributions.energy import EnergyDistribution
 from pyro_lvm.distributions.gaussian_rbm import GaussianRBM
 from pyro_lvm.distributions.hidden_markov import HMM
 from pyro_lvm.distributions.inverse_wishart import InverseWishart
+from pyro_lvm.distributions.linear_gaussian_chain import LinearGaussianChain
 from pyro_lvm.distributions.linear_gaussian_rows import LinearGaussianRows
 from pyro_lvm.distributions.partial_multivariate_normal import PartialMultivariateNormal
 from pyro_lvm.distributions.rbm import RBM
@@ -18,6 +19,7 @@ __all__ = [
     "GaussianRBM",
     "HiddenSemiMarkov",
     "InverseWishart",
+    "LinearGaussianChain",
     "LinearGaussianRows",
     "PartialMultivariateNormal",
     "StickBreaking",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lvm.distributions import HMM
+from pyro_lvm.distributions import HMM, LinearGaussianChain
 from pyro_lvm.infer.structure import REFUSALS, structure
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.arguments import WEIGHTS, Arguments
@@ -82,7 +82,7 @@ def _sums_out(model: Any, arguments: Arguments) -> bool:
         trace = structure(model, arguments.args, arguments.kwargs)
     except REFUSALS:
         return False
-    return any(isinstance(trace.nodes[name]["fn"], HMM) for name in trace.observation_nodes)
+    return any(isinstance(trace.nodes[name]["fn"], (HMM, LinearGaussianChain)) for name in trace.observation_nodes)
 
 
 def takers(sequences: bool) -> str:

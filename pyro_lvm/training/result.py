@@ -83,21 +83,24 @@ class Fit(Learned):
     def transform(self, x: Any) -> Any:
         """Posterior mean of the latent sites of each row, shape (n, k); a dict if several.
 
-        Of sites that the guide draws the means are the guide's, not those of the exact posterior. Of units that are 0
-        or 1 they are probabilities; so are those of hidden units that an undirected law sums out, which are exact.
+        Of sequences with normal states: of every step given the whole sequence, (n, T, k), 0 in padding; a list for a
+        list, and without the first axis for one series. Of sites that the guide draws the means are the guide's, not
+        those of the exact posterior. Of units that are 0 or 1 they are probabilities; so are those of hidden units that
+        an undirected law sums out, which are exact.
 
         Raises:
             ValueError: Rows have no latent sites but discrete ones that are summed out.
         """
-        from pyro_lvm.diagnostics.inner_latents import inner_units
+        from pyro_lvm.diagnostics.inner_latents import inner_means, inner_units
         from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, thinned
         from pyro_lvm.diagnostics.row_latents import row_means
 
         arguments = self.arguments(x)
         if draws_rows(self):
             return _only(row_means(self, arguments))
-        if units := inner_units(self, arguments, thinned(self, AVERAGED_DRAWS)):
-            return _only(units)
+        draws = thinned(self, AVERAGED_DRAWS)
+        if found := inner_units(self, arguments, draws) or inner_means(self, arguments, draws):
+            return _only(found)
         raise ValueError(
             f"transform: {self.name} has no continuous latent site of each row. "
             "Use predict_proba for the posterior of its discrete ones."

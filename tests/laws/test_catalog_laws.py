@@ -118,7 +118,12 @@ KINDS = {
 }
 
 # Proposals for rows of other kinds than those.
-PROPOSALS = {"MultinomialHMM": oracles.broad_shares(3)}
+PROPOSALS = {
+    "MultinomialHMM": oracles.broad_shares(3),
+    # their steps are too dependent for a proposal of independent ones
+    "LinearDynamicalSystem": oracles.broad_reals,
+    "SlowFeatureAnalysis": oracles.broad_reals,
+}
 
 # Columns from which there is little to learn, but which do a model no harm.
 DISCRETE = (
