@@ -24,7 +24,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, thinned
 from pyro_lvm.diagnostics.paths import discrete_kinds
 from pyro_lvm.diagnostics.row_latents import row_draws, row_guide, row_means
-from pyro_lvm.distributions import HMM, RBM, LinearGaussianChain, PartialMultivariateNormal
+from pyro_lvm.distributions import HMM, RBM, LinearGaussianChain, LinearGaussianRows, PartialMultivariateNormal
 from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.infer.enumeration import expect, weigh
 from pyro_lvm.infer.factors import Factor, trace_factors
@@ -180,8 +180,9 @@ def answer(fn: Any, value: Tensor) -> Tensor:
         ) from error
 
 
-@answer.register
-def _(fn: LinearGaussianChain, value: Tensor) -> Tensor:
+@answer.register(LinearGaussianChain)
+@answer.register(LinearGaussianRows)
+def _(fn: Any, value: Tensor) -> Tensor:
     return fn.conditional_mean(value)
 
 
