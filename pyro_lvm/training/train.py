@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pyro_lvm.infer.em import EM
+from pyro_lvm.infer.gaussian_moments import is_exact
 from pyro_lvm.infer.mcmc import MCMC
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import Sampler
@@ -103,6 +105,12 @@ def _take_labels(result: Fit, rows: Arguments) -> None:
     inference = result.inference
     if isinstance(inference.model, Labelled) or not labels_of(result.model, rows.kwargs):
         return
+    if isinstance(inference, EM) and is_exact(result.guide):
+        known = ", ".join(f"'{name}'" for name in labels_of(result.model, rows.kwargs))
+        raise ValueError(
+            f"fit: expected no known values of {known}: EM takes the exact posterior of normal sites of rows. Pass "
+            "them under inference='svi', whose guide draws the rest."
+        )
     inference.guide = result.labelled_guide
     rows_drawn = getattr(inference, "guides", None) is None  # else only what all rows share, of which none is known
     drawn = drawn_by(inference.guide, rows, result.scope) if rows_drawn else ()
