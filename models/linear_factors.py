@@ -23,7 +23,9 @@ __all__ = ["LinearFactors"]
 
 
 class LinearFactors(LatentVariableModel):
-    r"""Base of the models :math:`x_n = b + W h_n + \epsilon_n` with standard normal factors and normal noise.
+    r"""Base of the models :math:`x_n = b + W h_n + \epsilon_n` with normal noise.
+
+    Factors are standard normal unless a model says otherwise.
 
     Args:
         num_factors: k >= 1, at most the number of columns.
@@ -65,11 +67,15 @@ class LinearFactors(LatentVariableModel):
         weight, loc = self.weight, self.loc
         n: Any = size if x is None else len(x)
         with pyro.plate("data", n):
-            h = pyro.sample("h", standard_normal(n, self.num_factors, loc))
+            h = pyro.sample("h", self._factor_law(n, loc))
             law = dist.Normal(loc + h @ weight.mT, self.noise_scale)
             if x is None or not bool(x.sum().isnan()):
                 return pyro.sample("x", law.to_event(1), obs=x)
             return pyro.sample("x", law.mask(~x.isnan()).to_event(1), obs=torch.where(x.isnan(), loc.detach(), x))
+
+    def _factor_law(self, rows: int, like: Tensor) -> Any:
+        """The law of the factors of n rows, batch shape (n,), event shape (k,); draws are of the type of `like`."""
+        return standard_normal(rows, self.num_factors, like)
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` is a matrix with the right number of columns."""
@@ -80,12 +86,16 @@ class LinearFactors(LatentVariableModel):
         self.check(x)
         if len(x) < 2:
             raise ValueError(f"{self._name}: expected at least 2 rows to learn from; got {len(x)}. Add rows.")
-        if x.shape[1] < self.num_factors:
+        self._check_count(x.shape[1])
+        check_real_columns(self._name, x)
+
+    def _check_count(self, columns: int) -> None:
+        """Raise a ValueError if so many columns do not tell of so many factors."""
+        if columns < self.num_factors:
             raise ValueError(
-                f"{self._name}: expected at most as many factors as columns ({x.shape[1]}); got {self.num_factors}. "
+                f"{self._name}: expected at most as many factors as columns ({columns}); got {self.num_factors}. "
                 "Lower num_factors."
             )
-        check_real_columns(self._name, x)
 
     def initialize(self, x: Tensor) -> None:
         """Start from the principal components of the rows.

@@ -3,6 +3,8 @@
 from pyro_lvm.distributions.energy import EnergyDistribution
 from pyro_lvm.distributions.gaussian_rbm import GaussianRBM
 from pyro_lvm.distributions.hidden_markov import HMM
+from pyro_lvm.distributions.hyperbolic_secant import HyperbolicSecant
+from pyro_lvm.distributions.independent_components import IndependentComponents
 from pyro_lvm.distributions.inverse_wishart import InverseWishart
 from pyro_lvm.distributions.partial_multivariate_normal import PartialMultivariateNormal
 from pyro_lvm.distributions.rbm import RBM
@@ -16,6 +18,8 @@ __all__ = [
     "FactorialHMM",
     "GaussianRBM",
     "HiddenSemiMarkov",
+    "HyperbolicSecant",
+    "IndependentComponents",
     "InverseWishart",
     "PartialMultivariateNormal",
     "StickBreaking",
