@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.distributions.independent_components import IndependentComponents
-from pyro_lvm.distributions.sources import SOURCES, Source, check_source, density_of, is_learned, source_law
+from pyro_lvm.distributions.sources import SOURCES, Source, SourceDensity, check_source, is_learned, source_law
 from pyro_lvm.models.linear_factors import LinearFactors
-from pyro_lvm.ops.independent_components import climb, dependent_columns, random_rotation, whitening
+from pyro_lvm.ops.independent_components import climb
 from pyro_lvm.ops.linear_gaussian import principal_parts
 from pyro_lvm.ops.real_number import real_number
+from pyro_lvm.ops.whitening import dependent_columns, random_rotation, whitening
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["IndependentComponentAnalysis"]
@@ -169,8 +170,8 @@ class IndependentComponentAnalysis(LinearFactors):
             d = x.shape[1]
             raise ValueError(
                 f"{self._name}: expected rows that spread in all directions of their {d} columns; got {len(x)} rows in "
-                f"{d - lost}, whose likelihood is unbounded. Keep {d - lost} columns or principal components, add rows, "
-                "or pass noise=True."
+                f"{d - lost}, whose likelihood is unbounded. Keep {d - lost} columns or principal components, add "
+                "rows, or pass noise=True."
             )
         self._declare_parts(*(part.to(x) for part in (mean, root @ random_rotation(x.shape[1]).to(root), mean)))
 
@@ -231,7 +232,7 @@ class IndependentComponentAnalysis(LinearFactors):
         learned = self.source == "student-t" and self.fixed_degrees_of_freedom is None
         found = climb(
             torch.linalg.solve(weight.mT, rows - loc, left=False),
-            density_of(law),
+            SourceDensity(law),
             weights=None if bool((weights == 1).all()) else weights.double().expand(len(rows)),
             freedom=law.df if learned else None,
             limits=(LEAST, MOST),

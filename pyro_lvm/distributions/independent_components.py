@@ -72,7 +72,7 @@ class IndependentComponents(TorchDistribution):
         super().__init__(torch.Size(), torch.Size([d]), validate_args=validate_args)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         """Whether draws have gradients: those of the sources' law."""
         return self.source.has_rsample
 

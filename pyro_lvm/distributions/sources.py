@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_lvm.distributions.hyperbolic_secant import HyperbolicSecant
-from pyro_lvm.ops.independent_components import Density, Scores
+from pyro_lvm.ops.independent_components import Scores
 
-__all__ = ["SOURCES", "Source", "check_source", "density_of", "is_learned", "source_law"]
+__all__ = ["SOURCES", "Source", "SourceDensity", "check_source", "is_learned", "source_law"]
 
 Source = str | torch.distributions.Distribution | Callable[[], torch.distributions.Distribution]
 """A name, a law of one real number, or a function that makes one."""
@@ -56,7 +56,7 @@ def source_law(caller: str, source: Source, like: Tensor, freedom: Tensor | floa
 
     Example:
         >>> import torch
-        >>> source_law("Model", "laplace", torch.zeros(1)).variance
+        >>> source_law("Model", "sech", torch.zeros(1)).variance
         tensor(1.)
     """
     zero, one = like.new_zeros(()), like.new_ones(())
@@ -85,7 +85,10 @@ def _check_law(caller: str, law: Any) -> None:
     if not isinstance(law, torch.distributions.Distribution):
         raise ValueError(f"{expected}; got {type(law).__name__}. Let the function return a distribution.")
     if law.event_shape or len(law.batch_shape) > 1:
-        raise ValueError(f"{expected}; got {type(law).__name__} of shape {tuple(law.shape())}. Pass a univariate law.")
+        raise ValueError(
+            f"{expected}; got {type(law).__name__} of shape {(*law.batch_shape, *law.event_shape)}. "
+            "Pass a univariate law."
+        )
     base = getattr(law.support, "base_constraint", law.support)
     if base is not torch.distributions.constraints.real:
         raise ValueError(f"{expected}, of either sign; got {type(law).__name__}. Pass a law over all real numbers.")
@@ -116,14 +119,29 @@ def _as_pyro(law: Any) -> Any:
     return law
 
 
-def density_of(law: Any) -> Density:
-    """Log-densities and scores of a law, for `ops.independent_components.climb`; of Student's t at any freedom."""
+class SourceDensity:
+    """Log-densities and scores of a law, for `ops.independent_components.climb`; of Student's t at any freedom.
 
-    def density(y: Tensor, freedom: Tensor | None) -> Scores:
-        at = law if freedom is None else dist.StudentT(freedom, law.loc, law.scale, validate_args=False)
-        return _scores(at, y)
+    Args:
+        law: As made by `source_law`.
+    """
 
-    return density
+    def __init__(self, law: Any) -> None:
+        self.law, self.kinked = law, isinstance(law, dist.Laplace)
+
+    def __call__(self, y: Tensor, freedom: Tensor | None, width: float = 0.0) -> Scores:
+        """Scores of sources, shape (n, k)."""
+        law = self.law
+        if freedom is not None:
+            law = dist.StudentT(freedom, law.loc, law.scale, validate_args=False)
+        return _rounded(law, y, width) if width else _scores(law, y)
+
+
+def _rounded(law: dist.Laplace, y: Tensor, width: float) -> Scores:
+    """Those of Laplace's law with a parabola at its kink: Huber's loss."""
+    z = (y - law.loc) / law.scale
+    inner = z.clamp(-width, width)
+    return Scores(inner * (0.5 * inner - z) / width - (2 * law.scale).log(), inner / (width * law.scale))
 
 
 @singledispatch

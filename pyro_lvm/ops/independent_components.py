@@ -10,9 +10,11 @@ and the mean loss has the gradient
 
 Near independence its Hessian falls into blocks of two: with :math:`h_i = \overline{\psi_i'(y_i)}` and
 :math:`\sigma_j^2 = \overline{y_j^2}`, that of :math:`(E_{ij}, E_{ji})` is
-:math:`\begin{pmatrix} h_i \sigma_j^2 & 1 \\ 1 & h_j \sigma_i^2 \end{pmatrix}`. They precondition L-BFGS. Where the paper
-asks for the derivative of :math:`\psi`, a difference quotient stands here, so that densities with a kink are served;
-the step is the exponential of E, so that no map is singular; the shift t, and degrees of freedom, move along with E.
+:math:`\begin{pmatrix} h_i \sigma_j^2 & 1 \\ 1 & h_j \sigma_i^2 \end{pmatrix}`. They precondition L-BFGS.
+
+Other than in the paper, a difference quotient stands for the derivative of :math:`\psi`, and kinks are rounded off ever
+more narrowly before the end, so that densities with a kink are served; the step is the exponential of E, so that no map
+is singular; the shift t, and degrees of freedom, move along with E.
 
 References:
     P. Ablin, J.-F. Cardoso, A. Gramfort (2018), Faster independent component analysis by preconditioning with Hessian
@@ -23,20 +25,23 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Climbed", "Scores", "climb", "dependent_columns", "random_rotation", "whitening"]
+__all__ = ["Climbed", "Density", "Scores", "climb"]
 
 LEAST_CURVATURE = 0.01  # of a block of the Hessian: as in the paper's experiments
 BANDWIDTH = 0.2  # of the difference quotient, in standard deviations of a source
 CURVATURE_ROWS = 5000  # as many show a curvature to a few hundredths, which is near enough for a preconditioner
 MEMORY = 10  # pairs of L-BFGS
-HALVINGS = 12  # of a step; shorter ones move nothing that rows could tell
+HALVINGS = 8  # of a step; shorter ones move nothing that rows could tell
 LONGEST = 1.0  # entry of a step
+ROUNDED = (1.0, 0.25, 0.05, 0.012)  # widths over which a kink is rounded off, one after the other
+RESTED = 1e-3  # fall of the loss, in squared widths, that is not worth another step: rounding off changes it by more
+NEGLIGIBLE = 0.01  # nats of all rows together that are not worth one either, where there is a kink
 FLAT = 1e-12  # gradient, relative to 1: rounding
 
 
@@ -54,7 +59,17 @@ class Scores(NamedTuple):
     slope: Tensor | None = None
 
 
-Density = Callable[[Tensor, Tensor | None], Scores]
+class Density(Protocol):
+    """What `climb` asks of the law of the sources.
+
+    Attributes:
+        kinked: Whether the log-density has a kink, so that its maxima lie at the kinks of many rows.
+    """
+
+    kinked: bool
+
+    def __call__(self, y: Tensor, freedom: Tensor | None, width: float = 0.0) -> Scores:
+        """Scores of sources (n, k) at degrees of freedom (k,); a kink is rounded off over `width` scales."""
 
 
 class Climbed(NamedTuple):
@@ -87,27 +102,32 @@ class _Point:
     log_freedom: Tensor | None
     volume: float
     loss: float = torch.inf
-    gradient: Tensor | None = None
-    score: Tensor | None = None
+    gradient: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class _Climb:
-    def __init__(self, density: Density, weights: Tensor | None, limits: tuple[float, float]) -> None:
-        self.density, self.evaluations = density, 0
-        self.weights = None if weights is None else weights / weights.sum()
+    def __init__(self, density: Density, weights: Tensor, limits: tuple[float, float]) -> None:
+        self.density, self.evaluations, self.width = density, 0, 0.0
+        self.rows = float(weights.sum())
+        self.weights = weights / self.rows
         self.limits = torch.tensor(limits, dtype=torch.float64).log().tolist()
+
+    @property
+    def negligible(self) -> float:
+        """Fall of the mean loss that is left to narrower widths."""
+        return max(RESTED * self.width**2, NEGLIGIBLE / self.rows)
 
     def mean(self, table: Tensor) -> Tensor:
         """Over rows."""
-        return table.mean(0) if self.weights is None else self.weights @ table
+        return self.weights @ table
 
     def scored(self, point: _Point) -> _Point:
         """The same point with its loss and its gradient by (E, t, log degrees of freedom), in one vector."""
         y, log_freedom = point.y, point.log_freedom
-        found = self.density(y, None if log_freedom is None else log_freedom.exp())
+        found = self.density(y, None if log_freedom is None else log_freedom.exp(), self.width)
         self.evaluations += 1
         loss = -float(self.mean(found.log_prob).sum()) - point.volume
-        left = found.score / len(y) if self.weights is None else found.score * self.weights.unsqueeze(-1)
+        left = found.score * self.weights.unsqueeze(-1)
         relative = left.mT @ y - torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
         parts = [relative.flatten(), left.sum(0)]
         if log_freedom is not None and found.slope is not None:
@@ -115,7 +135,7 @@ class _Climb:
             low, high = self.limits
             ended = ((log_freedom <= low) & (slope > 0)) | ((log_freedom >= high) & (slope < 0))
             parts.append(torch.where(ended, 0.0, slope))
-        return replace(point, loss=loss, gradient=torch.cat(parts), score=found.score)
+        return replace(point, loss=loss, gradient=torch.cat(parts))
 
     def moved(self, point: _Point, step: Tensor) -> _Point:
         """The point after a step, scored."""
@@ -202,27 +222,59 @@ def climb(
         P. Ablin, J.-F. Cardoso, A. Gramfort (2018), algorithm 3 (preconditioned L-BFGS).
     """
     k = y.shape[1]
-    run = _Climb(density, weights, limits)
+    run = _Climb(density, y.new_ones(len(y)) if weights is None else weights, limits)
     start = _Point(y, torch.eye(k, dtype=y.dtype, device=y.device), y.new_zeros(k), None, 0.0)
     if freedom is not None:
         start.log_freedom = freedom.to(y).clamp(*limits).log()
     point = run.scored(start)
-    first, taken = point.loss, 0
+    first, taken = point, 0
+    for width in _widths(run, point) if density.kinked else ():
+        run.width = width
+        point, more = _descended(run, run.scored(point), steps)
+        taken += more
+    run.width = 0.0
+    point, more = _descended(run, run.scored(point) if taken else first, steps)
+    taken += more
+    if not point.loss < first.loss:
+        point, taken = first, 0
+    end = None if point.log_freedom is None else point.log_freedom.exp()
+    return Climbed(point.matrix, point.shift, end, first.loss, taken, run.evaluations)
+
+
+def _widths(run: _Climb, point: _Point) -> tuple[float, ...]:
+    """Those that are worth while: none where the narrowest has little to offer, as after another climb."""
+    run.width = ROUNDED[-1]
+    near = run.scored(point)
+    solve = run.preconditioner(near)
+    return ROUNDED if _promise(near.gradient, -solve(near.gradient)) > 4 * run.negligible else ()
+
+
+def _promise(gradient: Tensor, direction: Tensor) -> float:
+    """How far the loss would fall along a Newton step."""
+    return -0.5 * float(direction @ gradient)
+
+
+def _descended(run: _Climb, point: _Point, steps: int) -> tuple[_Point, int]:
+    """Where up to so many steps of preconditioned L-BFGS lead, and how many they were."""
     pairs: list[tuple[Tensor, Tensor]] = []
-    while taken < steps and float(point.gradient.abs().amax()) > FLAT:  # type: ignore[union-attr]
+    for taken in range(steps):
+        if float(point.gradient.abs().amax()) <= FLAT:
+            return point, taken
         solve = run.preconditioner(point)
-        new, step = _searched(run, point, -_product(point.gradient, pairs, solve))  # type: ignore[arg-type]
+        direction = -_product(point.gradient, pairs, solve)
+        if run.width and _promise(point.gradient, direction) < run.negligible:
+            return point, taken
+        new, step = _searched(run, point, direction)
         if new is None and pairs:
             pairs = []
-            new, step = _searched(run, point, -solve(point.gradient))  # type: ignore[arg-type]
+            new, step = _searched(run, point, -solve(point.gradient))
         if new is None:
-            break
-        change = new.gradient - point.gradient  # type: ignore[operator]
+            return point, taken
+        change = new.gradient - point.gradient
         if float(step @ change) > 0:
             pairs = [*pairs, (step, change)][-MEMORY:]
-        point, taken = new, taken + 1
-    end = None if point.log_freedom is None else point.log_freedom.exp()
-    return Climbed(point.matrix, point.shift, end, first, taken, run.evaluations)
+        point = new
+    return point, steps
 
 
 def _searched(run: _Climb, point: _Point, direction: Tensor) -> tuple[_Point | None, Tensor]:
@@ -247,35 +299,3 @@ def _product(gradient: Tensor, pairs: list[tuple[Tensor, Tensor]], solve: Callab
     for (step, change), factor in zip(pairs, reversed(factors), strict=True):
         found = found + (factor - (change @ found) / (step @ change)) * step
     return found
-
-
-def whitening(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean of rows, a square root of their covariance, and the variances along its columns in standard units.
-
-    Args:
-        x: Rows, shape (n, d), whose columns vary.
-
-    Returns:
-        Mean (d,), the root S (d, d), whose S S' is the covariance (by n), and the eigenvalues of the correlations (d,),
-        by falling size, all float64. Units of the columns change S by their factors alone.
-    """
-    rows = x.double()
-    mean = rows.mean(0)
-    centred = rows - mean
-    scale = centred.square().mean(0).sqrt()
-    centred /= scale
-    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(centred.mT @ centred / len(x)))
-    root = scale.unsqueeze(-1) * vectors * values.clamp_min(0).sqrt()
-    return mean, root, values
-
-
-def dependent_columns(values: Tensor, dtype: torch.dtype) -> int:
-    """How many of the eigenvalues of correlations are zero but for rounding in the type of the rows."""
-    noise = max((8 * torch.finfo(dtype).eps) ** 2, 64 * torch.finfo(torch.float64).eps)
-    return int((values <= noise * len(values) * values[0]).sum())
-
-
-def random_rotation(k: int) -> Tensor:
-    """An orthogonal matrix drawn uniformly by torch's generator, shape (k, k), float64."""
-    q, r = torch.linalg.qr(torch.randn(k, k, dtype=torch.float64))
-    return q * r.diagonal().sign()

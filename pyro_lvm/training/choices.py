@@ -79,8 +79,11 @@ GUIDES: dict[str, Callable] = {}
 MODELS: dict[str, Callable] = {}
 """Guides and models by name; `pyro_lvm.catalog` fills them in, so that the engine imports neither."""
 
-PAIRS: dict[type, tuple[str, str | None]] = {}
-"""The inference and the guide, by name, that go with a model whose sites do not tell; filled in by the catalog."""
+PAIRS: dict[type, tuple[str | None, str | None]] = {}
+"""The inference and the guide, by name, that go with a model whose sites do not tell; filled in by the catalog.
+
+The inference is None where sites tell it, and not the guide.
+"""
 
 
 LADDERS: dict[type, tuple[str, ...]] = {}
@@ -135,7 +138,7 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
     """
     unsummed = unsummed_sites(trace)
     if inference is None:
-        inference = PAIRS[type(model)][0] if type(model) in PAIRS else "svi" if unsummed else "em"
+        inference = PAIRS.get(type(model), (None, None))[0] or ("svi" if unsummed else "em")
     if isinstance(inference, str):
         if inference not in INFERENCES:
             raise ValueError(f"fit: expected inference to be one of {', '.join(INFERENCES)}; got {inference!r}.")

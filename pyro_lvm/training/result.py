@@ -85,19 +85,21 @@ class Fit(Learned):
 
         Of sites that the guide draws the means are the guide's, not those of the exact posterior. Of units that are 0
         or 1 they are probabilities; so are those of hidden units that an undirected law sums out, which are exact.
+        Sources without noise are what they are: rows determine them.
 
         Raises:
             ValueError: Rows have no latent sites but discrete ones that are summed out.
         """
-        from pyro_lvm.diagnostics.inner_latents import inner_units
+        from pyro_lvm.diagnostics.inner_latents import inner_units, inner_values
         from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, thinned
         from pyro_lvm.diagnostics.row_latents import row_means
 
         arguments = self.arguments(x)
         if draws_rows(self):
             return _only(row_means(self, arguments))
-        if units := inner_units(self, arguments, thinned(self, AVERAGED_DRAWS)):
-            return _only(units)
+        draws = thinned(self, AVERAGED_DRAWS)
+        if inner := inner_units(self, arguments, draws) or inner_values(self, arguments, draws):
+            return _only(inner)
         raise ValueError(
             f"transform: {self.name} has no continuous latent site of each row. "
             "Use predict_proba for the posterior of its discrete ones."
