@@ -41,8 +41,8 @@ HALVINGS = 8  # of a step; shorter ones move nothing that rows could tell
 LONGEST = 1.0  # entry of a step
 ROUNDED = (1.0, 0.25, 0.05, 0.012)  # widths over which a kink is rounded off, one after the other
 RESTED = 1e-3  # fall of the loss, in squared widths, that is not worth another step: rounding off changes it by more
-NEGLIGIBLE = 0.01  # nats of all rows together that are not worth one either, where there is a kink
-FLAT = 1e-12  # gradient, relative to 1: rounding
+NEGLIGIBLE = 0.01  # nats of a source over all rows that are not worth one either, where there is a kink
+AT_KINKS = 3  # steps, and tries of each, at the end where there are kinks: the rows under them hold the point
 
 
 class Scores(NamedTuple):
@@ -113,9 +113,15 @@ class _Climb:
         self.limits = torch.tensor(limits, dtype=torch.float64).log().tolist()
 
     @property
-    def negligible(self) -> float:
-        """Fall of the mean loss that is left to narrower widths."""
-        return max(RESTED * self.width**2, NEGLIGIBLE / self.rows)
+    def at_kinks(self) -> bool:
+        """Whether gradients are those beside kinks, which tell little."""
+        return self.density.kinked and not self.width
+
+    def negligible(self, point: _Point) -> float:
+        """Fall of the mean loss that is not worth a step: rounding, or what is left to narrower widths."""
+        rounding = 4 * torch.finfo(point.y.dtype).eps * max(1.0, abs(point.loss))
+        share = point.y.shape[1] * NEGLIGIBLE / self.rows if self.density.kinked else 0.0
+        return max(RESTED * self.width**2, share, rounding)
 
     def mean(self, table: Tensor) -> Tensor:
         """Over rows."""
@@ -203,7 +209,7 @@ def climb(
     weights: Tensor | None = None,
     freedom: Tensor | None = None,
     limits: tuple[float, float] = (1.0, 200.0),
-    steps: int = 10,
+    steps: int = 20,
 ) -> Climbed:
     """Some steps uphill on the likelihood; it never falls.
 
@@ -213,7 +219,7 @@ def climb(
         weights: How much each row counts, shape (n,); all alike if None.
         freedom: Degrees of freedom of the sources, shape (k,), where they are learned.
         limits: Between which they are.
-        steps: At most.
+        steps: At most, and half as many at every width of a kink.
 
     Returns:
         The map from the sources at the start to those at the end.
@@ -230,10 +236,11 @@ def climb(
     first, taken = point, 0
     for width in _widths(run, point) if density.kinked else ():
         run.width = width
-        point, more = _descended(run, run.scored(point), steps)
+        point, more = _descended(run, run.scored(point), max(1, steps // 2))
         taken += more
     run.width = 0.0
-    point, more = _descended(run, run.scored(point) if taken else first, steps)
+    last = AT_KINKS if density.kinked else steps
+    point, more = _descended(run, run.scored(point) if taken else first, last)
     taken += more
     if not point.loss < first.loss:
         point, taken = first, 0
@@ -246,7 +253,7 @@ def _widths(run: _Climb, point: _Point) -> tuple[float, ...]:
     run.width = ROUNDED[-1]
     near = run.scored(point)
     solve = run.preconditioner(near)
-    return ROUNDED if _promise(near.gradient, -solve(near.gradient)) > 4 * run.negligible else ()
+    return ROUNDED if _promise(near.gradient, -solve(near.gradient)) > 4 * run.negligible(near) else ()
 
 
 def _promise(gradient: Tensor, direction: Tensor) -> float:
@@ -258,11 +265,9 @@ def _descended(run: _Climb, point: _Point, steps: int) -> tuple[_Point, int]:
     """Where up to so many steps of preconditioned L-BFGS lead, and how many they were."""
     pairs: list[tuple[Tensor, Tensor]] = []
     for taken in range(steps):
-        if float(point.gradient.abs().amax()) <= FLAT:
-            return point, taken
         solve = run.preconditioner(point)
         direction = -_product(point.gradient, pairs, solve)
-        if run.width and _promise(point.gradient, direction) < run.negligible:
+        if _promise(point.gradient, direction) <= run.negligible(point):
             return point, taken
         new, step = _searched(run, point, direction)
         if new is None and pairs:
@@ -280,7 +285,7 @@ def _descended(run: _Climb, point: _Point, steps: int) -> tuple[_Point, int]:
 def _searched(run: _Climb, point: _Point, direction: Tensor) -> tuple[_Point | None, Tensor]:
     """The point after the longest step, halved again and again, that lowers the loss; None if none does."""
     step = direction * min(1.0, LONGEST / float(direction.abs().amax()))
-    for _ in range(HALVINGS):
+    for _ in range(AT_KINKS if run.at_kinks else HALVINGS):
         new = run.moved(point, step)
         if new.loss < point.loss:
             return new, step
