@@ -97,12 +97,10 @@ class IndependentComponentAnalysis(LinearFactors):
         num_components: int | None = None,
         noise: bool = False,
         data_dim: int | None = None,
-        degrees_of_freedom: float | None = None,
+        degrees_of_freedom: float | int | None = None,
     ) -> None:
         name = type(self).__name__
         check_source(name, source)
-        if not isinstance(noise, bool):
-            raise ValueError(f"{name}: expected noise to be True or False; got {noise!r}.")
         if degrees_of_freedom is not None:
             degrees_of_freedom = real_number(name, "degrees_of_freedom", degrees_of_freedom)
             if source != "student-t":
