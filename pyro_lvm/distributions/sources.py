@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_lvm.distributions.hyperbolic_secant import HyperbolicSecant
-from pyro_lvm.ops.independent_components import Scores
+from pyro_lvm.ops.source_scores import Scores
 
 __all__ = ["SOURCES", "Source", "SourceDensity", "check_source", "is_learned", "source_law"]
 

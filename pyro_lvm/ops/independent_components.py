@@ -19,23 +19,24 @@ is singular; the shift t, and degrees of freedom, move along with E.
 References:
     P. Ablin, J.-F. Cardoso, A. Gramfort (2018), Faster independent component analysis by preconditioning with Hessian
         approximations, IEEE Transactions on Signal Processing 66(15), equations 4, 8 and 10, algorithms 2 and 3.
-    K. Lange, R. Little, J. Taylor (1989), Robust statistical modeling using the t distribution, JASA 84, appendix B.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Climbed", "Density", "Scores", "climb"]
+from pyro_lvm.ops.source_scores import Density, student_t_information
+
+__all__ = ["Climbed", "climb"]
 
 LEAST_CURVATURE = 0.01  # of a block of the Hessian: as in the paper's experiments
 BANDWIDTH = 0.2  # of the difference quotient, in standard deviations of a source
-CURVATURE_ROWS = 5000  # as many show a curvature to a few hundredths, which is near enough for a preconditioner
+CURVATURE_ROWS = 2000  # as many show a curvature to a tenth, which is near enough for a preconditioner
 MEMORY = 10  # pairs of L-BFGS
 HALVINGS = 8  # of a step; shorter ones move nothing that rows could tell
 LONGEST = 1.0  # entry of a step
@@ -43,33 +44,6 @@ ROUNDED = (1.0, 0.25, 0.05, 0.012)  # widths over which a kink is rounded off, o
 RESTED = 1e-3  # fall of the loss, in squared widths, that is not worth another step: rounding off changes it by more
 NEGLIGIBLE = 0.01  # nats of a source over all rows that are not worth one either, where there is a kink
 AT_KINKS = 3  # steps, and tries of each, at the end where there are kinks: the rows under them hold the point
-
-
-class Scores(NamedTuple):
-    """What a density says of sources.
-
-    Attributes:
-        log_prob: Log-densities, nats, shape (n, k).
-        score: Minus their derivatives by the sources, shape (n, k).
-        slope: Their derivatives by the logarithm of the degrees of freedom, shape (n, k); None if there are none.
-    """
-
-    log_prob: Tensor
-    score: Tensor
-    slope: Tensor | None = None
-
-
-class Density(Protocol):
-    """What `climb` asks of the law of the sources.
-
-    Attributes:
-        kinked: Whether the log-density has a kink, so that its maxima lie at the kinks of many rows.
-    """
-
-    kinked: bool
-
-    def __call__(self, y: Tensor, freedom: Tensor | None, width: float = 0.0) -> Scores:
-        """Scores of sources (n, k) at degrees of freedom (k,); a kink is rounded off over `width` scales."""
 
 
 class Climbed(NamedTuple):
@@ -103,6 +77,7 @@ class _Point:
     volume: float
     loss: float = torch.inf
     gradient: Tensor = field(default_factory=lambda: torch.empty(0))
+    ended: Tensor | None = None  # which degrees of freedom are at a limit that the gradient pushes against
 
 
 class _Climb:
@@ -135,13 +110,13 @@ class _Climb:
         loss = -float(self.mean(found.log_prob).sum()) - point.volume
         left = found.score * self.weights.unsqueeze(-1)
         relative = left.mT @ y - torch.eye(y.shape[1], dtype=y.dtype, device=y.device)
-        parts = [relative.flatten(), left.sum(0)]
+        parts, ended = [relative.flatten(), left.sum(0)], None
         if log_freedom is not None and found.slope is not None:
             slope = -self.mean(found.slope)
             low, high = self.limits
             ended = ((log_freedom <= low) & (slope > 0)) | ((log_freedom >= high) & (slope < 0))
             parts.append(torch.where(ended, 0.0, slope))
-        return replace(point, loss=loss, gradient=torch.cat(parts))
+        return replace(point, loss=loss, gradient=torch.cat(parts), ended=ended)
 
     def moved(self, point: _Point, step: Tensor) -> _Point:
         """The point after a step, scored."""
@@ -178,7 +153,7 @@ class _Climb:
         b = a.mT
         determinant = a * b - 1
         determinant.fill_diagonal_(1)  # not used
-        tied = None if freedom is None else _information(freedom)
+        tied = None if freedom is None or point.ended is None else student_t_information(freedom, point.ended)
 
         def solve(gradient: Tensor) -> Tensor:
             g, t = gradient[: k * k].reshape(k, k), gradient[k * k : k * k + k]
@@ -190,16 +165,6 @@ class _Climb:
             return torch.cat([relative.diagonal_scatter(pair[:, 0]).flatten(), t / curvature, pair[:, 1]])
 
         return solve
-
-
-def _information(freedom: Tensor) -> Tensor:
-    """Fisher's of minus the log scale and the log degrees of freedom of Student's t, shape (k, 2, 2)."""
-    v = freedom
-    trigamma = torch.polygamma(1, v / 2) - torch.polygamma(1, (v + 1) / 2)
-    of_freedom = 0.5 * (0.5 * trigamma - (v + 5) / (v * (v + 1) * (v + 3)))
-    scale, both = 2 * v / (v + 3), 2 * v / ((v + 1) * (v + 3))
-    last = (v.square() * of_freedom).maximum(both.square() / scale + LEAST_CURVATURE)
-    return torch.stack([torch.stack([scale, both], -1), torch.stack([both, last], -1)], -2)
 
 
 def climb(
@@ -267,6 +232,8 @@ def _descended(run: _Climb, point: _Point, steps: int) -> tuple[_Point, int]:
     for taken in range(steps):
         solve = run.preconditioner(point)
         direction = -_product(point.gradient, pairs, solve)
+        if point.ended is not None:
+            direction[-len(point.ended) :].masked_fill_(point.ended, 0.0)
         if _promise(point.gradient, direction) <= run.negligible(point):
             return point, taken
         new, step = _searched(run, point, direction)
@@ -276,7 +243,9 @@ def _descended(run: _Climb, point: _Point, steps: int) -> tuple[_Point, int]:
         if new is None:
             return point, taken
         change = new.gradient - point.gradient
-        if float(step @ change) > 0:
+        same = point.ended is None or new.ended is None or torch.equal(point.ended, new.ended)
+        pairs = pairs if same else []
+        if same and float(step @ change) > 0:
             pairs = [*pairs, (step, change)][-MEMORY:]
         point = new
     return point, steps
@@ -288,6 +257,8 @@ def _searched(run: _Climb, point: _Point, direction: Tensor) -> tuple[_Point | N
     for _ in range(AT_KINKS if run.at_kinks else HALVINGS):
         new = run.moved(point, step)
         if new.loss < point.loss:
+            if new.log_freedom is not None and point.log_freedom is not None:  # which may have met a limit
+                step = torch.cat([step[: -len(new.shift)], new.log_freedom - point.log_freedom])
             return new, step
         step = step / 2
     return None, step

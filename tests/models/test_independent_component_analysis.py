@@ -63,19 +63,19 @@ def test_sources_are_found(source, mixed):
 
 @pytest.mark.parametrize("source", SMOOTH)
 def test_the_end_is_flat(source, iris):
-    fit = lvm.fit(ICA(source), iris, **OPTIONS)
+    fit = lvm.fit(ICA(source), iris, tol=1e-14, **OPTIONS)
     leaves = {name: value.clone().requires_grad_() for name, value in fit.params.items()}
     law = IndependentComponents(
         source_law("test", source, iris, leaves.get("degrees_of_freedom")), leaves["weight"], leaves["loc"]
     )
     gradients = torch.autograd.grad(law.log_prob(iris).mean(), list(leaves.values()))
     scaled = dict(zip(leaves, gradients, strict=True))
-    relative = scaled["weight"].mT @ leaves["weight"]
-    assert float(relative.abs().max()) < 1e-6
-    assert float((leaves["weight"].mT @ scaled["loc"]).abs().max()) < 1e-6
+    weight = fit.params["weight"]
+    assert float((scaled["weight"].mT @ weight).abs().max()) < 1e-6
+    assert float((weight.mT @ scaled["loc"]).abs().max()) < 1e-6
     if "degrees_of_freedom" in leaves:
-        freedom = leaves["degrees_of_freedom"]
-        inside = (freedom > 1) & (freedom < 200)
+        freedom = fit.params["degrees_of_freedom"]
+        inside = (freedom > 1.001) & (freedom < 199.9)
         assert float((scaled["degrees_of_freedom"] * freedom)[inside].abs().max()) < 1e-6
 
 
@@ -140,8 +140,7 @@ def test_a_law_of_the_users_own(mixed, tmp_path):
     x = dist.Gumbel(0.0, 1.0).sample((2000, 2)).double() @ torch.tensor([[1.0, 0.5], [0.2, 1.0]]).double()
     fit = lvm.fit(ICA(dist.Gumbel(0.0, 1.0)), x, restarts=4, **OPTIONS)
     assert (
-        interference(torch.linalg.solve(fit.params["weight"], torch.tensor([[1.0, 0.2], [0.5, 1.0]]).double().mT))
-        < 0.01
+        interference(torch.linalg.solve(fit.params["weight"], torch.tensor([[1.0, 0.2], [0.5, 1.0]]).double())) < 0.01
     )
     assert fit.score(x) > lvm.fit(ICA("laplace"), x, **OPTIONS).score(x)
     fit.save(tmp_path / "own")
@@ -175,8 +174,9 @@ def test_rows_determine_their_sources(iris):
     assert fit.sample(9).shape == (9, 4)
     with pytest.raises(ValueError, match="discrete"):
         fit.predict(iris)
-    table = lvm.compare({"independent": fit, "normal": lvm.fit(lvm.models.FactorAnalysis(2), iris, **OPTIONS)}, iris)
-    assert set(table.index) == {"independent", "normal"}
+    half = {name: lvm.fit(ICA(name), iris[::2], **OPTIONS) for name in ("laplace", "sech")}
+    table = lvm.compare(half, iris[1::2])
+    assert set(table.index) == set(half)
 
 
 def test_one_column_is_a_fit_of_its_law():
@@ -202,7 +202,7 @@ def test_noisy_sources_are_found_and_missing_entries_left_out(mixed):
     x = h @ mixing.mT + 0.2 * torch.randn(600, 4).double()
     x = torch.where(torch.rand_like(x) < 0.1, torch.nan, x)
     model = ICA("laplace", num_components=2, noise=True)
-    fit = lvm.fit(model, x, inference=lvm.infer.SVI(learning_rate=0.02), max_epochs=250, **OPTIONS)
+    fit = lvm.fit(model, x, inference=lvm.infer.SVI(learning_rate=0.02), max_epochs=120, **OPTIONS)
     assert type(fit.guide).__name__ == "LocalGaussian"
     correlations = torch.corrcoef(torch.cat([fit.transform(x).mT, h.mT]))[:2, 2:]
     assert float(correlations.abs().amax(1).min()) > 0.95
@@ -242,7 +242,7 @@ def test_posterior_of_a_noisy_source_by_nuts_is_the_grids():
             table = table + dist.Normal(w * grid[:, None], s).log_prob(x[:, j])
         expected = (table.softmax(0) * grid[:, None]).sum(0)
         torch.manual_seed(0)
-        mcmc = MCMC(NUTS(model), num_samples=800, warmup_steps=200, disable_progbar=True)
+        mcmc = MCMC(NUTS(model), num_samples=500, warmup_steps=100, disable_progbar=True)
         mcmc.run(x)
         draws = mcmc.get_samples()["h"][..., 0]
         torch.testing.assert_close(draws.mean(0), expected, rtol=0, atol=0.1)

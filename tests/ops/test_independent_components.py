@@ -8,6 +8,7 @@ import torch
 
 from pyro_lvm.distributions.sources import SOURCES, SourceDensity, source_law
 from pyro_lvm.ops.independent_components import climb
+from pyro_lvm.ops.source_scores import student_t_information
 from pyro_lvm.ops.whitening import dependent_columns, random_rotation, whitening
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
@@ -160,3 +161,25 @@ def test_rotations_follow_the_seed_and_leave_the_generator():
     torch.testing.assert_close(one @ one.mT, torch.eye(4).double())
     torch.manual_seed(6)
     assert not torch.allclose(one, random_rotation(4))
+
+
+def test_information_of_student_t_is_the_expected_hessian():
+    """By a sum over a grid, of second derivatives by automatic differentiation."""
+    freedom = torch.tensor([1.5, 6.0, 40.0], dtype=torch.float64)
+    found = student_t_information(freedom, torch.zeros(3, dtype=torch.bool))
+    x = torch.linspace(-3000, 3000, 600_001, dtype=torch.float64)
+
+    for i, v in enumerate(freedom):
+
+        def loss(at, v=v):
+            law = dist.StudentT(v * at[1].exp(), 0.0, (-at[0]).exp())
+            density = dist.StudentT(v, 0.0, 1.0).log_prob(x).exp() * 0.01
+            return -(density * law.log_prob(x)).sum()
+
+        expected = torch.autograd.functional.hessian(loss, torch.zeros(2, dtype=torch.float64))
+        if i < 2:
+            torch.testing.assert_close(found[i], expected, rtol=1e-3, atol=1e-4)
+        else:  # so little that a floor stands in for it
+            assert float(found[i, 1, 1]) >= float(expected[1, 1])
+    apart = student_t_information(freedom, torch.ones(3, dtype=torch.bool))
+    assert bool((apart[:, 0, 1] == 0).all())
