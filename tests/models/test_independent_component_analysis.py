@@ -171,6 +171,7 @@ def test_rows_determine_their_sources(iris):
     torch.testing.assert_close(h @ fit.params["weight"].mT + fit.params["loc"], iris)
     draws = fit.posterior(iris[:5], 7)["h"]
     torch.testing.assert_close(draws, h[:5].expand(7, 5, 4))
+    assert torch.equal(fit.reconstruct(iris), iris)
     assert fit.sample(9).shape == (9, 4)
     with pytest.raises(ValueError, match="discrete"):
         fit.predict(iris)
@@ -207,6 +208,11 @@ def test_noisy_sources_are_found_and_missing_entries_left_out(mixed):
     correlations = torch.corrcoef(torch.cat([fit.transform(x).mT, h.mT]))[:2, 2:]
     assert float(correlations.abs().amax(1).min()) > 0.95
     torch.testing.assert_close(fit.params["noise_scale"], torch.full((4,), 0.2).double(), rtol=0, atol=0.12)
+    expected = fit.transform(x) @ fit.params["weight"].mT + fit.params["loc"]
+    filled = fit.impute(x)
+    assert torch.equal(filled[~x.isnan()], x[~x.isnan()])
+    torch.testing.assert_close(filled[x.isnan()], expected[x.isnan()], rtol=0, atol=0.2)
+    assert float((filled - h @ mixing.mT)[x.isnan()].square().mean().sqrt()) < 0.5
 
 
 def test_more_sources_than_columns(mixed):
