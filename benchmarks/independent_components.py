@@ -248,7 +248,7 @@ def natural_images(quick: bool, pictures: Path | None = None) -> list[bool]:
     for source in ("laplace",) if quick else ("laplace", "student-t"):
         begin = time.perf_counter()
         model = lvm.models.IndependentComponentAnalysis(source)
-        fit = lvm.fit(model, train, seed=0, device="cpu", progress=False, max_epochs=3 if quick else 12)
+        fit = lvm.fit(model, train, seed=0, device="cpu", progress=False, tol=1e-5, max_epochs=3 if quick else 20)
         seconds, score = time.perf_counter() - begin, fit.score(test)
         verdicts.append(score > floor)
         name = f"independent, {source}"
