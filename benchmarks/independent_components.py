@@ -9,7 +9,8 @@ How it is measured:
   it holds most of, the power of all others in it over that of its own, averaged over sources and draws; in decibels
   of that average. Two sources of unit Laplace law, mixed by normal numbers. No unbiased estimate has less, on average,
   than 2 / (3 N), the Cramér-Rao bound. FastICA gets the same rows, with its defaults, and once more with the
-  nonlinearity and the tolerance that suit it best.
+  nonlinearity and the tolerance that suit it best: with its defaults a few draws end before it converged, and make up
+  most of its mean.
 * Amari's distance, between 0 and 1: the mean over rows and columns of P of the sum of sizes over the largest one, less
   one, over d - 1.
 * Time: until our interference is no more than FastICA's at its end, looking at it after every step, everything from
@@ -115,7 +116,7 @@ def precision(quick: bool) -> list[bool]:
                 table[name].append(interference(found))
         bound = 10 * math.log10(2 / (3 * rows))
         levels = {name: decibels(values) for name, values in table.items()}
-        reached = levels["lvm"] <= bound + allowed and levels["lvm"] < levels["FastICA"]
+        reached = levels["lvm"] <= bound + allowed and levels["lvm"] < min(levels[name] for name in PEERS)
         verdicts.append(reached)
         shown = "".join(f"{level:{8 if name == 'lvm' else 16}.1f}" for name, level in levels.items())
         print(f"{f'{rows:,} rows, {draws} draws':24}{bound:8.1f}{shown}  {word(reached, quick)}")

@@ -137,7 +137,7 @@ def test_restarts_turn_the_start(iris):
 def test_a_law_of_the_users_own(mixed, tmp_path):
     """One that is not symmetric, and one with a parameter to learn, which gets gradient steps."""
     torch.manual_seed(0)
-    x = dist.Gumbel(0.0, 1.0).sample((2000, 2)).double() @ torch.tensor([[1.0, 0.5], [0.2, 1.0]]).double()
+    x = dist.Gumbel(0.0, 1.0).sample((2000, 2)).double() @ -torch.tensor([[1.0, 0.5], [0.2, 1.0]]).double()
     fit = lvm.fit(ICA(dist.Gumbel(0.0, 1.0)), x, restarts=4, **OPTIONS)
     assert (
         interference(torch.linalg.solve(fit.params["weight"], torch.tensor([[1.0, 0.2], [0.5, 1.0]]).double())) < 0.01
