@@ -34,7 +34,7 @@ NOISE = 0.1  # least share of a column's variance that is noise at the start
 
 
 class IndependentComponentAnalysis(LinearFactors):
-    r"""Rows that are mixtures of independent sources, which it finds, as rotations of factors cannot be found else.
+    r"""Rows that mix independent sources: since these are not normal, the rows tell how, but for order and scale.
 
     ================  ==========================================  =========  ======================
     symbol            meaning                                     shape      code
