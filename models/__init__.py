@@ -19,6 +19,7 @@ from pyro_lvm.models.hidden_markov_alignment import HMMAlignment
 from pyro_lvm.models.hidden_semi_markov import HiddenSemiMarkov
 from pyro_lvm.models.ibm_model_1 import IBMModel1
 from pyro_lvm.models.ibm_model_2 import IBMModel2
+from pyro_lvm.models.independent_component_analysis import IndependentComponentAnalysis
 from pyro_lvm.models.input_driven_hidden_markov import InputDrivenHMM
 from pyro_lvm.models.linear_dynamical_system import LinearDynamicalSystem
 from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
@@ -58,6 +59,7 @@ __all__ = [
     "HiddenSemiMarkov",
     "IBMModel1",
     "IBMModel2",
+    "IndependentComponentAnalysis",
     "InputDrivenHMM",
     "LinearDynamicalSystem",
     "MixtureOfExperts",

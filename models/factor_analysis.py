@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyro_lvm.models.linear_factors import LinearFactors
+from pyro_lvm.models.normal_factors import NormalFactors
 from pyro_lvm.ops.factor_parts import factor_parts
 from pyro_lvm.ops.linear_gaussian import principal_parts
 
@@ -16,7 +16,7 @@ __all__ = ["FactorAnalysis"]
 HEYWOOD = 1e-4  # share of a column's variance below which its noise is as good as none
 
 
-class FactorAnalysis(LinearFactors):
+class FactorAnalysis(NormalFactors):
     r"""Rows whose columns are correlated because a few factors act on all of them.
 
     ================  ==========================================  =========  ==============
@@ -36,7 +36,7 @@ class FactorAnalysis(LinearFactors):
     Args:
         num_factors: k >= 1, at most the number of columns.
         data_dim: Number of columns d; taken from the data by `initialize` if None.
-        priors: As `LinearFactors` takes them: with True, factors that the rows do not ask for are switched off.
+        priors: As `NormalFactors` takes them: with True, factors that the rows do not ask for are switched off.
 
     Raises:
         ValueError: An argument is out of range.

@@ -9,13 +9,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_lvm.models.linear_factors import LinearFactors
+from pyro_lvm.models.normal_factors import NormalFactors
 from pyro_lvm.ops.linear_gaussian import principal_parts
 
 __all__ = ["ProbabilisticPCA"]
 
 
-class ProbabilisticPCA(LinearFactors):
+class ProbabilisticPCA(NormalFactors):
     r"""Rows from k normal components with isotropic noise; with less and less noise, principal component analysis.
 
     ================  ==========================================  =========  ==============
@@ -34,7 +34,7 @@ class ProbabilisticPCA(LinearFactors):
     Args:
         num_factors: k >= 1, at most the number of columns.
         data_dim: Number of columns d; taken from the data by `initialize` if None.
-        priors: As `LinearFactors` takes them: with True, factors that the rows do not ask for are switched off.
+        priors: As `NormalFactors` takes them: with True, factors that the rows do not ask for are switched off.
 
     Raises:
         ValueError: An argument is out of range.
@@ -50,7 +50,7 @@ class ProbabilisticPCA(LinearFactors):
         -2.7
     """
 
-    dims: ClassVar[dict[str, list[str]]] = {**LinearFactors.dims, "noise_scale": []}
+    dims: ClassVar[dict[str, list[str]]] = {**NormalFactors.dims, "noise_scale": []}
 
     def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
         return principal_parts(covariance, self.num_factors)

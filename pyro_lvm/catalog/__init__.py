@@ -48,3 +48,5 @@ choices.PAIRS.update(
         if entry in factors.ENTRIES or ("em" not in entry.inferences and not entry.takes_priors)
     }
 )
+# without noise rows determine their sources, and EM is maximum likelihood; with noise a guide draws them
+choices.PAIRS[models.IndependentComponentAnalysis] = (None, "local")

@@ -52,4 +52,15 @@ ENTRIES: tuple[Entry, ...] = (
         example=lambda **kwargs: models.SlowFeatureAnalysis(**{"num_features": 1, **kwargs}),
         variants=({}, {"noise": True}),
     ),
+    Entry(
+        name="IndependentComponentAnalysis",
+        model=models.IndependentComponentAnalysis,
+        summary="real vectors that mix independent sources of a density of choice; square without noise, or noisy",
+        inferences=("em", "svi"),
+        guides=("local",),
+        data="iris",
+        reference="Comon (1994), Independent component analysis, a new concept?",
+        example=models.IndependentComponentAnalysis,
+        variants=({"source": "laplace"}, {"source": "student-t"}, {"source": "sech", "noise": True}),
+    ),
 )

@@ -24,7 +24,14 @@ from pyro_lvm import _pyro
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, thinned
 from pyro_lvm.diagnostics.paths import discrete_kinds
 from pyro_lvm.diagnostics.row_latents import row_draws, row_guide, row_means
-from pyro_lvm.distributions import HMM, RBM, LinearGaussianChain, LinearGaussianRows, PartialMultivariateNormal
+from pyro_lvm.distributions import (
+    HMM,
+    RBM,
+    IndependentComponents,
+    LinearGaussianChain,
+    LinearGaussianRows,
+    PartialMultivariateNormal,
+)
 from pyro_lvm.evidence.exact import nesting
 from pyro_lvm.infer.enumeration import expect, weigh
 from pyro_lvm.infer.factors import Factor, trace_factors
@@ -70,25 +77,29 @@ def impute(fit: Fit, arguments: Arguments) -> Any:
     missing = x.isnan()
     if not bool(missing.any()):
         return arguments.returned(x.clone(), columns=True)
-    draws = thinned(fit, AVERAGED_DRAWS)
-    if hasattr(fit.guide, "row_log_likelihood"):
-        draws = [row_means(fit, arguments)]
-    table = _means(fit, arguments, draws, "impute")
+    with torch.random.fork_rng():
+        torch.manual_seed(fit.seed)
+        table = _means(fit, arguments, _given(fit, arguments, AVERAGED_DRAWS), "impute")
     return arguments.returned(torch.where(missing, table.to(x.dtype), x), columns=True)
 
 
 def reconstruct(fit: Fit, arguments: Arguments) -> Any:
     """Rows as expected given their own latent sites; see `Fit.reconstruct`."""
-    draws = thinned(fit, AVERAGED_DRAWS)
     with torch.random.fork_rng():
         torch.manual_seed(fit.seed)
-        if hasattr(fit.guide, "row_log_likelihood"):
-            draws = [row_means(fit, arguments)]
-        elif draws_rows(fit):
-            guide = row_guide(fit, arguments)
-            draws = [{**draws[i % len(draws)], **row_draws(fit, guide, arguments)} for i in range(RECONSTRUCTIONS)]
-        table = _means(fit, arguments, draws, "reconstruct")
+        table = _means(fit, arguments, _given(fit, arguments, RECONSTRUCTIONS), "reconstruct")
     return arguments.returned(table, columns=True)
+
+
+def _given(fit: Fit, arguments: Arguments, count: int) -> list[dict[str, Tensor]]:
+    """What is taken as known of the rows: the means of an exact posterior, or so many draws of a guide of rows."""
+    draws = thinned(fit, AVERAGED_DRAWS)
+    if hasattr(fit.guide, "row_log_likelihood"):
+        return [row_means(fit, arguments)]
+    if not draws_rows(fit):
+        return draws
+    guide = row_guide(fit, arguments)
+    return [{**draws[i % len(draws)], **row_draws(fit, guide, arguments)} for i in range(count)]
 
 
 def _means(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]], caller: str) -> Tensor:
@@ -204,6 +215,11 @@ def _(fn: torch.distributions.Independent, value: Tensor) -> Tensor:
 @answer.register
 def _(fn: RBM, value: Tensor) -> Tensor:
     return fn.visible_mean(fn.hidden_probs(value))  # the mean field of one step down: hidden units at their means
+
+
+@answer.register
+def _(fn: IndependentComponents, value: Tensor) -> Tensor:
+    return value  # its sources, which it determines, tell all of it
 
 
 @answer.register

@@ -3,6 +3,8 @@
 from pyro_lvm.distributions.energy import EnergyDistribution
 from pyro_lvm.distributions.gaussian_rbm import GaussianRBM
 from pyro_lvm.distributions.hidden_markov import HMM
+from pyro_lvm.distributions.hyperbolic_secant import HyperbolicSecant
+from pyro_lvm.distributions.independent_components import IndependentComponents
 from pyro_lvm.distributions.inverse_wishart import InverseWishart
 from pyro_lvm.distributions.linear_gaussian_chain import LinearGaussianChain
 from pyro_lvm.distributions.linear_gaussian_rows import LinearGaussianRows
@@ -18,6 +20,8 @@ __all__ = [
     "FactorialHMM",
     "GaussianRBM",
     "HiddenSemiMarkov",
+    "HyperbolicSecant",
+    "IndependentComponents",
     "InverseWishart",
     "LinearGaussianChain",
     "LinearGaussianRows",

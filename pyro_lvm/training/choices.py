@@ -79,8 +79,11 @@ GUIDES: dict[str, Callable] = {}
 MODELS: dict[str, Callable] = {}
 """Guides and models by name; `pyro_lvm.catalog` fills them in, so that the engine imports neither."""
 
-PAIRS: dict[type, tuple[str, str | None]] = {}
-"""The inference and the guide, by name, that go with a model whose sites do not tell; filled in by the catalog."""
+PAIRS: dict[type, tuple[str | None, str | None]] = {}
+"""The inference and the guide, by name, that go with a model whose sites do not tell; filled in by the catalog.
+
+The inference is None where sites tell it, and not the guide.
+"""
 
 
 def pair_of(model: Callable) -> tuple[str | None, str | None]:

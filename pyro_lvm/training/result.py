@@ -86,7 +86,8 @@ class Fit(Learned):
         Of sequences with normal states: of every step given the whole sequence, (n, T, k), 0 in padding; a list for a
         list, and without the first axis for one series. Of sites that the guide draws the means are the guide's, not
         those of the exact posterior. Of units that are 0 or 1 they are probabilities; so are those of hidden units that
-        an undirected law sums out, which are exact.
+        an undirected law sums out, which are exact. Sources
+        without noise are what they are: rows determine them.
 
         Raises:
             ValueError: Rows have no latent sites but discrete ones that are summed out.
