@@ -30,6 +30,7 @@ from pyro_lvm.models.probabilistic_pca import ProbabilisticPCA
 from pyro_lvm.models.rbm import RBM
 from pyro_lvm.models.regression_hmm import RegressionHMM
 from pyro_lvm.models.sigmoid_belief_net import SigmoidBeliefNet
+from pyro_lvm.models.sparse_coding import SparseCoding
 from pyro_lvm.models.student_t_hmm import StudentTHMM
 from pyro_lvm.models.student_t_mixture import StudentTMixture
 from pyro_lvm.models.vae import VAE
@@ -66,6 +67,7 @@ __all__ = [
     "ProbabilisticPCA",
     "RegressionHMM",
     "SigmoidBeliefNet",
+    "SparseCoding",
     "StudentTHMM",
     "StudentTMixture",
 ]

@@ -30,4 +30,15 @@ ENTRIES: tuple[Entry, ...] = (
         example=lambda **kwargs: models.ProbabilisticPCA(**{"num_factors": 2, **kwargs}),
         variants=({},),
     ),
+    Entry(
+        name="SparseCoding",
+        model=models.SparseCoding,
+        summary="real vectors from a dictionary, of which every row uses few columns; point estimates of the codes",
+        inferences=("em", "svi"),
+        guides=("sparse-codes", "local"),
+        data="iris",
+        reference="Olshausen, Field (1996), Emergence of simple-cell receptive field properties by learning a sparse code",
+        example=lambda **kwargs: models.SparseCoding(**{"num_factors": 6, "noise_scale": 0.3, **kwargs}),
+        variants=({},),
+    ),
 )

@@ -36,6 +36,7 @@ from pyro_lvm.ops.progress import PATIENCE, progress_bar
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.training.choices import closer_guides
+from pyro_lvm.training.guide_draws import draws_points
 
 if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
@@ -62,11 +63,12 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
         Values in nats with their standard errors by the delta method.
 
     Raises:
-        ValueError: The guide does not take these rows.
+        ValueError: The guide does not take these rows, or has but one point for each.
     """
     from pyro_lvm.diagnostics.latents import thinned
 
     num_samples = whole_number("evidence", "num_samples", num_samples)
+    _check_density(fit)
     weights, arguments = arguments.weights, arguments.unweighted()
     shared = min(SHARED_DRAWS, num_samples) if fit.guide_sites[0] and len(thinned(fit, 2)) > 1 else 1
     each_draw = -(-num_samples // shared) if shared > 1 else 1
@@ -131,12 +133,24 @@ def weighted_samples(fit: Fit, arguments: Arguments, num_samples: int) -> tuple[
         Log p(x, z) - log q(z | x), nats, shape (num_samples, n), and the values of the guide's sites,
         (num_samples, n, ...); of those that all rows share (num_samples, ...).
     """
+    _check_density(fit)
     arguments = arguments.unweighted()
     with torch.random.fork_rng(), known_normalizers(fit):
         torch.manual_seed(fit.seed)
         index = torch.arange(arguments.num_rows, device=arguments.main.device)
         guide = _settled_guide(fit, arguments)
         return _samples(fit, guide, arguments, index, num_samples, 1 if fit.guide_sites[0] else None)
+
+
+def _check_density(fit: Fit) -> None:
+    """Raise a ValueError for a guide of points, by which nothing can be averaged."""
+    if draws_points(fit):
+        sites = ", ".join(f"'{name}'" for name in fit.guide_sites[1])
+        raise ValueError(
+            f"evidence: expected a guide that draws {sites} from a density, to average over; got "
+            f"{type(fit.guide).__name__}, which has one point for each row. Fit with guide='local', or compare "
+            "the loss in fit.history."
+        )
 
 
 def _log_ratios(fit: Fit, arguments: Arguments, num_samples: int, at_most: int | None) -> Iterator[Tensor]:

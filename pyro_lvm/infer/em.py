@@ -52,12 +52,14 @@ class EM(ConstructorRepr):
     With a guide of point masses over continuous sites outside of the plate of the rows (`lvm.guides.MAP`), it finds
     their mode (MAP-EM): conjugate priors enter the closed forms as pseudo-counts. With `lvm.guides.ExactGaussian` the
     latent sites of rows are normal, and the rows an affine map of them with normal noise (factor analysis and its kin):
-    the E-step is their posterior in closed form, at a cost that does not grow with the number of complete rows.
+    the E-step is their posterior in closed form, at a cost that does not grow with the number of complete rows. With
+    `lvm.guides.SparseCodes` they are Laplace, the E-step is their mode, and the log joint density never falls.
 
     Args:
         model: Any Pyro program whose latent sites are discrete and enumerable; parameters by `pyro.param` or
             `PyroParam`. May be left out when passed to `lvm.fit`.
-        guide: A guide of point masses over the model's continuous sites, for MAP-EM; or `lvm.guides.ExactGaussian`.
+        guide: A guide of point masses over the model's continuous sites, for MAP-EM; `lvm.guides.ExactGaussian`; or
+            `lvm.guides.SparseCodes`.
         max_plate_nesting: Batch dimensions that plates use; found by running the model once if None.
         variance_floor: Smallest variance relative to that of the observed value; keeps likelihoods bounded.
         gradient_steps: Gradient steps (L-BFGS iterations) per M-step for parameters without a closed form.
@@ -107,7 +109,7 @@ class EM(ConstructorRepr):
         intercept  (2,)   closed form  it is a coefficient of x.loc (least squares)
     """
 
-    guides = ("map", "exact-gaussian")
+    guides = ("map", "exact-gaussian", "sparse-codes")
 
     def __init__(
         self,

@@ -86,6 +86,12 @@ PAIRS: dict[type, tuple[str, str | None]] = {}
 LADDERS: dict[type, tuple[str, ...]] = {}
 """The guides of a model, by name, each as close to the posterior as those before it; filled in by the catalog."""
 
+GUIDES_OF_ROWS: dict[type, str] = {
+    torch.distributions.Normal: "exact-gaussian",
+    torch.distributions.Laplace: "sparse-codes",
+}
+"""The guide by which EM takes continuous sites of rows: their posterior is normal, perhaps, or its mode is sparse."""
+
 
 def closer_guides(model: Callable, guide: Any, trace: poutine.Trace, sites: Collection[str]) -> list[str]:
     """Guides by name that a model takes and that may come closer to its posterior than the one at hand.
@@ -150,7 +156,7 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
     if (
         isinstance(inference, (EM, CoordinateAscent))
         and local
-        and not (isinstance(inference, EM) and _are_normal(trace, local))
+        and not (isinstance(inference, EM) and _guide_of_rows(trace, local))
     ):
         fn = trace.nodes[local[0]]["fn"]
         kind = type(getattr(fn, "base_dist", fn)).__name__
@@ -172,10 +178,13 @@ def _of_rows(trace: poutine.Trace, names: list[str]) -> list[str]:
     return [n for n in names if any(f.name == plate for f in trace.nodes[n]["cond_indep_stack"])]
 
 
-def _are_normal(trace: poutine.Trace, names: list[str]) -> bool:
-    """Whether there are sites, all of them normal: perhaps their posterior is, too."""
+def _guide_of_rows(trace: poutine.Trace, names: list[str]) -> str:
+    """The guide by which EM takes sites of rows, by name, if there are some of one law that it knows; else ""."""
     laws = [getattr(trace.nodes[name]["fn"], "base_dist", trace.nodes[name]["fn"]) for name in names]
-    return bool(laws) and all(isinstance(law, torch.distributions.Normal) for law in laws)
+    for kind, guide in GUIDES_OF_ROWS.items():
+        if laws and all(isinstance(law, kind) for law in laws):
+            return guide
+    return ""
 
 
 def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: Any) -> Callable | None:
@@ -205,8 +214,8 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
     if takes == ():
         return None
     if guide is None:
-        normal = isinstance(inference, EM) and _are_normal(trace, _of_rows(trace, unsummed))
-        guide = "exact-gaussian" if normal else takes[0] if takes else PAIRS.get(type(model), (None, "normal"))[1]
+        of_rows = isinstance(inference, EM) and _guide_of_rows(trace, _of_rows(trace, unsummed))
+        guide = of_rows or (takes[0] if takes else PAIRS.get(type(model), (None, "normal"))[1])
     if guide in ("normal", "multivariate-normal", "map"):
         vectors = discrete_vectors(trace)
         if vectors:
