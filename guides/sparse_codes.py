@@ -22,12 +22,16 @@ from torch import Tensor
 
 from pyro_lvm.handlers.rows import rows, rows_at_hand
 from pyro_lvm.infer.affine_sites import AffineSites
+from pyro_lvm.ops.laplace_codes import normal_codes
 from pyro_lvm.ops.lasso import descend, lasso
+from pyro_lvm.ops.plain_error import PlainError
 from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["SparseCodes"]
 
+DEGREES = 5.0  # of freedom of t laws: tails are heavier than those of codes
+MOST_ENTRIES = 64
 AT_ONCE = 2048  # rows whose codes are moved together: they stay in the cache
 ENTRIES = 2**23  # of the products of columns of rows with gaps that are held at once
 
@@ -42,7 +46,9 @@ class SparseCodes(torch.nn.Module):
     them to the rows, are found by running the program. Missing entries count nothing; a row with gaps takes time as
     the square of the number of its codes' entries.
 
-    Point masses have no density: a fit with this guide has codes, but no log-likelihood. It trains by `EM` or `SVI`.
+    Point masses have no density. For the log-likelihood of rows, samples come instead from a t law around the closest
+    normal law of the posterior of codes, of up to 64 entries: of more, too few of any number of samples would count.
+    It trains by `EM` or `SVI`.
 
     Args:
         model: A program whose latent sites are Laplace and stand in the plate of the rows, and whose observed sites
@@ -112,7 +118,9 @@ class SparseCodes(torch.nn.Module):
             ValueError: The rows are of another data set than the guide's.
         """
         sites = self.sites(args, kwargs)
-        return _points(sites.plate, sites.latent_values(self._codes(sites, args, kwargs)))
+        codes = self._codes(sites, args, kwargs)
+        with pyro.plate(sites.plate, len(codes)):
+            return _points(sites, codes)
 
     def settle(self, *args: Any, **kwargs: Any) -> Settled:
         """A guide for these rows alone, found as new ones and not searched for again.
@@ -123,7 +131,28 @@ class SparseCodes(torch.nn.Module):
         """
         sites = self.sites(args, kwargs)
         with rows():
-            return Settled(sites.plate, sites.latent_values(self._codes(sites, args, kwargs)))
+            return Settled(sites, self._codes(sites, args, kwargs))
+
+    def proposal(self, *args: Any, **kwargs: Any) -> Settled:
+        """A guide for these rows alone that has a density, to weight its draws by.
+
+        Args:
+            args: The arguments of the model.
+            kwargs: Its keyword arguments.
+
+        Raises:
+            ValueError: Codes have more than 64 entries.
+        """
+        sites = self.sites(args, kwargs)
+        with torch.no_grad(), poutine.block(hide_types=["sample", "param"]):
+            problem = _Lassos(sites, args, kwargs)
+            entries = problem.products.shape[1]
+            if entries > MOST_ENTRIES:
+                raise PlainError(
+                    f"evidence: expected codes of at most {MOST_ENTRIES} entries, for the log-likelihood is a mean over "
+                    f"samples of them; got {entries}. Compare the loss in fit.history, or reconstructions."
+                )
+            return Settled(sites, *problem.laws())
 
     def _codes(self, sites: AffineSites, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The codes of the rows at hand, shape (n, k), improved where that is asked for."""
@@ -162,21 +191,26 @@ class SparseCodes(torch.nn.Module):
 
 
 class Settled:
-    """A guide that has found the codes of given rows: called with these, or with some that `handlers.rows` names.
+    """A guide that has found the laws of codes of given rows: called with these, or with some that `rows` names.
 
     Args:
-        plate: The plate of the rows.
-        values: Codes by site.
+        sites: The program's sites.
+        loc: Codes, shape (n, k).
+        scale_tril: Of t laws around them, shape (n, k, k); None for points.
     """
 
-    def __init__(self, plate: str, values: dict[str, Tensor]) -> None:
-        self.plate, self.values = plate, values
+    def __init__(self, sites: AffineSites, loc: Tensor, scale_tril: Tensor | None = None) -> None:
+        self.sites, self.loc, self.scale_tril = sites, loc, scale_tril
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Put point masses at them."""
+        """Put point masses at them, or draw around them."""
         hand = rows_at_hand()
-        some = hand is not None and hand.index is not None
-        return _points(self.plate, {k: v[hand.index] if some else v for k, v in self.values.items()})
+        which = slice(None) if hand is None or hand.index is None else hand.index
+        with pyro.plate(self.sites.plate, len(loc := self.loc[which])):
+            if self.scale_tril is not None:
+                law = dist.MultivariateStudentT(DEGREES, loc, self.scale_tril[which])
+                loc = pyro.sample("_joint", law, infer={"is_auxiliary": True})
+            return _points(self.sites, loc)
 
 
 class _Lassos:
@@ -208,6 +242,14 @@ class _Lassos:
             found[which] = lasso(self.products[which], gram, 1.0, tol=tol)
         return found
 
+    def laws(self) -> tuple[Tensor, Tensor]:
+        """Where codes are and the Cholesky factors of how they spread, of the closest normal laws."""
+        n, k = self.products.shape
+        loc, spread = torch.zeros_like(self.products), self.products.new_zeros(n, k, k)
+        for which, gram in self._parts(max(1, ENTRIES // k**2)):
+            loc[which], spread[which] = normal_codes(self.products[which], gram)
+        return self.codes(loc), self.scale.unsqueeze(-1) * spread
+
     def improve(self, found: Tensor, sweeps: int) -> None:
         """Move solutions closer, in place."""
         for which, gram in self._parts(AT_ONCE):
@@ -224,6 +266,7 @@ class _Lassos:
             yield which, (self.columns.mT * self.known[which].unsqueeze(-2)) @ self.columns
 
 
-def _points(plate: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    with pyro.plate(plate, len(next(iter(values.values())))):
-        return {k: pyro.sample(k, dist.Delta(v, event_dim=v.dim() - 1)) for k, v in values.items()}
+def _points(sites: AffineSites, codes: Tensor) -> dict[str, Tensor]:
+    """Point masses, inside of the plate of the rows."""
+    values = sites.latent_values(codes)
+    return {name: pyro.sample(name, dist.Delta(v, event_dim=v.dim() - 1)) for name, v in values.items()}

@@ -38,7 +38,7 @@ ENTRIES: tuple[Entry, ...] = (
         guides=("sparse-codes", "local"),
         data="iris",
         reference="Olshausen, Field (1996), Emergence of simple-cell receptive field properties by learning a sparse code",
-        example=lambda **kwargs: models.SparseCoding(**{"num_factors": 6, "noise_scale": 0.3, **kwargs}),
+        example=lambda **kwargs: models.SparseCoding(**{"num_factors": 3, "sparsity": 2.0, "noise_scale": 0.5, **kwargs}),
         variants=({},),
     ),
 )

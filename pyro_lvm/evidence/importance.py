@@ -37,6 +37,7 @@ from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.training.choices import closer_guides
 from pyro_lvm.training.guide_draws import draws_points
+from pyro_lvm.training.labels import LabelledGuide
 
 if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
@@ -68,7 +69,6 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
     from pyro_lvm.diagnostics.latents import thinned
 
     num_samples = whole_number("evidence", "num_samples", num_samples)
-    _check_density(fit)
     weights, arguments = arguments.weights, arguments.unweighted()
     shared = min(SHARED_DRAWS, num_samples) if fit.guide_sites[0] and len(thinned(fit, 2)) > 1 else 1
     each_draw = -(-num_samples // shared) if shared > 1 else 1
@@ -133,24 +133,12 @@ def weighted_samples(fit: Fit, arguments: Arguments, num_samples: int) -> tuple[
         Log p(x, z) - log q(z | x), nats, shape (num_samples, n), and the values of the guide's sites,
         (num_samples, n, ...); of those that all rows share (num_samples, ...).
     """
-    _check_density(fit)
     arguments = arguments.unweighted()
     with torch.random.fork_rng(), known_normalizers(fit):
         torch.manual_seed(fit.seed)
         index = torch.arange(arguments.num_rows, device=arguments.main.device)
         guide = _settled_guide(fit, arguments)
         return _samples(fit, guide, arguments, index, num_samples, 1 if fit.guide_sites[0] else None)
-
-
-def _check_density(fit: Fit) -> None:
-    """Raise a ValueError for a guide of points, by which nothing can be averaged."""
-    if draws_points(fit):
-        sites = ", ".join(f"'{name}'" for name in fit.guide_sites[1])
-        raise ValueError(
-            f"evidence: expected a guide that draws {sites} from a density, to average over; got "
-            f"{type(fit.guide).__name__}, which has one point for each row. Fit with guide='local', or compare "
-            "the loss in fit.history."
-        )
 
 
 def _log_ratios(fit: Fit, arguments: Arguments, num_samples: int, at_most: int | None) -> Iterator[Tensor]:
@@ -170,8 +158,23 @@ def _settled_guide(fit: Fit, arguments: Arguments) -> Callable:
         raise ValueError(
             "evidence: expected a fit with a guide, to draw samples from; got none. Fit with inference='svi'."
         )
+    if draws_points(fit):
+        guide = LabelledGuide(_Proposals(fit), fit.model)
     with _at_work(fit, arguments):
         return settled(guide, arguments.args, arguments.kwargs)
+
+
+class _Proposals:
+    """What stands for a guide of points where a density is needed."""
+
+    def __init__(self, fit: Fit) -> None:
+        self.settle = getattr(fit.guide, "proposal", None)
+        if self.settle is None:
+            sites = ", ".join(f"'{name}'" for name in fit.guide_sites[1])
+            raise ValueError(
+                f"evidence: expected a guide that draws {sites} from a density, to average over; got "
+                f"{type(fit.guide).__name__}, which has one point for each row. Fit with guide='local'."
+            )
 
 
 def _samples(
