@@ -78,12 +78,9 @@ class SparseCodes(torch.nn.Module):
     _model: Callable
     table: Tensor
 
-    def __init__(
-        self, model: Callable, num_sweeps: int = 2, tol: float = 1e-6, num_rows: int | None = None
-    ) -> None:
+    def __init__(self, model: Callable, num_sweeps: int = 2, tol: float = 1e-6, num_rows: int | None = None) -> None:
         super().__init__()
         self.__dict__["_model"] = model  # no part of this module: its parameters are not the guide's
-        self.__dict__["_found"] = None
         self.num_sweeps = whole_number("SparseCodes", "num_sweeps", num_sweeps)
         self.tol = real_number("SparseCodes", "tol", tol)
         self.num_rows = None if num_rows is None else whole_number("SparseCodes", "num_rows", num_rows)
@@ -96,13 +93,15 @@ class SparseCodes(torch.nn.Module):
     @property
     def row_plate(self) -> str | None:
         """The plate of the rows, once the program was run."""
-        return None if self._found is None else self._found.plate
+        found = self.__dict__.get("_sites")
+        return None if found is None else found.plate
 
     def sites(self, args: tuple, kwargs: dict[str, Any]) -> AffineSites:
         """The program's sites, found once."""
-        if self._found is None:
-            self.__dict__["_found"] = AffineSites("SparseCodes", self._model, args, kwargs, dist.Laplace)
-        return self._found
+        found: AffineSites | None = self.__dict__.get("_sites")
+        if found is None:
+            found = self.__dict__["_sites"] = AffineSites("SparseCodes", self._model, args, kwargs, dist.Laplace)
+        return found
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Put point masses at the codes.
@@ -149,7 +148,7 @@ class SparseCodes(torch.nn.Module):
             entries = problem.products.shape[1]
             if entries > MOST_ENTRIES:
                 raise PlainError(
-                    f"evidence: expected codes of at most {MOST_ENTRIES} entries, for the log-likelihood is a mean over "
+                    f"evidence: expected codes of at most {MOST_ENTRIES} entries, as the log-likelihood is a mean over "
                     f"samples of them; got {entries}. Compare the loss in fit.history, or reconstructions."
                 )
             return Settled(sites, *problem.laws())

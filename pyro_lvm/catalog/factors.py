@@ -37,8 +37,10 @@ ENTRIES: tuple[Entry, ...] = (
         inferences=("em", "svi"),
         guides=("sparse-codes", "local"),
         data="iris",
-        reference="Olshausen, Field (1996), Emergence of simple-cell receptive field properties by learning a sparse code",
-        example=lambda **kwargs: models.SparseCoding(**{"num_factors": 3, "sparsity": 2.0, "noise_scale": 0.5, **kwargs}),
+        reference="Olshausen, Field (1996), Emergence of simple-cell receptive field properties",
+        example=lambda **kwargs: models.SparseCoding(
+            **{"num_factors": 3, "sparsity": 2.0, "noise_scale": 0.5, **kwargs}
+        ),
         variants=({},),
     ),
 )

@@ -19,7 +19,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
         Values in nats with their standard errors by the delta method.
 
     Raises:
-        ValueError: The guide does not take these rows, or has but one point for each.
+        ValueError: The guide does not take these rows.
     """
     from pyro_lvm.diagnostics.latents import thinned
 
@@ -159,22 +159,26 @@ def _settled_guide(fit: Fit, arguments: Arguments) -> Callable:
             "evidence: expected a fit with a guide, to draw samples from; got none. Fit with inference='svi'."
         )
     if draws_points(fit):
-        guide = LabelledGuide(_Proposals(fit), fit.model)
+        guide = _with_density(fit)
     with _at_work(fit, arguments):
         return settled(guide, arguments.args, arguments.kwargs)
 
 
-class _Proposals:
-    """What stands for a guide of points where a density is needed."""
+def _with_density(fit: Fit) -> Callable:
+    """What stands for a guide of points where draws are weighted."""
+    proposal = getattr(fit.guide, "proposal", None)
+    if proposal is None:
+        sites = ", ".join(f"'{name}'" for name in fit.guide_sites[1])
+        raise ValueError(
+            f"evidence: expected a guide that draws {sites} from a density, to average over; got "
+            f"{type(fit.guide).__name__}, which has one point for each row. Fit with guide='local'."
+        )
 
-    def __init__(self, fit: Fit) -> None:
-        self.settle = getattr(fit.guide, "proposal", None)
-        if self.settle is None:
-            sites = ", ".join(f"'{name}'" for name in fit.guide_sites[1])
-            raise ValueError(
-                f"evidence: expected a guide that draws {sites} from a density, to average over; got "
-                f"{type(fit.guide).__name__}, which has one point for each row. Fit with guide='local'."
-            )
+    def guide(*args: Any, **kwargs: Any) -> Any:
+        return proposal(*args, **kwargs)(*args, **kwargs)
+
+    guide.settle = proposal  # type: ignore[attr-defined]
+    return LabelledGuide(guide, fit.model)
 
 
 def _samples(

@@ -53,13 +53,12 @@ class EM(ConstructorRepr):
     their mode (MAP-EM): conjugate priors enter the closed forms as pseudo-counts. With `lvm.guides.ExactGaussian` the
     latent sites of rows are normal, and the rows an affine map of them with normal noise (factor analysis and its kin):
     the E-step is their posterior in closed form, at a cost that does not grow with the number of complete rows. With
-    `lvm.guides.SparseCodes` they are Laplace, the E-step is their mode, and the log joint density never falls.
+    `lvm.guides.SparseCodes` they are Laplace, and the E-step is their mode.
 
     Args:
         model: Any Pyro program whose latent sites are discrete and enumerable; parameters by `pyro.param` or
             `PyroParam`. May be left out when passed to `lvm.fit`.
-        guide: A guide of point masses over the model's continuous sites, for MAP-EM; `lvm.guides.ExactGaussian`; or
-            `lvm.guides.SparseCodes`.
+        guide: Point masses over the model's continuous sites, for MAP-EM; or one of the guides above.
         max_plate_nesting: Batch dimensions that plates use; found by running the model once if None.
         variance_floor: Smallest variance relative to that of the observed value; keeps likelihoods bounded.
         gradient_steps: Gradient steps (L-BFGS iterations) per M-step for parameters without a closed form.

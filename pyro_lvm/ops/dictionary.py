@@ -2,8 +2,8 @@ r"""Dictionaries: matrices whose columns have length 1.
 
 .. math:: W = \arg\min_W \tfrac12 \sum_n \|x_n - W h_n\|^2, \qquad \|w_j\| = 1
 
-Only the sums :math:`A = \sum_n h_n h_n^\top` and :math:`B = \sum_n x_n h_n^\top` of given codes matter. One column after
-another goes to its best place given the others, :math:`w_j \propto b_j - \sum_{i \ne j} A_{ij} w_i`.
+Only the sums :math:`A = \sum_n h_n h_n^\top` and :math:`B = \sum_n x_n h_n^\top` of given codes matter. One column
+after another goes to its best place given the others, :math:`w_j \propto b_j - \sum_{i \ne j} A_{ij} w_i`.
 
 References:
     J. Mairal, F. Bach, J. Ponce, G. Sapiro (2010), Online learning for matrix factorization and sparse coding,

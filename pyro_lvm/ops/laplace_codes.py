@@ -2,8 +2,8 @@ r"""Normal laws close to the posterior of codes with a Laplace prior.
 
 .. math:: p(u \mid x) \propto \exp(c^\top u - \tfrac12 u^\top G u - \|u\|_1)
 
-Of every size :math:`|u_j| \le (u_j^2 / \gamma_j + \gamma_j) / 2`, with equality where :math:`\gamma_j = |u_j|`. The bound
-makes the law normal, with precision :math:`G + \mathrm{diag}(\gamma)^{-1}`, and is closest at
+Of every size :math:`|u_j| \le (u_j^2 / \gamma_j + \gamma_j) / 2`, with equality where :math:`\gamma_j = |u_j|`. The
+bound makes the law normal, with precision :math:`G + \mathrm{diag}(\gamma)^{-1}`, and is closest at
 :math:`\gamma_j^2 = \mathrm{E}[u_j^2]`; the two are found in turn.
 
 References:

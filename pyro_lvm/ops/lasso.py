@@ -3,10 +3,10 @@ r"""The lasso for many rows and one dictionary: sparse codes.
 .. math:: h_n = \arg\min_h \tfrac12 \|x_n - W h\|^2 + \alpha \|h\|_1
 
 With the products :math:`c_n = W^\top x_n` and :math:`G = W^\top W` the rows themselves are not needed any more. A code
-is the minimum if and only if its slopes :math:`g = c - G h` are :math:`\alpha\,\mathrm{sign}(h_j)` where it is not zero,
-and at most :math:`\alpha` in size where it is. Coordinate descent takes all rows at once, a few sweeps a round. Where a
-round leaves the signs of a code as they were, the best code with these signs is found by solving for its few entries,
-and the code moves towards it until an entry becomes zero; rows that meet the conditions leave.
+is the minimum if and only if its slopes :math:`g = c - G h` are :math:`\alpha\,\mathrm{sign}(h_j)` where it is not
+zero, and at most :math:`\alpha` in size where it is. Coordinate descent takes all rows at once, a few sweeps a round.
+Where a round leaves the signs of a code as they were, the best code with these signs is found by solving for its few
+entries, and the code moves towards it until an entry becomes zero; rows that meet the conditions leave.
 
 References:
     J. Friedman, T. Hastie, R. Tibshirani (2010), Regularization paths for generalized linear models via coordinate
@@ -105,7 +105,8 @@ def descend(products: Tensor, gram: Tensor, penalty: float, codes: Tensor, sweep
         sweeps: How often every entry moves to its best place given the others.
     """
     if gram.dim() == 3:
-        return _descend_each(products, gram, penalty, codes, sweeps)
+        _descend_each(products, gram, penalty, codes, sweeps)
+        return
     curvature = gram.diagonal().tolist()
     for _ in range(sweeps):
         for first in range(0, len(gram), BLOCK):
