@@ -20,7 +20,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.distributions.normal_rows import check_real_columns
 from pyro_lvm.distributions.unit_columns import columns_of_length_one
-from pyro_lvm.ops.dictionary import better_dictionary, unit_columns
+from pyro_lvm.ops.dictionary import better_dictionary, first_dictionary, unit_columns
 from pyro_lvm.ops.missing import column_moments
 from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.row_checks import check_matrix
@@ -28,6 +28,8 @@ from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
 __all__ = ["SparseCoding"]
+
+FIRST_ROWS = 4096  # that a start looks at
 
 
 class SparseCoding(LatentVariableModel):
@@ -90,7 +92,7 @@ class SparseCoding(LatentVariableModel):
         self.noise_scale = real_number("SparseCoding", "noise_scale", noise_scale)
         self.data_dim = None if data_dim is None else whole_number("SparseCoding", "data_dim", data_dim)
         if self.data_dim is not None:
-            self._declare(torch.zeros(self.data_dim), torch.randn(self.data_dim, self.num_factors))
+            self._declare(torch.zeros(self.data_dim), unit_columns(torch.randn(self.data_dim, self.num_factors)))
 
     def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
         """Run the program.
@@ -132,7 +134,7 @@ class SparseCoding(LatentVariableModel):
         check_real_columns("SparseCoding", x)
 
     def initialize(self, x: Tensor) -> None:
-        """Start from the mean, and a dictionary of rows drawn at random.
+        """Start from the mean, and a dictionary that a few steps on up to 4096 rows make of rows drawn at random.
 
         Args:
             x: Rows, shape (n, d), NaN where missing.
@@ -147,10 +149,13 @@ class SparseCoding(LatentVariableModel):
         far = torch.linalg.vector_norm(centred, dim=-1)
         drawn = torch.multinomial(far, min(self.num_factors, int((far > 0).sum())))  # none that is the mean itself
         others = torch.randn(x.shape[1], self.num_factors - len(drawn)).to(x)
-        self._declare(mean, torch.cat([centred[drawn].mT, others], 1))
+        first = centred[torch.randperm(len(x))[:FIRST_ROWS].to(x.device)]
+        columns = unit_columns(torch.cat([centred[drawn].mT, others], 1))
+        with torch.no_grad():
+            self._declare(mean, first_dictionary(first, columns, self.sparsity * self.noise_scale**2))
 
-    def _declare(self, mean: Tensor, columns: Tensor) -> None:
-        self.declare("weight", unit_columns(columns), columns_of_length_one)
+    def _declare(self, mean: Tensor, weight: Tensor) -> None:
+        self.declare("weight", weight, columns_of_length_one)
         self.declare("loc", mean, constraints.real)
 
     def _maximise(self, h: Tensor, x: Tensor, law: Any, value: Tensor, weights: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["better_dictionary", "unit_columns"]
+from pyro_lvm.ops.lasso import descend
+
+__all__ = ["better_dictionary", "first_dictionary", "unit_columns"]
+
+SWEEPS = 3  # of coordinate descent over codes between two dictionaries
 
 
 def unit_columns(weight: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
@@ -30,6 +34,24 @@ def unit_columns(weight: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
     """
     length = torch.linalg.vector_norm(weight, dim=-2, keepdim=True)
     return weight / torch.where(length > 0, length, 1.0)
+
+
+def first_dictionary(
+    x: Float[Tensor, "n d"], weight: Float[Tensor, "d k"], penalty: float, rounds: int = 10
+) -> Float[Tensor, "d k"]:
+    """A dictionary that codes rows better, by moving codes and dictionary in turn.
+
+    Args:
+        x: Rows; few, for a start.
+        weight: W, its columns of length 1.
+        penalty: The factor of the sum of the sizes of codes, > 0.
+        rounds: How often each moves.
+    """
+    codes = x.new_zeros(weight.shape[1], len(x))
+    for _ in range(rounds):
+        descend((x @ weight).mT.contiguous(), weight.mT @ weight, penalty, codes, SWEEPS)
+        weight = better_dictionary(weight, codes @ codes.mT, x.mT @ codes.mT)
+    return weight
 
 
 def better_dictionary(
