@@ -41,7 +41,7 @@ from pyro_lvm.ops.dictionary import unit_columns
 from pyro_lvm.ops.lasso import lasso, violation
 
 GOAL, CLOSE = 3.0, 1e-6
-SIDE, COLUMNS, PENALTY, EPOCHS = 8, 128, 1.0, 3
+SIDE, COLUMNS, PENALTY, EPOCHS = 8, 128, 1.0, 4
 
 
 def patches(rows: int, seed: int) -> Tensor:

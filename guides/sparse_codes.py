@@ -78,7 +78,7 @@ class SparseCodes(torch.nn.Module):
     _model: Callable
     table: Tensor
 
-    def __init__(self, model: Callable, num_sweeps: int = 2, tol: float = 1e-6, num_rows: int | None = None) -> None:
+    def __init__(self, model: Callable, num_sweeps: int = 4, tol: float = 1e-6, num_rows: int | None = None) -> None:
         super().__init__()
         self.__dict__["_model"] = model  # no part of this module: its parameters are not the guide's
         self.num_sweeps = whole_number("SparseCodes", "num_sweeps", num_sweeps)

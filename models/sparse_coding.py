@@ -116,7 +116,7 @@ class SparseCoding(LatentVariableModel):
             law = dist.Normal(loc + h @ weight.mT, self.noise_scale)
             if x is None:
                 return pyro.sample("x", law.to_event(1))
-            own = {"m_step": partial(self._maximise, h, x)}
+            own = {"statistics": partial(self._sums, h, x), "m_step": partial(self._maximise, h, x)}
             if not bool(x.sum().isnan()):
                 return pyro.sample("x", law.to_event(1), obs=x, infer=own)
             filled = torch.where(x.isnan(), loc.detach(), x)
@@ -158,21 +158,31 @@ class SparseCoding(LatentVariableModel):
         self.declare("weight", weight, columns_of_length_one)
         self.declare("loc", mean, constraints.real)
 
-    def _maximise(self, h: Tensor, x: Tensor, law: Any, value: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """The M-step: mean, then dictionary, at given codes; missing entries are where the codes put them."""
-        weight, loc = self.weight, self.loc
-        fitted = h @ weight.mT
-        rest = torch.where(x.isnan(), loc, x - fitted)
+    def _sums(self, h: Tensor, x: Tensor, law: Any, value: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """What an M-step needs of rows and their codes; missing entries are where the codes put them."""
         count = weights.reshape(len(x), -1)[:, :1]
-        loc = (count * rest).sum(0) / count.sum()
-        centred = torch.where(x.isnan(), fitted + self.loc, x) - loc
+        filled = self._filled(h, x)
         weighted = count * h
-        second = h.mT @ weighted
-        found = better_dictionary(weight, second, centred.mT @ weighted)
+        return {
+            "rows": count.sum(),
+            "first": (count * filled).sum(0),
+            "codes": weighted.sum(0),
+            "second": h.mT @ weighted,
+            "cross": filled.mT @ weighted,
+        }
+
+    def _maximise(self, h: Tensor, x: Tensor, law: Any, value: Tensor, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The M-step: mean, then dictionary, at given codes."""
+        weight, second = self.weight, sums["second"]
+        loc = (sums["first"] - weight @ sums["codes"]) / sums["rows"]
+        found = better_dictionary(weight, second, sums["cross"] - loc.unsqueeze(-1) * sums["codes"])
         unused = (second.diagonal() == 0).nonzero()[:, 0]
         if len(unused):
-            worst = (count * (centred - h @ found.mT)).square().sum(-1).topk(min(len(unused), len(x))).indices
-            there = unused[: len(worst)]
-            found[:, there] = unit_columns((centred - h @ found.mT)[worst].mT)
-            found[:, there] = torch.where(found[:, there].norm(dim=0) > 0, found[:, there], weight[:, there])
+            rest = self._filled(h, x) - loc - h @ found.mT
+            worst = rest[rest.square().sum(-1).topk(min(len(unused), len(x))).indices]
+            worst = worst[torch.linalg.vector_norm(worst, dim=-1) > 0]
+            found[:, unused[: len(worst)]] = unit_columns(worst.mT)
         return {"loc": loc, "weight": found}
+
+    def _filled(self, h: Tensor, x: Tensor) -> Tensor:
+        return torch.where(x.isnan(), self.loc + h @ self.weight.mT, x) if bool(x.sum().isnan()) else x

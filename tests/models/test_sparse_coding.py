@@ -12,6 +12,7 @@ from sklearn.decomposition import sparse_encode
 
 import pyro_lvm as lvm
 from pyro_lvm.handlers import rows
+from pyro_lvm.handlers.rows import rows_at_hand
 from pyro_lvm.ops.lasso import violation
 
 
@@ -65,7 +66,9 @@ def test_codes_are_those_of_scikit_learn():
     codes = fit.transform(new)
     penalty = 3.0 * 0.3**2
     assert float(violation((new - loc) @ weight, weight.mT @ weight, penalty, codes).max()) <= 1e-6
-    theirs = sparse_encode((new - loc).numpy(), weight.mT.numpy(), algorithm="lasso_cd", alpha=penalty, max_iter=100_000)
+    theirs = sparse_encode(
+        (new - loc).numpy(), weight.mT.numpy(), algorithm="lasso_cd", alpha=penalty, max_iter=100_000
+    )
     assert torch.allclose(codes, torch.from_numpy(theirs), atol=1e-3)
     assert torch.allclose(fit.reconstruct(new), loc + codes @ weight.mT)
 
@@ -100,7 +103,8 @@ def test_unused_columns_take_the_place_of_rows_that_fit_badly():
     h = torch.zeros(len(x), 2, dtype=torch.float64)
     h[:, 0] = 1.0
     with torch.no_grad():
-        new = model._maximise(h, x, None, x, torch.ones(len(x), dtype=torch.float64))
+        sums = model._sums(h, x, None, x, torch.ones(len(x), dtype=torch.float64))
+        new = model._maximise(h, x, None, x, sums)
     rest = x - new["loc"] - h[:, :1] * new["weight"][:, 0]
     worst = rest[rest.norm(dim=1).argmax()]
     assert torch.allclose(new["weight"][:, 1], worst / worst.norm())
@@ -146,9 +150,41 @@ def test_likelihood_agrees_with_a_grid():
 def test_long_codes_have_no_likelihood():
     x, _ = some_rows()
     fit = lvm.fit(lvm.models.SparseCoding(65, noise_scale=0.3), x, max_epochs=2, seed=0, progress=False)
-    with pytest.raises(ValueError, match="expected codes of at most 64 entries.*got 65"):
+    with pytest.raises(ValueError, match=r"expected codes of at most 64 entries.*got 65"):
         fit.score(x)
     assert fit.transform(x).shape == (200, 65)
+
+
+def test_stepwise_em_learns_from_batches():
+    x, _ = some_rows(1000, noise=0.05)
+    model = lvm.models.SparseCoding(9, sparsity=2.0, noise_scale=0.2)
+    fit = lvm.fit(model, x, inference=lvm.infer.EM(decay=0.6), batch_size=100, max_epochs=10, seed=1, progress=False)
+    assert float(objective(fit, x, fit.transform(x))) < 0.75 * fit.history["loss"][0]
+
+
+def test_statistics_of_batches_are_those_of_all_rows():
+    """With equal weights of all batches so far and parameters that do not move, the average is the whole."""
+    x, _ = some_rows()
+    model = lvm.models.SparseCoding(4, data_dim=6).double()
+    codes = torch.randn(200, 4, dtype=torch.float64)
+    given: list[dict[str, torch.Tensor]] = []
+    model._maximise = lambda h, x, law, value, sums: given.append(sums) or {}
+
+    class Known:
+        def __call__(self, x):
+            hand = rows_at_hand()
+            h = codes if hand is None else codes[hand.index]
+            with pyro.plate("data", len(x)):
+                pyro.sample("h", dist.Delta(h, event_dim=1))
+
+    em = lvm.infer.EM(model, Known(), decay=1.0)
+    for part in torch.arange(200).split(50):
+        with rows(part, 200), lvm.handlers.minibatch(total=200):
+            em.step(x[part])
+    lvm.infer.EM(model, Known()).step(x)
+    assert given[-2].keys() == given[-1].keys() == {"rows", "first", "codes", "second", "cross"}
+    for name, value in given[-2].items():
+        assert torch.allclose(value, given[-1][name]), name
 
 
 def test_batches_of_a_data_set_know_their_rows():
@@ -199,7 +235,7 @@ def test_programs_of_other_kinds_are_refused():
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="SparseCoding: expected sparsity > 0; got 0.0"):
+    with pytest.raises(ValueError, match=r"SparseCoding: expected sparsity > 0; got 0\.0"):
         lvm.models.SparseCoding(3, sparsity=0.0)
     with pytest.raises(ValueError, match="SparseCodes: expected num_sweeps"):
         lvm.guides.SparseCodes(lambda x: None, num_sweeps=0)
