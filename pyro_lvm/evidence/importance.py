@@ -91,7 +91,8 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
                 for column in table.T.cpu().numpy()
             ]
             bar.update(len(value))
-    name = f"importance weighting with {num_samples} samples of the guide"
+    source = "laws around the guide's points" if draws_points(fit) else "the guide"
+    name = f"importance weighting with {num_samples} samples of {source}"
     if shared > 1:
         name = f"log predictive density over {-(-num_samples // each_draw)} draws, {name}"
     return Evidence(values, errors, name, weights, pareto_k=torch.tensor(shapes, dtype=torch.float64))

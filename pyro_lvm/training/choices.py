@@ -213,8 +213,12 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
         return _made(guide, model)
     if takes == ():
         return None
+    of_rows = isinstance(inference, EM) and _guide_of_rows(trace, _of_rows(trace, unsummed))
+    if of_rows == "sparse-codes" and guide == "map":
+        raise ValueError(
+            f"fit: {name} finds the mode of these sites of rows by guide {of_rows!r}; got 'map'. Pass that."
+        )
     if guide is None:
-        of_rows = isinstance(inference, EM) and _guide_of_rows(trace, _of_rows(trace, unsummed))
         guide = of_rows or (takes[0] if takes else PAIRS.get(type(model), (None, "normal"))[1])
     if guide in ("normal", "multivariate-normal", "map"):
         vectors = discrete_vectors(trace)

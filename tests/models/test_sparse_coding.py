@@ -143,6 +143,7 @@ def test_likelihood_agrees_with_a_grid():
         exact = (torch.where(row.isnan(), 0.0, terms).sum(-1) + prior).logsumexp(0)
         assert abs(float(exact - found)) < 0.1
     evidence = fit.evidence(x, num_samples=20_000)
+    assert evidence.estimator == "importance weighting with 20000 samples of laws around the guide's points"
     assert float(evidence.standard_error.max()) < 0.02
     assert float(evidence.pareto_k.max()) < 0.7
 
@@ -192,7 +193,7 @@ def test_batches_of_a_data_set_know_their_rows():
     fit = train(x, guide="sparse-codes", inference=lvm.infer.SVI(learning_rate=0.02), batch_size=50, max_epochs=20)
     assert fit.guide.table.shape == (200, 9)
     near = fit.transform(x) * 3.0  # in units of the prior
-    assert float((fit.guide.table - near).abs().median()) < 0.05
+    assert float((fit.guide.table - near).abs().mean()) < 0.1 * float(near.abs().mean())
 
 
 def test_any_program_of_laplace_sites():
@@ -240,6 +241,8 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="SparseCodes: expected num_sweeps"):
         lvm.guides.SparseCodes(lambda x: None, num_sweeps=0)
     x, _ = some_rows()
+    with pytest.raises(ValueError, match="finds the mode of these sites of rows by guide 'sparse-codes'; got 'map'"):
+        train(x, guide="map")
     fit = train(x, max_epochs=1)
     with pytest.raises(ValueError, match=r"SparseCoding: expected x of shape \(n, 6\); got \(200, 5\)"):
         fit.transform(x[:, :5])
