@@ -136,7 +136,7 @@ def dictionaries(quick: bool, pictures: Path | None) -> list[bool]:
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         more.plot(x, kind="filters", image_shape=(SIDE, SIDE), site="weight").savefig(pictures / "dictionary.png")
-    return verdicts[:1] + codes(found["lvm"], others)
+    return verdicts + codes(found["lvm"], others)
 
 
 def posterior(quick: bool) -> list[bool]:
