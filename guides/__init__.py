@@ -10,6 +10,7 @@ from pyro_lvm.guides.multivariate_normal import AutoMultivariateNormal
 from pyro_lvm.guides.normal import AutoNormal
 from pyro_lvm.guides.recognition_net import RecognitionNet
 from pyro_lvm.guides.semi_amortized import SemiAmortized
+from pyro_lvm.guides.sparse_codes import SparseCodes
 
 __all__ = [
     "MAP",
@@ -22,4 +23,5 @@ __all__ = [
     "LocalGaussian",
     "RecognitionNet",
     "SemiAmortized",
+    "SparseCodes",
 ]

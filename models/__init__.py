@@ -33,6 +33,7 @@ from pyro_lvm.models.rbm import RBM
 from pyro_lvm.models.regression_hmm import RegressionHMM
 from pyro_lvm.models.sigmoid_belief_net import SigmoidBeliefNet
 from pyro_lvm.models.slow_feature_analysis import SlowFeatureAnalysis
+from pyro_lvm.models.sparse_coding import SparseCoding
 from pyro_lvm.models.student_t_hmm import StudentTHMM
 from pyro_lvm.models.student_t_mixture import StudentTMixture
 from pyro_lvm.models.vae import VAE
@@ -72,6 +73,7 @@ __all__ = [
     "RegressionHMM",
     "SigmoidBeliefNet",
     "SlowFeatureAnalysis",
+    "SparseCoding",
     "StudentTHMM",
     "StudentTMixture",
 ]

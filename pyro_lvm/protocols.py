@@ -25,8 +25,10 @@ Guide = Callable[..., Any]
 A method `means()`, if there is one, returns the exact mean of every site; else draws are averaged. A guide that
 searches for the laws of the rows at hand has `settle(*args, **kwargs)`, which returns a guide for these rows, taken as
 new, that does not search again; it learns which rows those of a step are from `handlers.rows.rows_at_hand()`.
-One that a single inference trains names it in an attribute `trained_by`. One that is the exact posterior has a method
-`row_log_likelihood(*args, **kwargs)`, log p(x) of every row in nats, and rows whose means are affine in its sites.
+One of point masses has `proposal(*args, **kwargs)`, which returns a guide for these rows with a density, by which the
+log-likelihood of rows is weighted. One that a single inference trains names it in an attribute `trained_by`. One that
+is the exact posterior has a method `row_log_likelihood(*args, **kwargs)`, log p(x) of every row in nats, and rows whose
+means are affine in its sites.
 """
 
 

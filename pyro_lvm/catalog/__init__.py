@@ -22,6 +22,7 @@ choices.GUIDES.update(
         "amortized": guides.AmortizedGaussian,
         "inverse-autoregressive": guides.InverseAutoregressive,
         "local": guides.LocalGaussian,
+        "sparse-codes": guides.SparseCodes,
         "semi-amortized": guides.SemiAmortized,
         "recognition-net": guides.RecognitionNet,
     }

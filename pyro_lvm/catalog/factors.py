@@ -63,4 +63,17 @@ ENTRIES: tuple[Entry, ...] = (
         example=models.IndependentComponentAnalysis,
         variants=({"source": "laplace"}, {"source": "student-t"}, {"source": "sech", "noise": True}),
     ),
+    Entry(
+        name="SparseCoding",
+        model=models.SparseCoding,
+        summary="real vectors from a dictionary, of which every row uses few columns; point estimates of the codes",
+        inferences=("em", "svi"),
+        guides=("sparse-codes", "local"),
+        data="iris",
+        reference="Olshausen, Field (1996), Emergence of simple-cell receptive field properties",
+        example=lambda **kwargs: models.SparseCoding(
+            **{"num_factors": 3, "sparsity": 2.0, "noise_scale": 0.5, **kwargs}
+        ),
+        variants=({},),
+    ),
 )

@@ -2,7 +2,7 @@
 
 Such a law says so by `summed_out`, and has `posterior_sample(value, count)`. Where they are discrete, it has
 `posterior(value)`, probabilities of states along a last axis, and `most_probable(value)`; where they are not,
-`latent_mean(value)`: of independent sources without noise, which rows determine, their values. It calls them by `latent`.
+`latent_mean(value)`, of sources that rows determine their values. It calls them by `latent`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from pyro_lvm.ops.progress import PATIENCE, progress_bar
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.training.choices import closer_guides
+from pyro_lvm.training.guide_draws import draws_points
+from pyro_lvm.training.labels import LabelledGuide
 
 if TYPE_CHECKING:
     from pyro_lvm.training.data import Arguments
@@ -89,7 +91,8 @@ def importance_weighted(fit: Fit, arguments: Arguments, num_samples: int = NUM_S
                 for column in table.T.cpu().numpy()
             ]
             bar.update(len(value))
-    name = f"importance weighting with {num_samples} samples of the guide"
+    source = "laws around the guide's points" if draws_points(fit) else "the guide"
+    name = f"importance weighting with {num_samples} samples of {source}"
     if shared > 1:
         name = f"log predictive density over {-(-num_samples // each_draw)} draws, {name}"
     return Evidence(values, errors, name, weights, pareto_k=torch.tensor(shapes, dtype=torch.float64))
@@ -156,8 +159,27 @@ def _settled_guide(fit: Fit, arguments: Arguments) -> Callable:
         raise ValueError(
             "evidence: expected a fit with a guide, to draw samples from; got none. Fit with inference='svi'."
         )
+    if draws_points(fit):
+        guide = _with_density(fit)
     with _at_work(fit, arguments):
         return settled(guide, arguments.args, arguments.kwargs)
+
+
+def _with_density(fit: Fit) -> Callable:
+    """What stands for a guide of points where draws are weighted."""
+    proposal = getattr(fit.guide, "proposal", None)
+    if proposal is None:
+        sites = ", ".join(f"'{name}'" for name in fit.guide_sites[1])
+        raise ValueError(
+            f"evidence: expected a guide that draws {sites} from a density, to average over; got "
+            f"{type(fit.guide).__name__}, which has one point for each row. Fit with guide='local'."
+        )
+
+    def guide(*args: Any, **kwargs: Any) -> Any:
+        return proposal(*args, **kwargs)(*args, **kwargs)
+
+    guide.settle = proposal  # type: ignore[attr-defined]
+    return LabelledGuide(guide, fit.model)
 
 
 def _samples(

@@ -1,4 +1,4 @@
-r"""Programs whose rows are an affine map of normal latent sites, found by running them.
+r"""Programs whose rows are an affine map of latent sites of one law, as normal ones, found by running them.
 
 One run with :math:`k + 1` rows that differ only in :math:`h`, zero and multiples of the unit vectors, shows :math:`b`
 and :math:`b + c W e_j`; a few other rows show, every time, whether the program is such a map at all.
@@ -37,20 +37,23 @@ class _Site:
 
 
 class AffineSites:
-    """The latent and observed sites of a program of which all are normal, and the rows affine in the latent ones.
+    """The latent and observed sites of a program whose rows are normal, with means affine in the latent ones.
 
     Args:
         name: Who asks, for errors.
         model: Any Pyro program.
         args: Its arguments.
         kwargs: Its keyword arguments.
+        latent: The law of all latent sites, a family with a location and a scale.
 
     Raises:
         ValueError: The program is not of this kind; says why.
     """
 
-    def __init__(self, name: str, model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.owner, self.model = name, model
+    def __init__(
+        self, name: str, model: Callable, args: tuple, kwargs: dict[str, Any], latent: type = dist.Normal
+    ) -> None:
+        self.owner, self.model, self.latent_law = name, model, latent
         self._seen: tuple[list[Any], list[int], Tensor] | None = None
         with torch.no_grad(), torch.random.fork_rng():
             first = self.rows(args, kwargs, torch.zeros(2, dtype=torch.long))
@@ -65,6 +68,8 @@ class AffineSites:
 
     def law(self, args: tuple, kwargs: dict[str, Any]) -> LinearGaussian:
         """What the program is at its current parameters, in double precision; differentiable by them.
+
+        Of latent sites that are not normal, the squares of their scales stand for variances.
 
         Raises:
             ValueError: It is no affine map any more, or not the same for all rows.
@@ -158,8 +163,9 @@ class AffineSites:
                 if observed:
                     self._refuse(f"site '{name}' is observed outside of the plate of the rows")
                 self._refuse(f"site '{name}' is shared by all rows")
-            if not isinstance(_base(site["fn"]), dist.Normal):
-                self._refuse(f"site '{name}' is {type(_base(site['fn'])).__name__}, not Normal")
+            expected = dist.Normal if observed else self.latent_law
+            if not isinstance(_base(site["fn"]), expected):
+                self._refuse(f"site '{name}' is {type(_base(site['fn'])).__name__}, not {expected.__name__}")
             if plates != [self.plate]:
                 self._refuse(f"site '{name}' stands in further plates")
             if site["mask"] is not None or isinstance(site["scale"], Tensor) or site["scale"] != 1.0:
@@ -195,8 +201,9 @@ class AffineSites:
         return len(every[0])
 
     def _refuse(self, why: str) -> None:
+        kind = "normal" if self.latent_law is dist.Normal else self.latent_law.__name__
         raise PlainError(
-            f"{self.owner}: expected a program of normal rows that are an affine map of normal latent sites; {why}. "
+            f"{self.owner}: expected a program of normal rows that are an affine map of {kind} latent sites; {why}. "
             "Use inference='svi' with another guide, as 'local'."
         )
 

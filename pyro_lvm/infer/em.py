@@ -46,18 +46,20 @@ class EM(ConstructorRepr):
 
     A site may bring its own M-step: `infer={"m_step": f}` with `f(fn, value, weights)` that returns new values of
     parameters by name, given the site's distribution, its value and the posterior weight of every cell of its
-    log-density; or ask for gradient steps by `infer={"m_step": "gradient"}`. `infer={"log_prior": g}` tells of a prior
-    that it maximises with: `g()` is its log-density in nats, up to a constant.
+    log-density; with `"statistics": s`, f gets sums `s(fn, value, weights)`, a dict that batches average, for weights.
+    Or it may ask for gradient steps by `infer={"m_step": "gradient"}`. `infer={"log_prior": g}` tells of a prior that
+    it maximises with: `g()` is its log-density in nats, up to a constant.
 
     With a guide of point masses over continuous sites outside of the plate of the rows (`lvm.guides.MAP`), it finds
     their mode (MAP-EM): conjugate priors enter the closed forms as pseudo-counts. With `lvm.guides.ExactGaussian` the
     latent sites of rows are normal, and the rows an affine map of them with normal noise (factor analysis and its kin):
-    the E-step is their posterior in closed form, at a cost that does not grow with the number of complete rows.
+    the E-step is their posterior in closed form, at a cost that does not grow with the number of complete rows. With
+    `lvm.guides.SparseCodes` they are Laplace, and the E-step is their mode.
 
     Args:
         model: Any Pyro program whose latent sites are discrete and enumerable; parameters by `pyro.param` or
             `PyroParam`. May be left out when passed to `lvm.fit`.
-        guide: A guide of point masses over the model's continuous sites, for MAP-EM; or `lvm.guides.ExactGaussian`.
+        guide: Point masses over the model's continuous sites, for MAP-EM; or one of the guides above.
         max_plate_nesting: Batch dimensions that plates use; found by running the model once if None.
         variance_floor: Smallest variance relative to that of the observed value; keeps likelihoods bounded.
         gradient_steps: Gradient steps (L-BFGS iterations) per M-step for parameters without a closed form.
@@ -107,7 +109,7 @@ class EM(ConstructorRepr):
         intercept  (2,)   closed form  it is a coefficient of x.loc (least squares)
     """
 
-    guides = ("map", "exact-gaussian")
+    guides = ("map", "exact-gaussian", "sparse-codes")
 
     def __init__(
         self,
@@ -218,8 +220,7 @@ class EM(ConstructorRepr):
 
     def _map(self, args: tuple, kwargs: dict[str, Any]) -> Expectation:
         """One EM step, taken back and repeated with gradients if the step before made the log-likelihood fall."""
-        temperature = self._temperature
-        expectation = self._expect(args, kwargs, temperature, self._weights_wanted)
+        expectation = self._expect(args, kwargs, temperature := self._temperature, self._weights_wanted)
         last = self._last
         if (
             last is not None
@@ -256,7 +257,7 @@ class EM(ConstructorRepr):
             with in_one_sentence("EM", started=True):
                 updates = maximise(plan, expectation, self.variance_floor, self._memory, self._averages)
                 for site in plan.own:
-                    updates.update(own_m_step(expectation, site))
+                    updates.update(own_m_step(expectation, site, self._averages))
                 for name, value in updates.items():
                     expectation.parameters[name].write(value)
                 if self._averages is not None:

@@ -64,10 +64,16 @@ def is_exact(guide: Callable | None) -> TypeGuard[ExactPosterior]:
 
 
 def sites_of_points(guide: Callable | None, args: tuple, kwargs: dict[str, Any]) -> Collection[str]:
-    """The sites at which a guide puts point masses."""
+    """The sites that rows share at which a guide puts point masses."""
     if guide is None or is_exact(guide):
         return ()
-    return poutine.trace(guide).get_trace(*args, **kwargs).stochastic_nodes
+    nodes = poutine.trace(guide).get_trace(*args, **kwargs).nodes
+    plates = {getattr(guide, "row_plate", None)}
+    return [
+        name
+        for name, site in nodes.items()
+        if site["type"] == "sample" and plates.isdisjoint(frame.name for frame in site["cond_indep_stack"])
+    ]
 
 
 class GaussianMoments:
@@ -86,7 +92,7 @@ class GaussianMoments:
             kwargs: Its keyword arguments.
         """
         if not is_exact(guide):
-            return Completed(at_guide(model, guide), args, kwargs)
+            return Completed(at_guide(model, guide), args, kwargs, strategy=getattr(guide, "strategy", ""))
         sites = guide.sites(args, kwargs)
         points, rows = self._points(sites, args, kwargs)
         with torch.no_grad():

@@ -79,15 +79,26 @@ def counts_of(factor: Factor) -> float:
     return float(entries.reshape(-1)[0])
 
 
-def own_m_step(expectation: Expectation, site: str) -> dict[str, Tensor]:
+def own_m_step(expectation: Expectation, site: str, averages: Averages | None = None) -> dict[str, Tensor]:
     """What a site's `infer={"m_step": f}` returns.
+
+    Args:
+        expectation: The E-step's posterior weights.
+        site: Name.
+        averages: Blends the statistics that the site brings with those of earlier batches.
 
     Raises:
         ValueError: It does not return a dict of finite values for parameters of the program.
     """
     factor = expectation.factors[site]
     with torch.no_grad():
-        updates = factor.site["infer"]["m_step"](factor.fn, factor.value, factor.weights)
+        own: dict[str, Any] = factor.site["infer"]
+        found: Any = factor.weights
+        if "statistics" in own:
+            found = own["statistics"](factor.fn, factor.value, factor.weights)
+            if averages is not None:
+                found = dict(averages.update(f"own of {site}", Statistics(torch.Size(), **found)))
+        updates = own["m_step"](factor.fn, factor.value, found)
     known = expectation.parameters
     if not isinstance(updates, dict) or not updates.keys() <= known.keys():
         got = sorted(updates) if isinstance(updates, dict) else type(updates).__name__

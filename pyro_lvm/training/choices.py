@@ -95,6 +95,12 @@ def pair_of(model: Callable) -> tuple[str | None, str | None]:
 LADDERS: dict[type, tuple[str, ...]] = {}
 """The guides of a model, by name, each as close to the posterior as those before it; filled in by the catalog."""
 
+GUIDES_OF_ROWS: dict[type, str] = {
+    torch.distributions.Normal: "exact-gaussian",
+    torch.distributions.Laplace: "sparse-codes",
+}
+"""The guide by which EM takes continuous sites of rows: their posterior is normal, perhaps, or its mode is sparse."""
+
 
 def closer_guides(model: Callable, guide: Any, trace: poutine.Trace, sites: Collection[str]) -> list[str]:
     """Guides by name that a model takes and that may come closer to its posterior than the one at hand.
@@ -159,7 +165,7 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
     if (
         isinstance(inference, (EM, CoordinateAscent))
         and local
-        and not (isinstance(inference, EM) and _are_normal(trace, local))
+        and not (isinstance(inference, EM) and _guide_of_rows(trace, local))
     ):
         fn = trace.nodes[local[0]]["fn"]
         kind = type(getattr(fn, "base_dist", fn)).__name__
@@ -181,10 +187,13 @@ def _of_rows(trace: poutine.Trace, names: list[str]) -> list[str]:
     return [n for n in names if any(f.name == plate for f in trace.nodes[n]["cond_indep_stack"])]
 
 
-def _are_normal(trace: poutine.Trace, names: list[str]) -> bool:
-    """Whether there are sites, all of them normal: perhaps their posterior is, too."""
+def _guide_of_rows(trace: poutine.Trace, names: list[str]) -> str:
+    """The guide by which EM takes sites of rows, by name, if there are some of one law that it knows; else ""."""
     laws = [getattr(trace.nodes[name]["fn"], "base_dist", trace.nodes[name]["fn"]) for name in names]
-    return bool(laws) and all(isinstance(law, torch.distributions.Normal) for law in laws)
+    for kind, guide in GUIDES_OF_ROWS.items():
+        if laws and all(isinstance(law, kind) for law in laws):
+            return guide
+    return ""
 
 
 def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: Any) -> Callable | None:
@@ -213,9 +222,11 @@ def choose_guide(guide: Any, model: Callable, trace: poutine.Trace, inference: A
         return _made(guide, model)
     if takes == ():
         return None
+    of_rows = isinstance(inference, EM) and _guide_of_rows(trace, _of_rows(trace, unsummed))
+    if of_rows and guide == "map":
+        raise ValueError(f"fit: {name} takes these sites of rows by guide {of_rows!r}; got 'map'. Pass that.")
     if guide is None:
-        normal = isinstance(inference, EM) and _are_normal(trace, _of_rows(trace, unsummed))
-        guide = "exact-gaussian" if normal else takes[0] if takes else (pair_of(model)[1] or "normal")
+        guide = of_rows or (takes[0] if takes else (pair_of(model)[1] or "normal"))
     if guide in ("normal", "multivariate-normal", "map"):
         vectors = discrete_vectors(trace)
         if vectors:

@@ -20,12 +20,22 @@ if TYPE_CHECKING:
     from pyro_lvm.training.learned import Learned
     from pyro_lvm.training.scope import Scope
 
-__all__ = ["draw_guide", "drawn_by", "draws_rows", "guide_sites", "posterior_means"]
+__all__ = ["draw_guide", "drawn_by", "draws_points", "draws_rows", "guide_sites", "posterior_means"]
 
 
 def draws_rows(fit: Learned) -> bool:
     """Whether the guide draws sites that every row has of its own."""
     return fit.guide is not None and not fit.sampled and bool(fit.guide_sites[1])
+
+
+def draws_points(fit: Learned) -> bool:
+    """Whether the guide has but one point for the sites that every row has of its own: no density to weight it by."""
+    if not draws_rows(fit):
+        return False
+    with fit.scope(), torch.random.fork_rng(), torch.no_grad(), _pyro.validation(False):
+        trace = _trace(fit)
+    drawn = [site for site in map(trace.nodes.get, trace.stochastic_nodes) if _local(fit, site)]
+    return all(_is_delta(site["fn"]) for site in drawn)
 
 
 def drawn_by(guide: Callable | None, arguments: Arguments, scope: Scope) -> list[str]:

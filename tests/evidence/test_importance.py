@@ -211,3 +211,18 @@ def test_only_guides_that_a_model_takes_are_advised(model, guide, remedy):
     data = torch.bernoulli(torch.full((6, 4), 0.5)) if isinstance(model, torch.nn.Module) else ROWS[:6]
     fit = lvm.fit(model, data, guide=guide, max_epochs=1, seed=0, progress=False)
     assert importance._remedy(fit) == "train longer" + (f", or fit with guide {remedy}" if remedy else "")
+
+
+def test_points_without_a_proposal_have_no_evidence():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            h = pyro.sample("h", dist.Laplace(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(h + pyro.param("shift", torch.zeros(())), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("h", dist.Delta(x / 2))
+
+    fit = lvm.fit(model, torch.randn(20), guide=guide, max_epochs=2, seed=0, progress=False)
+    with pytest.raises(ValueError, match=r"expected a guide that draws 'h' from a density.*has one point for each row"):
+        fit.score(torch.randn(5))
