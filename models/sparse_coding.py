@@ -127,11 +127,11 @@ class SparseCoding(LatentVariableModel):
         check_matrix("SparseCoding", x, self.data_dim)
 
     def check_training(self, x: Tensor) -> None:
-        """Raise a ValueError for fewer than two rows, or constant or empty columns."""
+        """Raise a ValueError for fewer than two rows that differ, or empty columns."""
         self.check(x)
         if len(x) < 2:
             raise ValueError(f"SparseCoding: expected at least 2 rows to learn from; got {len(x)}. Add rows.")
-        check_real_columns("SparseCoding", x)
+        check_real_columns("SparseCoding", x, constants=True)
 
     def initialize(self, x: Tensor) -> None:
         """Start from the mean, and a dictionary that a few steps on up to 4096 rows make of rows drawn at random.

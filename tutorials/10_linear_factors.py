@@ -33,7 +33,7 @@ def keep(figure, name):
 
 # %%
 data = lvm.datasets.load("wine")
-wine = pd.DataFrame(data.x.double().numpy(), columns=data.names)
+wine = pd.DataFrame(data.x.double().numpy(), columns=data.columns)
 order = torch.randperm(len(wine), generator=torch.Generator().manual_seed(0)).tolist()
 train, test = wine.iloc[order[:120]], wine.iloc[order[120:]]
 warnings.filterwarnings("ignore", ".*Heywood case")  # with many factors a column has no noise left; a warning says so

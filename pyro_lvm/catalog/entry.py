@@ -30,6 +30,7 @@ class Entry:
         example: Makes a small instance for the laws and the command line.
         variants: Keyword arguments that together exercise all of its code.
         covariates: How many leading columns of the data set are covariates.
+        prior_guides: Names of guides for parameters with priors, where `guides` are of latent sites of rows.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Entry:
     example: Callable[..., Any]
     variants: tuple[dict[str, Any], ...]
     covariates: int = 0
+    prior_guides: tuple[str, ...] = ()
 
     def rows(self) -> Tensor:
         """The example data."""

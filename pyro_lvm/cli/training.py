@@ -56,6 +56,8 @@ def list_models() -> None:
         typer.echo(f"{entry.name}: {entry.summary}")
         typer.echo(f"  --inference  {', '.join(entry.inferences)}")
         typer.echo(f"  --guide      {', '.join(entry.guides)}")
+        if entry.prior_guides:
+            typer.echo(f"               with priors {', '.join(entry.prior_guides)}")
         typer.echo(f"  --set        {', '.join(signature.parameters)}")
         typer.echo(f"  --data       {entry.data} (example)")
         typer.echo(f"  reference    {entry.reference}")

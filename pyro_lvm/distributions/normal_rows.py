@@ -145,12 +145,13 @@ def loc_prior(kind: str, centre: Tensor, covariance: Tensor, shape: tuple[int, .
     return dist.Normal(centre, (100 * variance).sqrt()).expand([*shape, len(centre)]).to_event(depth + 1)
 
 
-def check_real_columns(caller: str, x: Tensor) -> None:
-    """Raise a ValueError for fewer than two rows, or for constant or empty columns, which normals cannot be fitted to.
+def check_real_columns(caller: str, x: Tensor, constants: bool = False) -> None:
+    """Raise a ValueError for constant or empty columns, which normals cannot be fitted to.
 
     Args:
         caller: Who asks, for the error.
         x: Rows, shape (n, d), NaN where missing.
+        constants: Whether some columns may be constant, as their noise is not learned.
 
     Raises:
         ValueError: The likelihood of such rows has no maximum.
@@ -162,15 +163,19 @@ def check_real_columns(caller: str, x: Tensor) -> None:
         raise ValueError(
             f"{caller}: expected columns with known entries; all of column {unknown[0]} is missing (NaN). Drop it."
         )
-    constant = (least == most).nonzero().flatten().tolist()
-    if constant:
+    same = least == most
+    constant = same.nonzero().flatten().tolist()
+    if constants and bool(same.all()):
+        raise ValueError(f"{caller}: expected rows that differ; got {len(x)} equal ones. Add others.")
+    if constant and not constants:
         raise ValueError(
             f"{caller}: expected columns that vary; got constant column {constant[0]} "
             f"(always {least[constant[0]].item():g}), whose likelihood is unbounded. Drop it."
         )
     limits = torch.finfo(x.dtype)
     variance = column_moments(x)[1]
-    lost = (~((variance > limits.tiny / MARGIN) & (variance < limits.max * MARGIN))).nonzero().flatten().tolist()
+    held = (variance > limits.tiny / MARGIN) & (variance < limits.max * MARGIN)
+    lost = (~(held | same)).nonzero().flatten().tolist()
     if lost:
         spread = 0.5 * (most - least)[lost[0]].item()
         raise ValueError(

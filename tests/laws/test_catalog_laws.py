@@ -138,7 +138,7 @@ DISCRETE = (
     "SigmoidBeliefNet",
 )
 NETWORKS = ("VAE", "SigmoidBeliefNet", "RBM", "DeepBeliefNet")
-HARMLESS = dict.fromkeys(DISCRETE + NETWORKS, ("constant column",))
+HARMLESS = dict.fromkeys((*DISCRETE, *NETWORKS, "SparseCoding"), ("constant column",))
 HARMLESS["IndependentComponentAnalysis"] = ("too few rows",)  # its components are no clusters of rows
 
 
@@ -207,7 +207,7 @@ def _inferences(entry, program):
     """Those that go with a guide of its latent sites of rows; none if such sites are all summed out."""
     if entry.model is lvm.models.IndependentComponentAnalysis:
         return ("svi",) if program.make().noise else ()
-    return entry.inferences if entry.model in choices.PAIRS else ()
+    return [kind for kind in entry.inferences if kind != "mcmc"] if entry.model in choices.PAIRS else ()
 
 
 # Programs whose latent sites are all summed out.
@@ -254,7 +254,7 @@ def _cases():
         if "em" in entry.inferences and entry.guides:
             yield Case(program, "em", "map")
         if "svi" in entry.inferences:
-            yield from (Case(program, "svi", guide) for guide in entry.guides)
+            yield from (Case(program, "svi", guide) for guide in entry.prior_guides or entry.guides)
         if "mcmc" in entry.inferences:
             yield Case(program, "mcmc")
 

@@ -241,8 +241,20 @@ def test_arguments_are_checked():
     with pytest.raises(ValueError, match="SparseCodes: expected num_sweeps"):
         lvm.guides.SparseCodes(lambda x: None, num_sweeps=0)
     x, _ = some_rows()
-    with pytest.raises(ValueError, match="finds the mode of these sites of rows by guide 'sparse-codes'; got 'map'"):
+    with pytest.raises(ValueError, match="takes these sites of rows by guide 'sparse-codes'; got 'map'"):
         train(x, guide="map")
     fit = train(x, max_epochs=1)
     with pytest.raises(ValueError, match=r"SparseCoding: expected x of shape \(n, 6\); got \(200, 5\)"):
         fit.transform(x[:, :5])
+
+
+def test_constant_columns_do_no_harm_and_rows_must_differ() -> None:
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wide = torch.cat([torch.full((60, 1), 5.0, dtype=torch.float64), x], 1)
+    options = {"max_epochs": 20, "seed": 0, "progress": False}
+    fit, wider = (lvm.fit(lvm.models.SparseCoding(4, noise_scale=0.3), rows, **options) for rows in (x, wide))
+    assert wider.params["weight"][0].abs().max() < 1e-12
+    torch.testing.assert_close(wider.reconstruct(wide)[:, 0], wide[:, 0])
+    torch.testing.assert_close(wider.reconstruct(wide)[:, 1:], fit.reconstruct(x))
+    with pytest.raises(ValueError, match="expected rows that differ; got 60 equal ones"):
+        lvm.fit(lvm.models.SparseCoding(2), torch.ones_like(x), **options)
