@@ -191,7 +191,9 @@ class RBM(EnergyDistribution):
             if num_steps > 1:
                 _, state = self.chain_steps(state, num_steps - 1)
             values = self._sample_visible(self.visible_field(state))
-            seen = torch.cat([rows, values]).sub_(self.visible_offset)
+            seen = rows.new_empty(len(rows) + len(values), rows.shape[1])
+            for part, into in ((rows, seen[: len(rows)]), (values, seen[len(rows) :])):
+                torch.sub(part, self.visible_offset, out=into)
             factor = balanced_factors(len(rows), len(values), scale, seen.dtype, seen.device)
             field = torch.addmm(self.hidden_bias, seen, self.weight)
             probs = field.sigmoid()
