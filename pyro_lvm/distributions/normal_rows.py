@@ -14,7 +14,7 @@ from pyro_lvm.distributions.inverse_wishart import InverseWishart
 from pyro_lvm.distributions.partial_multivariate_normal import PartialMultivariateNormal
 from pyro_lvm.distributions.rows import Kind, RowFamily
 from pyro_lvm.ops.clusters import member_moments
-from pyro_lvm.ops.missing import column_moments
+from pyro_lvm.ops.missing import column_moments, has_gaps
 
 __all__ = ["NormalRows", "check_real_columns", "covariance_prior", "loc_prior"]
 
@@ -156,8 +156,11 @@ def check_real_columns(caller: str, x: Tensor, constants: bool = False) -> None:
     Raises:
         ValueError: The likelihood of such rows has no maximum.
     """
-    least, most = (torch.where(x.isnan(), sign * torch.inf, x) for sign in (1, -1))
-    least, most = least.amin(0), most.amax(0)
+    if len(x) and not has_gaps(x):
+        least, most = x.aminmax(dim=0)
+    else:
+        least, most = (torch.where(x.isnan(), sign * torch.inf, x) for sign in (1, -1))
+        least, most = least.amin(0), most.amax(0)
     unknown = (least > most).nonzero().flatten().tolist()
     if unknown:
         raise ValueError(
