@@ -5,6 +5,8 @@ r"""Factor analysis: normal factors, and noise of a variance of its own in every
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from pyro_lvm.models.normal_factors import NormalFactors
@@ -31,7 +33,7 @@ class FactorAnalysis(NormalFactors):
     The likelihood does not depend on the columns' units, nor W on more than a rotation. Missing entries are NaN and are
     marginalised exactly. A column that factors explain wholly (a Heywood case) has its noise held at `variance_floor`
     of the inference, and a warning names it. Of rows without gaps the start is the maximum of the likelihood, found
-    from their covariance. :math:`W^\top \psi^{-2} W` is diagonal and falling; `lvm.loadings(fit)` rotates.
+    from their covariance. :math:`W^\top \psi^{-2} W` is diagonal and falling; `lvm.diagnostics.loadings` rotates.
 
     Args:
         num_factors: k >= 1, at most the number of columns.
@@ -60,16 +62,17 @@ class FactorAnalysis(NormalFactors):
         weight, noise = principal_parts(covariance / scale / scale.unsqueeze(-1), self.num_factors)
         return weight * scale.unsqueeze(-1), noise * scale.square()
 
-    def remarks(self) -> list[str]:
+    def remarks(self, columns: Sequence[str] | None = None) -> list[str]:
         """Which columns the factors explain wholly, if any."""
         if self.priors:
             return []
         noise = self.noise_scale.detach().square()
         share = noise / (noise + self.weight.detach().square().sum(-1))
-        columns = (share < HEYWOOD).nonzero().flatten().tolist()
-        if not columns:
+        found = (share < HEYWOOD).nonzero().flatten().tolist()
+        if not found:
             return []
+        names = ", ".join(str(columns[i]) if columns else str(i) for i in found)
         return [
-            f"FactorAnalysis: the factors explain column {', '.join(map(str, columns))} wholly (a Heywood case); its "
+            f"FactorAnalysis({self.num_factors}): the factors explain column {names} wholly (a Heywood case); its "
             "noise is held at the inference's variance_floor. Take fewer factors, or leave such columns out."
         ]

@@ -49,6 +49,8 @@ class IndependentComponentAnalysis(LinearFactors):
     Without noise the map is square, rows determine their sources, and the likelihood is exact by change of variables;
     "em" then is maximum likelihood, by quasi-Newton steps that do not depend on units. It is that of the density
     given: sources of another density are told apart as long as both are more peaked than the normal, or both less.
+    The named ones are more peaked; sines and square waves are less, and need a law of their own, as a mixture of two
+    normals.
     Columns of W come by falling norm, their largest entry positive (of named sources, which are symmetric). Rows must
     be complete.
 
@@ -84,6 +86,7 @@ class IndependentComponentAnalysis(LinearFactors):
         torch.Size([150, 4])
     """
 
+    handles_missing: ClassVar[bool] = False
     dims: ClassVar[dict[str, list[str]]] = {
         "weight": ["column", "component"],
         "loc": ["column"],
@@ -100,6 +103,8 @@ class IndependentComponentAnalysis(LinearFactors):
         degrees_of_freedom: float | int | None = None,
     ) -> None:
         name = type(self).__name__
+        if not isinstance(noise, bool):
+            raise ValueError(f"{name}: expected noise to be True or False; got {noise!r}.")
         check_source(name, source)
         if degrees_of_freedom is not None:
             degrees_of_freedom = real_number(name, "degrees_of_freedom", degrees_of_freedom)

@@ -88,7 +88,7 @@ class LinearFactors(LatentVariableModel):
         if len(x) < 2:
             raise ValueError(f"{self._name}: expected at least 2 rows to learn from; got {len(x)}. Add rows.")
         self._check_count(x.shape[1])
-        check_real_columns(self._name, x)
+        check_real_columns(self._name, x, constants=not self.dims["noise_scale"])  # then they have that of others
 
     def _check_count(self, columns: int) -> None:
         """Raise a ValueError if so many columns do not tell of so many factors."""

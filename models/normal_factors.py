@@ -44,6 +44,12 @@ class NormalFactors(LinearFactors):
     def __init__(self, num_factors: int, data_dim: int | None = None, priors: bool | Priors | None = None) -> None:
         super().__init__(num_factors, data_dim)
         self.priors = priors
+        laws = priors.values() if isinstance(priors, dict) else ()
+        if not (priors is None or isinstance(priors, (bool, dict))) or not all(map(callable, laws)):
+            raise ValueError(
+                f"{self._name}: expected priors to be None, True or a dict of distributions, or functions of the model "
+                f"that return one, by parameter; got {priors!r}."
+            )
         unknown = set(priors) - set(self.dims) if isinstance(priors, dict) else set()
         if unknown:
             raise ValueError(

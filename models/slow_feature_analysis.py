@@ -19,6 +19,7 @@ from pyro_lvm.distributions.linear_gaussian_chain import LinearGaussianChain
 from pyro_lvm.models.sequence_factors import SequenceFactors
 from pyro_lvm.ops.dynamics_start import filled_steps
 from pyro_lvm.ops.dynamics_updates import observation_update, slow_update
+from pyro_lvm.ops.missing import column_moments
 from pyro_lvm.ops.slow_features import EXPANSIONS, SlowFeatures, expanded, expanded_dim, slow_features
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -50,8 +51,9 @@ class SlowFeatureAnalysis(SequenceFactors):
     form looks only at steps that are known, or, where these are few, interpolates.
 
     With `expansion="quadratic"` the D = d + d (d + 1) / 2 columns that the program observes are those of the data and
-    all their products of two: densities and generated rows are those of such columns, and no missing entries are
-    imputed. The sign of a feature is such that the entry of its weights of the largest size is positive at the start.
+    all their products of two, of columns centred and divided by their standard deviations: densities and generated
+    rows are those of such columns, and no missing entries are imputed. The sign of a feature is such that the entry of
+    its weights of the largest size is positive at the start.
 
     Args:
         num_features: At least 1, and at most the number of directions in which the (expanded) columns vary.
@@ -93,10 +95,13 @@ class SlowFeatureAnalysis(SequenceFactors):
             raise ValueError(
                 f"{self._name}: expected expansion to be one of {', '.join(EXPANSIONS)}; got {expansion!r}."
             )
+        if not isinstance(noise, bool):
+            raise ValueError(f"{self._name}: expected noise to be True or False; got {noise!r}.")
         self.expansion, self.noise = expansion, noise
         if self.data_dim is not None:
             wide = expanded_dim(self.data_dim, expansion)
             one, k = torch.ones(wide), self.num_features if noise else wide
+            self._centre_at(torch.zeros(self.data_dim), torch.ones(self.data_dim))
             self._start_at(1, one)
             variance = one if noise else SILENT * one
             self._declare(torch.linspace(0.9, 0.1, k), torch.eye(wide, k), 0 * one, variance)
@@ -106,7 +111,9 @@ class SlowFeatureAnalysis(SequenceFactors):
         return len(self.noise_scale) if name == "noise_scale" and not self.noise else 0
 
     def _seen(self, x: Tensor) -> Tensor:
-        return expanded(x, self.expansion)
+        if self.expansion == "linear":
+            return x
+        return expanded((x - self.centre) / self.unit, self.expansion)
 
     def _law(self, **options: Any) -> LinearGaussianChain:
         rate, parts = self.autocorrelation, (self.weight, self.noise_scale, self.loc)
@@ -122,26 +129,29 @@ class SlowFeatureAnalysis(SequenceFactors):
         Args:
             x: Sequences, shape (n, T, d), NaN where missing.
             lengths: Number of steps of every sequence, shape (n,).
-            sample_weights: How often each sequence counts, shape (n,); those that do not count give no start.
+            sample_weights: How often each sequence counts, shape (n,).
 
         Raises:
             ValueError: Sequences do not fit the model, or bad lengths or weights.
         """
         self.check_training(x, lengths, sample_weights)
         self.data_dim = x.shape[2]
-        counts = slice(None) if sample_weights is None else sample_weights > 0
+        counts = x.new_ones(len(x)).double() if sample_weights is None else sample_weights.double()
         inside = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         if lengths is not None:
             inside = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
-        seen = torch.where(inside.unsqueeze(-1), self._seen(x.double()), torch.nan)[counts]
-        found, rows = self._closed_form(seen, inside[counts])
+        given = torch.where(inside.unsqueeze(-1), x.double(), torch.nan)
+        mean, spread = column_moments(given.flatten(0, 1))
+        self._centre_at(mean.to(x), torch.where(spread > 0, spread, 1.0).sqrt().to(x))
+        taken = counts > 0
+        found, rows, weights = self._closed_form(self._seen(given)[taken], inside[taken], counts[taken])
         k = self.num_features
         if len(found.delta) < k:
             raise ValueError(
                 f"{self._name}: expected at most as many features as there are directions in which the columns vary, "
                 f"{len(found.delta)}; got {k}. Lower num_features{'' if self.expansion != 'linear' else ', or expand'}."
             )
-        variance = (rows - found.loc).square().mean(0)
+        variance = (weights * (rows - found.loc).square()).sum(0) / weights.sum()
         self._start_at(x.shape[1], variance.to(x))
         rate = (1 - found.delta / 2).clamp(-SLOWEST, SLOWEST)
         weight, noise = found.weight, SILENT * torch.where(variance > 0, variance, variance.mean())
@@ -150,13 +160,19 @@ class SlowFeatureAnalysis(SequenceFactors):
             noise = (variance - weight.square().sum(-1)).maximum(SPECIFIC * variance)
         self._declare(*(part.to(x) for part in (rate, weight, found.loc, noise)))
 
-    def _closed_form(self, seen: Tensor, inside: Tensor) -> tuple[SlowFeatures, Tensor]:
-        """The closed form, and the steps that it looked at."""
+    def _centre_at(self, mean: Tensor, unit: Tensor) -> None:
+        """What is taken off columns before they are multiplied, and what they are divided by: sums lose no digits."""
+        self.register_buffer("centre", mean)
+        self.register_buffer("unit", unit)
+
+    def _closed_form(self, seen: Tensor, inside: Tensor, counts: Tensor) -> tuple[SlowFeatures, Tensor, Tensor]:
+        """The closed form, the steps that it looked at, and how often each of these counts, shape (steps, 1)."""
         known = inside & ~seen.isnan().any(-1)
         pairs = known[:, 1:] & known[:, :-1]
         if int(pairs.sum()) <= 2 * seen.shape[-1] and not bool((known == inside).all()):
             seen, known, pairs = filled_steps(seen), inside, inside[:, 1:]
-        return slow_features(torch.where(known.unsqueeze(-1), seen, 0.0), known, pairs), seen[known]
+        found = slow_features(torch.where(known.unsqueeze(-1), seen, 0.0), known, pairs, counts)
+        return found, seen[known], counts.unsqueeze(-1).expand(known.shape)[known].unsqueeze(-1)
 
     def _declare(self, rate: Tensor, weight: Tensor, loc: Tensor, variance: Tensor) -> None:
         self.declare("autocorrelation", rate, constraints.interval(-1.0, 1.0))

@@ -54,7 +54,8 @@ class SparseCoding(LatentVariableModel):
     :math:`\alpha = \lambda \sigma^2` (there is no b there, and columns may be shorter than 1). It knows no normalised
     density of dictionaries: the mode alone cannot tell :math:`\lambda` and :math:`\sigma`, which are therefore given,
     in the units of the data. A column that no row uses is put in the place of a row that fits badly, which changes
-    no log-density. For the posterior of codes fit with guide "local", or draw from it with NUTS.
+    no log-density. For the posterior of codes fit with
+    inference "svi" and guide "local", or draw from it with NUTS.
 
     Args:
         num_factors: k >= 1, as many as wanted.

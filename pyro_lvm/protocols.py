@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from pyro.nn import PyroModule, PyroParam, PyroSample
@@ -157,8 +157,12 @@ class LatentVariableModel(PyroModule):
     def canonicalise(self) -> None:
         """Move parameters to those agreed on, of all with the same law of rows; called after epochs of full batches."""
 
-    def remarks(self) -> list[str]:
-        """What people should know of the parameters learned, a sentence each; `fit` warns of it."""
+    def remarks(self, columns: Sequence[str] | None = None) -> list[str]:
+        """What people should know of the parameters learned, a sentence each; `fit` warns of it.
+
+        Args:
+            columns: Names of the data's columns, if they have any.
+        """
         return []
 
     def fixed_entries(self, name: str) -> int:

@@ -39,7 +39,7 @@ train, test = wine.iloc[order[:120]], wine.iloc[order[120:]]
 warnings.filterwarnings("ignore", ".*Heywood case")  # with many factors a column has no noise left; a warning says so
 fits = {k: lvm.fit(lvm.models.FactorAnalysis(k), train, progress=False) for k in range(1, 6)}
 for k, fit in fits.items():
-    print(f"{k} factors: BIC {fit.bic(train):.0f}, held out {fit.score(test):.2f} nats a wine")
+    print(f"{k} factor{'s' if k > 1 else ''}: BIC {fit.bic(train):.0f}, held out {fit.score(test):.2f} nats a wine")
 best = max(fits, key=lambda k: fits[k].score(test))
 assert best >= 3
 
@@ -52,7 +52,7 @@ assert best >= 3
 # %%
 fit = lvm.fit(lvm.models.FactorAnalysis(3), wine, progress=False)
 print(lvm.diagnostics.loadings(fit, "varimax").round(2))
-print(lvm.diagnostics.explained_variance(fit).round(2))
+print(lvm.diagnostics.explained_variance(fit, "varimax").round(2))
 keep(fit.plot(kind="loadings", rotation="varimax"), "loadings.png")
 keep(fit.plot(wine, kind="scree"), "scree.png")
 
@@ -68,6 +68,7 @@ lost = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.2
 gaps = torch.where(lost, torch.nan, x)
 filled = lvm.fit(lvm.models.FactorAnalysis(3), gaps, progress=False).impute(gaps)
 errors = {"column means": x[lost], "factor analysis": (filled - x)[lost]}
+print("error of the missing entries, in standard deviations:")
 print({name: round(float(error.square().mean().sqrt()), 2) for name, error in errors.items()})
 assert errors["factor analysis"].square().mean() < 0.7 * errors["column means"].square().mean()
 

@@ -65,25 +65,28 @@ def loadings(fit: Fit, rotation: str | None = None, standardised: bool = True) -
     return table
 
 
-def explained_variance(fit: Fit) -> Table:
+def explained_variance(fit: Fit, rotation: str | None = None) -> Table:
     """How much of the rows each factor explains, and what the noise leaves, of columns that all have variance one.
 
     Args:
         fit: A fit of a linear factor model, as `FactorAnalysis`.
+        rotation: As `loadings` takes it; the factors are those that it returns. Of oblique ones, each has its share of
+            what it explains together with others.
 
     Returns:
         A line for every factor, in the order of `loadings`, and one for the noise: `variance` (the number of columns in
         all), `share` of it, and `cumulative` shares.
 
     Raises:
-        ValueError: The model has no loadings.
+        ValueError: The model has no loadings, or the rotation no name.
     """
-    weight, noise = parts(fit)
-    variance = weight.square().sum(-1) + noise
-    each = torch.cat([(weight.square() / variance.unsqueeze(-1)).sum(0), (noise / variance).sum().reshape(1)]).numpy()
-    names = [*(f"factor {j}" for j in range(weight.shape[1])), "noise"]
-    share = each / len(weight)
-    return Table({"variance": each, "share": share, "cumulative": np.cumsum(share)}, index=names)
+    table = loadings(fit, rotation)
+    weight = table.drop(columns=["communality", "uniqueness"])
+    joint = table.attrs["correlation"] @ (weight.T.to_numpy() @ weight.to_numpy())
+    each = np.append(np.diag(joint), table.uniqueness.sum())
+    share = each / len(table)
+    columns = {"variance": each, "share": share, "cumulative": np.cumsum(share)}
+    return Table(columns, index=[*weight.columns, "noise"])
 
 
 def has_loadings(fit: Fit) -> bool:

@@ -68,7 +68,10 @@ def source_law(caller: str, source: Source, like: Tensor, freedom: Tensor | floa
         return HyperbolicSecant(zero, one, validate_args=False)
     if source == "student-t":
         return dist.StudentT(torch.as_tensor(freedom).to(like), zero, one, validate_args=False)
-    law = source if isinstance(source, torch.distributions.Distribution) else source()  # type: ignore[operator]
+    try:
+        law = source if isinstance(source, torch.distributions.Distribution) else source()  # type: ignore[operator]
+    except TypeError as error:
+        raise ValueError(f"{caller}: expected source to be a function of no arguments; it failed: {error}.") from error
     _check_law(caller, law)
     return _as_pyro(_like(law, like))
 

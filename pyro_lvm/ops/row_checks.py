@@ -31,6 +31,8 @@ def check_matrix(
     hint = "Reshape it to a matrix, one row per observation: x.reshape(len(x), -1)."
     if len(shape) == 2:
         hint = advice(shape[1]) if advice else f"Pass {argument}={shape[1]}, or give {columns} columns."
+    elif len(shape) == 1 and columns in (shape[0],) and columns != 1:
+        hint = "Pass x.reshape(1, -1) for a single row."
     elif len(shape) == 1:
         hint = "Pass x.reshape(-1, 1) for a single column."
     raise ValueError(f"{owner}: expected x of shape (n, {columns or 'd'}); got {shape}. {hint}")

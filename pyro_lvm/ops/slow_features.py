@@ -63,24 +63,28 @@ def expanded(x: Tensor, expansion: str) -> Tensor:
     return torch.cat([x, x[..., one] * x[..., other]], -1)
 
 
-def slow_features(x: Tensor, known: Tensor, pairs: Tensor) -> SlowFeatures:
+def slow_features(x: Tensor, known: Tensor, pairs: Tensor, counts: Tensor | None = None) -> SlowFeatures:
     """The closed form, of a signal in one or several sequences.
 
     Args:
         x: Sequences, shape (n, T, d).
         known: Which steps count, shape (n, T).
         pairs: Which steps from one to the next count, shape (n, T - 1).
+        counts: How often each sequence counts, shape (n,); once by default.
     """
-    loc = x[known].mean(0)
-    spread = x[known].var(0, correction=0).sqrt()
+    counts = x.new_ones(len(x)) if counts is None else counts.to(x)
+    of_steps, of_pairs = (counts.unsqueeze(-1).expand(part.shape)[part].unsqueeze(-1) for part in (known, pairs))
+    total = of_steps.sum()
+    loc = (of_steps * x[known]).sum(0) / total
+    spread = ((of_steps * (x[known] - loc).square()).sum(0) / total).sqrt()
     scale = torch.where(spread > 0, spread, 1.0)
     z = (x - loc) / scale
-    covariance = z[known].mT @ z[known] / known.sum()
+    covariance = z[known].mT @ (of_steps * z[known]) / total
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > RANK * values[-1]
     whitening = (vectors[:, kept] / values[kept].sqrt()).mT
     moved = (z[:, 1:] - z[:, :-1])[pairs] @ whitening.mT
-    delta, turn = torch.linalg.eigh(moved.mT @ moved / pairs.sum())
+    delta, turn = torch.linalg.eigh(moved.mT @ (of_pairs * moved) / of_pairs.sum())
     unmixing = turn.mT @ whitening
     weight = covariance @ unmixing.mT
     largest = weight.gather(0, weight.abs().argmax(0, keepdim=True)).squeeze(0)

@@ -71,8 +71,9 @@ def fit(
         guide: "map", "normal", "multivariate-normal" or "conjugate"; "local", with a normal law of every row's own,
             or another name of the catalog; a guide or a class made from the model; by default the first that goes with
             the inference if the model has continuous latent sites, else none.
-        inference: "em", "coordinate-ascent", "svi" or "mcmc", or an object such as `lvm.infer.EM()`; by default EM
-            for a model without continuous latent sites, else SVI.
+        inference: "em", "coordinate-ascent", "svi" or "mcmc", or an object such as `lvm.infer.EM()`; by default
+            what the catalog says of a model of this package, else EM for a program without continuous latent sites, or
+            SVI.
         max_epochs: Passes over the data; by default 2000 for EM and 2000 steps for SVI.
         batch_size: Rows per step; by default all of them (for SVI up to 4096 rows, else 1024), or a stream's own.
         num_rows: Rows of a stream, if its length does not tell; batches then count for all rows, every row alike. Else

@@ -218,7 +218,8 @@ class Learned:
     def remarks(self) -> list[str]:
         """What a model of this package says of the parameters learned, a sentence each."""
         with self.scope():
-            return getattr(_pyro.without_handlers(self.model), "remarks", list)()
+            remarks = getattr(_pyro.without_handlers(self.model), "remarks", None)
+            return remarks(self.columns) if remarks else []
 
     @property
     def name(self) -> str:

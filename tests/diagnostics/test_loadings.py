@@ -48,6 +48,15 @@ def test_rotated_scores_go_with_rotated_loadings(fit, table, rotation) -> None:
     np.testing.assert_allclose(scores @ numbers(found).T, expected, atol=1e-8 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("rotation", ["varimax", "promax"])
+def test_rotated_factors_explain_as_much_together(fit, rotation) -> None:
+    found, before = explained_variance(fit, rotation), explained_variance(fit)
+    assert found.share.iloc[:3].sum() == pytest.approx(before.share.iloc[:3].sum())
+    assert found.loc["noise", "share"] == pytest.approx(before.loc["noise", "share"])
+    if rotation == "varimax":
+        np.testing.assert_allclose(found.variance[:3], (numbers(loadings(fit, rotation)) ** 2).sum(0))
+
+
 def test_shares_add_up(fit) -> None:
     found = explained_variance(fit)
     assert found.variance.sum() == pytest.approx(13)

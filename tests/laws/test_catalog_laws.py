@@ -138,7 +138,7 @@ DISCRETE = (
     "SigmoidBeliefNet",
 )
 NETWORKS = ("VAE", "SigmoidBeliefNet", "RBM", "DeepBeliefNet")
-HARMLESS = dict.fromkeys((*DISCRETE, *NETWORKS, "SparseCoding"), ("constant column",))
+HARMLESS = dict.fromkeys((*DISCRETE, *NETWORKS, "SparseCoding", "ProbabilisticPCA"), ("constant column",))
 HARMLESS["IndependentComponentAnalysis"] = ("too few rows",)  # its components are no clusters of rows
 
 

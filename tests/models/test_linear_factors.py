@@ -158,13 +158,20 @@ def test_svi_has_no_gap_under_the_exact_guide_and_one_under_a_mean_field(iris) -
     [
         (lambda x: x[:1], "at least 2 rows"),
         (lambda x: x[:, :1], "at most as many factors"),
-        (lambda x: torch.cat([x, torch.ones(len(x), 1).double()], 1), "constant column 4"),
         (lambda x: x[:, 0], "expected x of shape"),
     ],
 )
 def test_bad_rows_are_refused(kind, spoil, why, iris) -> None:
     with pytest.raises(ValueError, match=why):
         lvm.fit(kind(2), spoil(iris), seed=0, progress=False)
+
+
+def test_constant_columns_need_noise_that_is_shared(iris) -> None:
+    x = torch.cat([iris, torch.full((len(iris), 1), 3.0).double()], 1)
+    with pytest.raises(ValueError, match="constant column 4"):
+        lvm.fit(lvm.models.FactorAnalysis(2), x, seed=0, progress=False)
+    fit = lvm.fit(lvm.models.ProbabilisticPCA(2), x, seed=0, progress=False)
+    torch.testing.assert_close(fit.log_likelihood(x), dense(fit).log_prob(x), rtol=0, atol=1e-8)
 
 
 def test_a_column_that_factors_explain_keeps_a_little_noise(iris) -> None:

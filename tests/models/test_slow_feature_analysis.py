@@ -166,3 +166,26 @@ def test_more_features_than_directions_are_refused() -> None:
     with pytest.raises(ValueError, match=r"directions in which the columns vary, 5; got 6"):
         fitted(doubled, 6)
     assert fitted(doubled, 5, max_epochs=2).transform(doubled).shape == (6, 200, 5)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_weights_are_repetitions_of_sequences(noise) -> None:
+    torch.manual_seed(0)
+    walks = [torch.randn(length, 3, dtype=torch.float64).cumsum(0) for length in (40, 25, 30)]
+    options = {"max_epochs": 5, "seed": 0, "progress": False}
+    data = {"x": walks, "sample_weights": torch.tensor([3.0, 1.0, 0.0])}
+    weighted = lvm.fit(lvm.models.SlowFeatureAnalysis(1, noise=noise), data, **options)
+    repeated = lvm.fit(lvm.models.SlowFeatureAnalysis(1, noise=noise), [walks[0]] * 3 + walks[1:2], **options)
+    for name, value in repeated.params.items():
+        torch.testing.assert_close(weighted.params[name], value, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_do_not_depend_on_the_origin(dtype) -> None:
+    t = torch.linspace(0, 4 * torch.pi, 400, dtype=torch.float64)
+    x = torch.stack([t.sin() + (11 * t).cos() ** 2, (11 * t).cos()], -1)
+    far = (1e3 * x + 1e4).to(dtype)
+    fit = lvm.fit(lvm.models.SlowFeatureAnalysis(1, "quadratic"), far, max_epochs=3, seed=0, progress=False)
+    feature = fit.transform(far)[:, 0].double()
+    assert float(torch.corrcoef(torch.stack([feature, t.sin()]))[0, 1].abs()) > 1 - 1e-6
+    assert float(feature.std()) == pytest.approx(1, abs=0.01)
