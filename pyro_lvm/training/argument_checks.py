@@ -17,6 +17,8 @@ from pyro_lvm.training.sequences import Layout
 
 __all__ = ["check_names", "check_values", "takers"]
 
+SHOWN = 10  # names in a sentence
+
 OF_A_SITE = "; known values of a latent site, passed by the name of the site and not as an argument, may be NaN"
 
 
@@ -89,6 +91,8 @@ def takers(sequences: bool) -> str:
     """The models, by name, that take missing values in such data, as the end of an advice; nothing if none does."""
     alike = [(n, kind) for n, kind in MODELS.items() if getattr(kind, "sequences", False) == sequences]
     names = [n for n, kind in alike if getattr(kind, "handles_missing", False)]
+    if len(names) > SHOWN:
+        names[SHOWN - 1 : -1] = ["..."]
     return f", or use a model that takes missing values: {', '.join(names)}" if names else ""
 
 
