@@ -25,6 +25,7 @@ from pyro_lvm.distributions.rows import Kind
 from pyro_lvm.handlers.counted import counted
 from pyro_lvm.ops.kmeans import kmeans
 from pyro_lvm.ops.missing import fill, has_gaps
+from pyro_lvm.ops.row_checks import check_sequences
 from pyro_lvm.ops.steps import Steps, check_lengths
 from pyro_lvm.ops.topology import Topology, possible_moves
 from pyro_lvm.ops.whole_number import whole_number
@@ -225,12 +226,7 @@ class HiddenMarkov(LatentVariableModel):
     # Checks
 
     def _check_shape(self, x: Tensor) -> None:
-        d = self.data_dim
-        if x.dim() != 3 or x.shape[1] == 0 or (d is not None and x.shape[2] != d):
-            hint = "Reshape it: sequences, steps, columns."
-            if x.dim() == 3:
-                hint = f"Pass data_dim={x.shape[2]}, or give {d} columns." if x.shape[1] else "Leave out empty ones."
-            raise ValueError(f"{self._name}: expected x of shape (n, T, {d or 'd'}); got {tuple(x.shape)}. {hint}")
+        check_sequences(self._name, x, self.data_dim)
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` has shape (n, T, d), with the right d and all known entries in the support."""

@@ -65,14 +65,18 @@ class LinearFactors(LatentVariableModel):
         """
         if x is None and size is None:
             raise ValueError(f"{self._name}: expected rows x or a size to generate; got neither.")
-        weight, loc = self.weight, self.loc
         n: Any = size if x is None else len(x)
         with pyro.plate("data", n):
-            h = pyro.sample("h", self._factor_law(n, loc))
-            law = dist.Normal(loc + h @ weight.mT, self.noise_scale)
-            if x is None or not bool(x.sum().isnan()):
-                return pyro.sample("x", law.to_event(1), obs=x)
-            return pyro.sample("x", law.mask(~x.isnan()).to_event(1), obs=torch.where(x.isnan(), loc.detach(), x))
+            return self._observe(x, n)
+
+    def _observe(self, x: Tensor | None, rows: int) -> Tensor:
+        """Factors of n rows, and the rows, inside of their plate."""
+        weight, loc = self.weight, self.loc
+        h = pyro.sample("h", self._factor_law(rows, loc))
+        law = dist.Normal(loc + h @ weight.mT, self.noise_scale)
+        if x is None or not bool(x.sum().isnan()):
+            return pyro.sample("x", law.to_event(1), obs=x)
+        return pyro.sample("x", law.mask(~x.isnan()).to_event(1), obs=torch.where(x.isnan(), loc.detach(), x))
 
     def _factor_law(self, rows: int, like: Tensor) -> Any:
         """The law of the factors of n rows, batch shape (n,), event shape (k,); draws are of the type of `like`."""

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -59,24 +58,11 @@ class NormalFactors(LinearFactors):
             noise = torch.ones(self.data_dim if self.dims["noise_scale"] else ())
             self._declare_parts(torch.zeros(self.data_dim), torch.eye(self.data_dim, self.num_factors), noise)
 
-    def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
-        """As `LinearFactors`; with priors the factors are summed out.
-
-        Args:
-            x: Observed rows, shape (n, d), NaN where missing; None to generate.
-            size: Number of rows to generate.
-
-        Returns:
-            Rows, shape (n, d).
-
-        Raises:
-            ValueError: There are neither rows nor a size.
-        """
-        if not self.priors or (x is None and size is None):
-            return super().forward(x, size=size)
-        law = LinearGaussianRows(self.loc, self.weight, self.noise_scale)
-        with pyro.plate("data", size if x is None else len(x)):
-            return pyro.sample("x", law, obs=x)
+    def _observe(self, x: Tensor | None, rows: int) -> Tensor:
+        """The rows; with priors the factors are summed out."""
+        if not self.priors:
+            return super()._observe(x, rows)
+        return pyro.sample("x", LinearGaussianRows(self.loc, self.weight, self.noise_scale), obs=x)
 
     @abstractmethod
     def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_lvm.distributions.linear_gaussian_chain import LinearGaussianChain
 from pyro_lvm.distributions.normal_rows import check_real_columns
 from pyro_lvm.handlers.counted import counted
+from pyro_lvm.ops.row_checks import check_sequences
 from pyro_lvm.ops.steps import Steps, check_lengths
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
@@ -93,12 +94,7 @@ class SequenceFactors(LatentVariableModel):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless `x` has shape (n, T, d), with at least one step and the right d."""
-        d = self.data_dim
-        if x.dim() != 3 or x.shape[1] == 0 or (d is not None and x.shape[2] != d):
-            hint = "Reshape it: sequences, steps, columns."
-            if x.dim() == 3:
-                hint = f"Pass data_dim={x.shape[2]}, or give {d} columns." if x.shape[1] else "Leave out empty ones."
-            raise ValueError(f"{self._name}: expected x of shape (n, T, {d or 'd'}); got {tuple(x.shape)}. {hint}")
+        check_sequences(self._name, x, self.data_dim)
 
     def check_covariates(self, rows: int, lengths: Any = None, **covariates: Any) -> None:
         """Raise a ValueError unless `lengths`, if given, holds one whole number >= 1 for each of the sequences."""

@@ -64,6 +64,11 @@ class AffineSites:
                 missing = "latent" if not self.latent else "observed"
                 self._refuse(f"there is no {missing} site in the plate of the rows")
             self.like = trace.nodes[self.observed[0].name]["value"]
+            with torch.enable_grad():  # values are looked at once for all steps
+                values = self._run(first, {}).nodes
+            for site in self.observed:
+                if values[site.name]["value"].requires_grad:
+                    self._refuse(f"what is observed at site '{site.name}' depends on parameters")
             self._probe(args, kwargs)
 
     def law(self, args: tuple, kwargs: dict[str, Any]) -> LinearGaussian:

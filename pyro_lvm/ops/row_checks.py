@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["check_binary", "check_matrix"]
+__all__ = ["check_binary", "check_matrix", "check_sequences"]
 
 
 def check_matrix(
@@ -36,6 +36,23 @@ def check_matrix(
     elif len(shape) == 1:
         hint = "Pass x.reshape(-1, 1) for a single column."
     raise ValueError(f"{owner}: expected x of shape (n, {columns or 'd'}); got {shape}. {hint}")
+
+
+def check_sequences(owner: str, x: Tensor, columns: int | None) -> None:
+    """Raise a ValueError unless `x` has shape (n, T, d), with at least one step and the right number of columns.
+
+    Args:
+        owner: Who asks.
+        x: Sequences.
+        columns: How many columns there must be; None for any.
+    """
+    shape = tuple(x.shape)
+    if len(shape) == 3 and shape[1] > 0 and columns in (None, shape[2]):
+        return
+    hint = "Reshape it: sequences, steps, columns."
+    if len(shape) == 3:
+        hint = f"Pass data_dim={shape[2]}, or give {columns} columns." if shape[1] else "Leave out empty ones."
+    raise ValueError(f"{owner}: expected x of shape (n, T, {columns or 'd'}); got {shape}. {hint}")
 
 
 def check_binary(owner: str, x: Tensor, advice: str) -> None:

@@ -226,3 +226,14 @@ def test_single_precision_far_from_the_origin() -> None:
     weight, noise, loc = (fit.params[name].double() for name in ("weight", "noise_scale", "loc"))
     law = dist.MultivariateNormal(loc, weight @ weight.mT + noise.square().diag())
     torch.testing.assert_close(fit.log_likelihood(x).double(), law.log_prob(x.double()), rtol=1e-4, atol=1e-4)
+
+
+def test_observed_values_that_depend_on_parameters_are_refused() -> None:
+    def model(x):
+        shift = pyro.param("shift", torch.zeros(()).double())
+        with pyro.plate("data", len(x)):
+            h = pyro.sample("h", dist.Normal(torch.zeros(()).double(), 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x - shift)
+
+    with pytest.raises(ValueError, match="what is observed at site 'x' depends on parameters"):
+        lvm.fit(model, rows()[:, 0], inference="em", max_epochs=2, seed=0, progress=False)
