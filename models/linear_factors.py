@@ -66,14 +66,14 @@ class LinearFactors(LatentVariableModel):
         if x is None and size is None:
             raise ValueError(f"{self._name}: expected rows x or a size to generate; got neither.")
         n: Any = size if x is None else len(x)
+        parts = self.weight, self.loc, self.noise_scale  # with priors these are sites, of all rows
         with pyro.plate("data", n):
-            return self._observe(x, n)
+            return self._observe(x, n, *parts)
 
-    def _observe(self, x: Tensor | None, rows: int) -> Tensor:
+    def _observe(self, x: Tensor | None, rows: int, weight: Tensor, loc: Tensor, noise_scale: Tensor) -> Tensor:
         """Factors of n rows, and the rows, inside of their plate."""
-        weight, loc = self.weight, self.loc
         h = pyro.sample("h", self._factor_law(rows, loc))
-        law = dist.Normal(loc + h @ weight.mT, self.noise_scale)
+        law = dist.Normal(loc + h @ weight.mT, noise_scale)
         if x is None or not bool(x.sum().isnan()):
             return pyro.sample("x", law.to_event(1), obs=x)
         return pyro.sample("x", law.mask(~x.isnan()).to_event(1), obs=torch.where(x.isnan(), loc.detach(), x))
