@@ -54,13 +54,15 @@ def share_seen(seen: Tensor, hashes: Tensor) -> float:
 def remember(fit: Fit, batches: Iterable[Arguments]) -> Iterator[Arguments]:
     """The same batches; their rows are noted in the fit, so that comparisons know in-sample from held-out."""
     total, pending, waiting = torch.tensor(0), [fit.seen], 0
-    for batch in batches:
-        hashes = row_hashes(batch.unpadded)
-        total = total + hashes.sum()
-        pending.append(hashes)
-        waiting += len(hashes)
-        if waiting > LIMIT:
-            pending, waiting = [merge(torch.cat(pending))], 0
-        yield batch
-    fit.seen = merge(torch.cat(pending))
+    try:
+        for batch in batches:
+            hashes = row_hashes(batch.unpadded)
+            total = total + hashes.sum()
+            pending.append(hashes)
+            waiting += len(hashes)
+            if waiting > LIMIT:
+                pending, waiting = [merge(torch.cat(pending))], 0
+            yield batch
+    finally:  # also of an epoch that is interrupted
+        fit.seen = merge(torch.cat(pending))
     fit.trained_on = sorted({*fit.trained_on, int(total)})

@@ -92,7 +92,7 @@ def fit(
         progress: Show a progress bar if someone is watching.
 
     Returns:
-        The fit. After Ctrl-C, the fit so far.
+        The fit. After Ctrl-C, the fit so far: the step in hand is finished, unless Ctrl-C comes again.
 
     Raises:
         ValueError: Data, model and options do not fit together; the message says what to change.

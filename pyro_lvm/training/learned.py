@@ -17,6 +17,7 @@ from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.choices import describe
 from pyro_lvm.training.data import Arguments, in_order
 from pyro_lvm.training.guide_draws import draw_guide, guide_sites, posterior_means
+from pyro_lvm.training.interruption import Unfinished
 from pyro_lvm.training.labels import (
     Labelled,
     LabelledGuide,
@@ -52,6 +53,7 @@ class Learned:
         seed: The seed that reproduces this fit.
         columns: Column names of the training data, if it had any.
         missing: Parts of the inference that a file could not hold.
+        unfinished: An epoch that was interrupted, which `resume` finishes first.
         last_epoch: Steps and rows of the last epoch of a stream that tells neither; else none.
         pretraining: What is left of a greedy pretraining that was interrupted.
         guide_log_density: Log-density of each draw of the guide, nats; there once `draws` has been read.
@@ -93,6 +95,7 @@ class Learned:
         self.sampled = False
         self.missing: list[str] = []
         self.last_epoch: tuple[int, int] = (0, 0)
+        self.unfinished: Unfinished | None = None
         self.pretraining: Pretraining | None = None
 
     @property

@@ -20,6 +20,7 @@ from pyro_lvm.protocols import Inference
 from pyro_lvm.training.callbacks import Callback
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.fingerprint import remember
+from pyro_lvm.training.interruption import Interruption, Unfinished
 from pyro_lvm.training.last_good import LastGood
 from pyro_lvm.training.scope import Scope
 from pyro_lvm.training.stream import Stream
@@ -54,29 +55,21 @@ class Run:
     converged: bool = False
     stopped: str = ""
     _broken: bool = field(default=False, repr=False)
+    _interruption: Interruption = field(default_factory=Interruption, repr=False)
 
     def train(self, max_epochs: int, callbacks: Sequence[Callback]) -> None:
-        """Run epochs until a callback stops them, the limit is reached, or the user interrupts."""
+        """Run epochs until a callback stops them, the limit is reached, or the user interrupts.
+
+        An epoch that was interrupted is finished first, and counts as one.
+        """
         ranks = getattr(self.inference, "loss_ranks", True)
         best = _Best(self) if self.validation is not None and ranks else None
         # A full pass of EM or coordinate ascent watches over itself.
         good = None if getattr(self.inference, "full_batch", True) else LastGood(self.result())
         release = getattr(self.inference, "release", lambda: None)
         try:
-            for _ in range(max_epochs):
-                steps = self._epoch()
-                self.epochs_done += 1
-                if self.epochs_done == 1 and hasattr(self.inference, "expect_steps"):  # a stream's length is known now
-                    self.inference.expect_steps(steps * (max_epochs - 1))
-                if good is not None:
-                    good.after(steps)
-                if best is not None:
-                    best.update()
-                if any([callback(self) for callback in callbacks]):  # noqa: C419 - every callback must be called
-                    self.stopped = "converged" if self.converged else "stopped by a callback"
-                    break
-            else:
-                self.stopped = "reached max_epochs"
+            with self._interruption:
+                self._epochs(max_epochs, callbacks, good, best)
         except KeyboardInterrupt:
             self.stopped = "interrupted"
         except NonFiniteLoss as error:
@@ -92,6 +85,24 @@ class Run:
         if best is not None:
             best.restore()
 
+    def _epochs(
+        self, max_epochs: int, callbacks: Sequence[Callback], good: LastGood | None, best: _Best | None
+    ) -> None:
+        for _ in range(max_epochs):
+            steps = self._epoch()
+            self.epochs_done += 1
+            if self.epochs_done == 1 and hasattr(self.inference, "expect_steps"):  # a stream's length is known now
+                self.inference.expect_steps(steps * (max_epochs - 1))
+            if good is not None:
+                good.after(steps)
+            if best is not None:
+                best.update()
+            if any([callback(self) for callback in callbacks]):  # noqa: C419 - every callback must be called
+                self.stopped = "converged" if self.converged else "stopped by a callback"
+                return
+            self._interruption.check()
+        self.stopped = "reached max_epochs"
+
     def _broke_down(self, how: str) -> None:
         self.stopped, self.converged, self._broken = how, False, True
         warnings.warn(
@@ -102,27 +113,37 @@ class Run:
 
     def _epoch(self) -> int:
         """One pass over the data; the number of steps."""
-        losses: list[float] = []
-        counts: list[int] = []
+        epoch = self._resumed()
+        done, losses, counts = len(epoch.losses), epoch.losses, epoch.counts
         total = self._total()
         largest = 0
+        steps = self.data.num_batches(self.batch_size) if isinstance(self.data, Arguments) else None
+        reached = torch.get_rng_state()
+        torch.set_rng_state(epoch.rng_state)
         batches = self.data.batches(self.batch_size)
         counting = self._counting(total)
         # Entered once an epoch, as they take longer than the step of a small model.
         with _pyro.validation(False), counting or nullcontext(), self.scope.learning():
-            for batch in batches if self.epochs_done else remember(self.result(), batches):
-                first = not self.epochs_done and not losses
+            for i, batch in enumerate(batches if self.epochs_done else remember(self.result(), batches)):
+                first = not self.epochs_done and i == done
                 if counting and batch.num_rows > largest:
                     largest = batch.num_rows
                     if self.data.num_rows is None:  # epochs may differ
                         counting.total = max(counting.total, largest)
                     counting.batch_size = self._expected_rows(largest, counting.total)
+                if i < done:
+                    if i == done - 1:
+                        torch.set_rng_state(reached)
+                    continue
                 with _pyro.validation(True) if first else nullcontext(), rows(self._index(batch), total):
                     loss = self.inference.step(*batch.args, **batch.kwargs)
                 if not math.isfinite(loss):
                     raise NonFiniteLoss(f"the loss became {loss}.")
                 losses.append(loss)
                 counts.append(batch.num_rows)
+                if self._interruption.asked and len(losses) != steps:
+                    self.result().unfinished = epoch
+                    raise KeyboardInterrupt
         if getattr(self.inference, "full_batch", False):
             getattr(self.inference.model, "canonicalise", lambda: None)()
         unknown = isinstance(self.data, Stream) and self.data.rows_per_batch is None
@@ -134,6 +155,11 @@ class Run:
                 value = score(*self.validation.args, **self.validation.kwargs)
             self.history.setdefault("validation_loss", []).append(value)
         return len(losses)
+
+    def _resumed(self) -> Unfinished:
+        """The epoch that was interrupted, or a new one."""
+        begun, self.result().unfinished = self.result().unfinished, None
+        return begun or Unfinished(torch.get_rng_state(), self.batch_size, self.data.num_rows)
 
     def _total(self) -> int | None:
         """Rows of an epoch; of a stream that does not tell, as many as it gave in the last one.

@@ -12,6 +12,7 @@ from pyro_lvm import _pyro
 from pyro_lvm.handlers.rows import rows
 from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
 from pyro_lvm.training.choices import GUIDES, INFERENCES, MODELS, OBJECTIVES
+from pyro_lvm.training.interruption import Unfinished
 from pyro_lvm.training.pretraining import Pretraining
 from pyro_lvm.training.record import is_plain
 from pyro_lvm.training.result import Fit
@@ -79,6 +80,7 @@ def _made_again(record: dict[str, Any], state: dict[str, Any], model: Any, guide
         setattr(fit, name, record[name])
     fit.last_epoch = tuple(record.get("last_epoch", fit.last_epoch))
     fit.seen = state["seen"]
+    fit.unfinished = Unfinished(**state["unfinished"]) if state.get("unfinished") else None
     fit.missing = [] if given else record.get("own", [])
     if state["draws"] is not None:
         fit.draws = state["draws"]

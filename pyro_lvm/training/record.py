@@ -27,6 +27,7 @@ def state_of(fit: Fit) -> dict[str, Any]:
         "initial_values": dict(getattr(fit.model, "initial_values", {})),
         "rng": fit.rng_state,
         "seen": fit.seen,
+        "unfinished": None if fit.unfinished is None else vars(fit.unfinished),
         "pretraining": None if machine is None else state_of(machine),
     }
 

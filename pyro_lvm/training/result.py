@@ -301,8 +301,9 @@ class Fit(Learned):
     ) -> Fit:
         """Train on from where the fit stopped, as if it had not; arguments as in `lvm.fit`.
 
-        A greedy pretraining that was interrupted is finished first, as it was begun; its epochs are not among
-        `max_epochs`.
+        An epoch that Ctrl-C interrupted is finished first, and is one of `max_epochs`: the run then equals one that was
+        never interrupted, to the bit. A greedy pretraining that was interrupted is finished first, as it was begun; its
+        epochs are not among `max_epochs`.
 
         Returns:
             This fit.

@@ -70,13 +70,16 @@ def train(
             full = inference.full_batch
             batch_size = choose_batch_size(result, data, batch_size)
             steps = steps_of_epoch(result, data, batch_size)
+            if result.unfinished is not None and not result.unfinished.fits(batch_size, data.num_rows):
+                result.unfinished = None
             epochs = max_epochs or (SVI_STEPS if full else max(10, math.ceil(SVI_STEPS / steps)))
             few = 1 if validation is None else HELD_OUT_PATIENCE
             patience = patience or (few if full else max(1, math.ceil(PATIENCE_STEPS / steps)))
             tol = (1e-10 if full else 1e-5) if tol is None else tol
             stop = EarlyStopping(tol, patience, "loss" if validation is None else "validation_loss")
             if hasattr(inference, "expect_steps"):
-                inference.expect_steps(epochs * expected_steps(result, data, steps))
+                done = 0 if result.unfinished is None else len(result.unfinished.losses)
+                inference.expect_steps(epochs * expected_steps(result, data, steps) - done)
             bar = Progress(progress, epochs, label)
             run = Run(
                 inference,
