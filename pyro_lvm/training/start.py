@@ -15,6 +15,7 @@ from pyro_lvm.infer.coordinate_ascent import CoordinateAscent
 from pyro_lvm.infer.em import EM
 from pyro_lvm.infer.nonfinite import in_one_sentence
 from pyro_lvm.infer.structure import row_plate, structure
+from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import Inference, LatentVariableModel, Sampler
 from pyro_lvm.training.choices import (
     PAIRS,
@@ -57,7 +58,7 @@ def start(
         raise ValueError(
             "fit: could not copy the model, guide or inference; one of them has already been run. Pass fresh ones."
         ) from error
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), fitting_threads(arguments.main.numel()):
         torch.manual_seed(seed)
         scope = Scope()
         scope.adopt(model, guide)

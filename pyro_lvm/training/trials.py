@@ -17,7 +17,6 @@ import torch
 
 from pyro_lvm import _pyro
 from pyro_lvm.infer.nonfinite import NonFiniteLoss
-from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.protocols import Inference, Model
 from pyro_lvm.training.data import Arguments
 
@@ -61,7 +60,7 @@ def choose_start(model: Model, initialize: Callable[..., None], inference: Infer
 
 def _loss_after_steps(model: Model, inference: Inference, rows: Arguments) -> float:
     trial = copy.deepcopy(inference, {id(model): model})
-    with warnings.catch_warnings(), _pyro.validation(False), fitting_threads(rows.main.numel()):
+    with warnings.catch_warnings(), _pyro.validation(False):
         warnings.simplefilter("ignore")
         try:
             for _ in range(STEPS):

@@ -19,10 +19,10 @@ with warnings.catch_warnings():
 def fits():
     x = lvm.datasets.load("faithful").x
     bayesian = lvm.models.GaussianMixture(2, priors=True)
-    sampler = lvm.infer.MCMC(num_samples=60, warmup_steps=60, num_chains=2)
+    sampler = lvm.infer.MCMC(num_samples=40, warmup_steps=40, num_chains=2, max_tree_depth=4)
     return {
         "em": lvm.fit(lvm.models.GaussianMixture(2), x, seed=0, progress=False),
-        "svi": lvm.fit(bayesian, x, guide="normal", max_epochs=1500, seed=0, progress=False),
+        "svi": lvm.fit(bayesian, x, guide="normal", max_epochs=800, seed=0, progress=False),
         "nuts": lvm.fit(bayesian, x, inference=sampler, seed=0, progress=False),
     }
 
@@ -37,7 +37,7 @@ def test_groups_and_shapes(data):
     assert data["em"]["sample_stats"]["row_log_likelihood"].shape == (1, 1, 272)
     assert data["em"]["sample_stats"]["row_log_likelihood"].dims == ("chain", "draw", "x_row")
     assert data["svi"]["log_likelihood"]["x"].shape == (1, 500, 272)
-    assert data["nuts"]["log_likelihood"]["x"].shape == (2, 60, 272)
+    assert data["nuts"]["log_likelihood"]["x"].shape == (2, 40, 272)
     for one in data.values():
         assert one["posterior"]["loc"].dims == ("chain", "draw", "component", "dimension")
         assert one["posterior"]["covariance"].dims[2:] == ("component", "dimension", "dimension_2")

@@ -414,7 +414,7 @@ def test_labels_tell_the_states_of_a_posterior_apart(wine):
     x, labels = wine[0][:, [0, 6]].contiguous(), wine[1]
     data = {"x": x, "z": torch.where(labelled(labels, 0), labels, -1)}
     model = lvm.models.GaussianMixture(3, priors=True)
-    sampler = lvm.infer.MCMC(num_samples=15, warmup_steps=20, num_chains=2)
+    sampler = lvm.infer.MCMC(num_samples=15, warmup_steps=20, num_chains=2, max_tree_depth=4)
     fit = lvm.fit(model, data, inference=sampler, seed=0, progress=False)
     means = torch.stack([x[labels == k].mean(0) for k in range(3)])
     for chain in fit.draws["loc"].mean(1):
