@@ -129,7 +129,7 @@ class Fit(Learned):
         return reconstruct(self, self.arguments(x))
 
     def forecast(self, x: Any, steps: int, num_samples: int = 100, **covariates: Any) -> Forecast:
-        """The law of the steps that follow given sequences: states, means, and draws.
+        """The law of the steps that follow given sequences: states, means, and draws; of normal states covariances too.
 
         Args:
             x: Sequences, as in `lvm.fit`.
@@ -138,7 +138,8 @@ class Fit(Learned):
             covariates: Arguments of the model that go along the steps, in the steps to come: (n, steps, ...).
 
         Raises:
-            ValueError: The model has no hidden Markov site, or covariates are missing.
+            ValueError: The model has neither a hidden Markov site nor sequences of normal states, or covariates are
+                missing.
         """
         from pyro_lvm.diagnostics.forecast import forecast
 
