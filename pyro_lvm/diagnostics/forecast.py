@@ -19,7 +19,8 @@ from torch import Tensor
 from pyro_lvm.diagnostics.impute import answer
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, common_states, possible_rows, thinned
 from pyro_lvm.diagnostics.paths import Draws, chains_of, discrete_kinds, how_to_hide_states, ordered
-from pyro_lvm.diagnostics.step_laws import has_step_law, steps_at
+from pyro_lvm.diagnostics.step_laws import normal_states, steps_at
+from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.arguments import Arguments
 from pyro_lvm.training.labels import labels_of
 from pyro_lvm.training.sequences import LENGTHS, along_steps
@@ -86,9 +87,8 @@ class Forecast:
 
     def first(self) -> Forecast:
         """Of the first sequence only."""
-        axes = {"samples": 1, "paths": 1}
-        parts = {name: getattr(self, name) for name in PARTS}
-        return replace(self, **{n: None if v is None else v.select(axes.get(n, 0), 0) for n, v in parts.items()})
+        covariance = None if self.covariance is None else self.covariance[0]
+        return Forecast(self.states[0], self.mean[0], self.samples[:, 0], self.paths[:, 0], covariance, self.normal)
 
 
 PARTS = ("states", "mean", "samples", "paths", "covariance")
@@ -97,7 +97,7 @@ PARTS = ("states", "mean", "samples", "paths", "covariance")
 def forecast(fit: Fit, arguments: Arguments, steps: int, count: int, covariates: dict[str, Any]) -> Forecast:
     """The law of the steps that follow given sequences; see `Fit.forecast`."""
     hidden = discrete_kinds(fit, arguments)[1]
-    if len(hidden) > 1 or not (hidden or has_step_law(fit, arguments)):
+    if len(hidden) > 1 or not (hidden or normal_states(fit, arguments)):
         raise ValueError(
             f"forecast: expected a model with one hidden Markov site, or sequences of normal states; got "
             f"{', '.join(hidden) or 'none'}. {how_to_hide_states(fit, arguments)}"
@@ -118,8 +118,14 @@ def forecast(fit: Fit, arguments: Arguments, steps: int, count: int, covariates:
                 found = _step_by_step(fit, arguments, steps, covariates, few, order, count)
         else:
             law = steps_at(fit, longer, place, draws, count)
-            parts = (law.states, law.mean, law.samples, law.paths, law.covariance)
-            found = Forecast(*(part.to(arguments.main) for part in parts), normal=len(draws) == 1)
+            if law.mean[0].numel() != steps * arguments.main[0, 0].numel():
+                raise ValueError(
+                    f"forecast: expected a site that observes sequences of {arguments.main[0, 0].numel()} columns; "
+                    f"{fit.name} observes {law.mean.shape[-1]} made of them. "
+                    + getattr(fit.model, "observing_rows", LatentVariableModel.observing_rows)
+                )
+            named = {name: getattr(law, name).to(arguments.main) for name in PARTS}
+            found = Forecast(**named, normal=len(draws) == 1)
     one = arguments.layout is not None and arguments.layout.form == "one"
     return found.first() if one else found
 
@@ -138,8 +144,8 @@ def _at_once(fit: Fit, longer: Arguments, place: Tensor, draws: Draws, order: Te
         future = _future(chain.sample(times).unsqueeze(-1), place, 1).squeeze(-1)
         paths.append(future)
         samples.append(torch.stack([_emitted(law, future[:, s], place) for s, law in enumerate(chain.laws)], 1))
-    drawn = [torch.cat(parts, 1).flatten(0, 1)[:count] for parts in (samples, paths)]
-    return Forecast(states / len(draws), mean / len(draws), *drawn)
+    futures, drawn = (torch.cat(parts, 1).flatten(0, 1)[:count] for parts in (samples, paths))
+    return Forecast(states / len(draws), mean / len(draws), futures, drawn)
 
 
 def _step_by_step(

@@ -249,7 +249,7 @@ class Fit(Learned):
     def plot(self, x: Any = None, kind: str | None = None, **options: Any) -> Figure:
         """A picture of the fit: the one that the structure of its model calls for, or one by name.
 
-        Without a name: the path over a series where a chain is hidden; the density where rows are continuous and have
+        Without a name: the states of a series where a chain is hidden; the density where rows are continuous and have
         a discrete site; else panels of whatever there is of reconstructions, latent space, filters, samples and loss.
 
         Args:
@@ -260,7 +260,7 @@ class Fit(Learned):
             options: Of the picture: `image_shape` (height and width of rows that are images, and 3 if in colour; found
                 for square ones whose columns are but numbered, () for rows that are none), `columns` (their names),
                 `labels` (colours of the latent space), `site` (the parameter that is drawn as filters), `sequence`
-                (which of several), `rotation` (of loadings, "varimax" or "promax").
+                (which of several), `steps` (how many to forecast), `rotation` (of loadings, "varimax" or "promax").
 
         Returns:
             A figure of its own; no backend is chosen. Keep it by `figure.savefig("picture.png")`.

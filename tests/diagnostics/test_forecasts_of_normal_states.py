@@ -110,8 +110,11 @@ def test_slow_features_forecast_those_that_they_show() -> None:
     rate = fit.params["autocorrelation"][:2]
     torch.testing.assert_close(coming.states[0], rate * fit.transform(x)[-1])
     quadratic = lvm.fit(lvm.models.SlowFeatureAnalysis(1, "quadratic"), x, seed=0, progress=False)
-    with pytest.raises(ValueError, match=r"^forecast: expected one site that observes sequences of shape \(1, 62, 3\)"):
-        quadratic.forecast(x, 2)
+    for verb in (lambda x: quadratic.forecast(x, 2), quadratic.reconstruct, quadratic.impute):
+        with pytest.raises(
+            ValueError, match=r"observes? .* Fit SlowFeatureAnalysis with expansion='linear', which obs"
+        ):
+            verb(torch.where(x > 3, torch.nan, x))
 
 
 def test_forecasts_under_a_posterior_average_over_its_draws() -> None:
