@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.ops.dynamics_updates import DynamicsStatistics, dynamics_statistics
-from pyro_lvm.ops.kalman import Filtered, LinearDynamics, filter_means, gains_of
+from pyro_lvm.ops.kalman import Filtered, filter_means
+from pyro_lvm.ops.kalman_gains import LinearDynamics, gains_of
 from pyro_lvm.ops.kalman_smoother import Smoothed, kalman_smoother, sample_dynamics, sample_states
 from pyro_lvm.ops.sequence_patterns import sequence_patterns
 

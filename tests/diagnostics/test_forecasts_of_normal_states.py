@@ -13,7 +13,7 @@ import pyro_lvm as lvm
 from pyro_lvm.cli import app
 from pyro_lvm.diagnostics.latents import thinned
 from pyro_lvm.distributions import LinearGaussianChain
-from pyro_lvm.ops.kalman import LinearDynamics
+from pyro_lvm.ops.kalman_gains import LinearDynamics
 from pyro_lvm.ops.kalman_smoother import sample_dynamics
 
 STEPS = 3
