@@ -7,8 +7,9 @@ changes often, they are running products of the maps.
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,8 @@ NOTHING = 1e-30  # entries of a power below this add nothing to any sum
 
 def stretches(index: list[int]) -> list[tuple[int, int]]:
     """Where equal entries stand side by side: first place, and the place after the last, of every such stretch."""
-    found, start = [], 0
-    for _, same in groupby(index):
-        end = start + len(list(same))
-        found.append((start, end))
-        start = end
-    return found
+    cuts = (np.flatnonzero(np.diff(index)) + 1).tolist()
+    return list(pairwise([0, *cuts, len(index)])) if index else []
 
 
 def apply(matrices: Tensor, vectors: Tensor, group: Tensor | None) -> Tensor:
