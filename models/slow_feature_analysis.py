@@ -86,6 +86,8 @@ class SlowFeatureAnalysis(SequenceFactors):
         "noise_scale": ["expanded_column"],
     }
 
+    observing_rows = "Fit SlowFeatureAnalysis with expansion='linear', which observes the columns themselves."
+
     def __init__(
         self, num_features: int, expansion: str = "linear", noise: bool = False, data_dim: int | None = None
     ) -> None:

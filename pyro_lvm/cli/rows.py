@@ -108,11 +108,14 @@ def forecast(
     sequence: SequenceOption = None,
     out: OutOption = None,
 ) -> None:
-    """Print the means, and the middle 90 %, of the steps that follow given sequences, and the states' probabilities."""
+    """Print the means, and the middle 90 %, of the steps that follow given sequences, and their states.
+
+    Of discrete states the probabilities; of normal ones the means.
+    """
     result = load(folder)
     table = read(result, data, drop, sequence)
     coming = result.forecast(table.arguments, steps, num_samples=1000)
-    low, high = coming.quantile(0.05), coming.quantile(0.95)
+    low, high = coming.interval(0.9)
     parts = [values if table.sequences else values.unsqueeze(0) for values in (coming.mean, low, high, coming.states)]
     mean, low, high, states = (values.flatten(0, 1).flatten(1).numpy() for values in parts)
     columns: dict[str, Any] = {"step": np.tile(np.arange(1, steps + 1), len(table.names))}
@@ -121,7 +124,8 @@ def forecast(
         columns[f"probability_{name}" if symbols else f"{name}"] = mean[:, j]
         if not symbols:
             columns.update({f"{name}_5%": low[:, j], f"{name}_95%": high[:, j]})
-    columns.update({f"probability_state_{k}": states[:, k] for k in range(states.shape[1])})
+    state = "state" if coming.paths.is_floating_point() else "probability_state"
+    columns.update({f"{state}_{k}": states[:, k] for k in range(states.shape[1])})
     rows = pd.DataFrame(columns)
     if table.key is not None:
         rows.insert(0, table.key.name, np.repeat(np.array(table.names), steps))

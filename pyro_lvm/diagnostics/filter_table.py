@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["filter_table"]
 
+COLUMN_AXES = {"column", "dimension", "question", "visible"}
+"""What models call the axis of the columns among those of their parameters."""
+
 
 def filter_table(fit: Fit, arguments: Arguments, site: str | None = None) -> tuple[str, Array]:
     """The parameter that says something of every column, one row a unit; its name.
@@ -29,6 +32,8 @@ def filter_table(fit: Fit, arguments: Arguments, site: str | None = None) -> tup
         inside = "." in name  # of a network, whose layers have their outputs first
         if value.dim() == 2 and width in (value.shape[:1] if inside else value.shape):
             params[name] = value
+    dims = getattr(fit.model, "dims", {})
+    params = {n: v for n, v in params.items() if not dims.get(n) or COLUMN_AXES & set(dims[n])} or params
     if len(params) > 1:
         params = {name: params[name] for name in _by_column(fit, arguments, list(params))} or params
     if site is not None and site not in params:
@@ -40,8 +45,8 @@ def filter_table(fit: Fit, arguments: Arguments, site: str | None = None) -> tup
         raise ValueError(f"filters: expected a parameter that is a matrix with an axis of {width}, as long as a row.")
     name = site or next(iter(params))
     table = params[name].detach().double().cpu().numpy()
-    axes = getattr(fit.model, "dims", {}).get(name, ())
-    by_row = table.shape[1] == width and (table.shape[0] != width or list(axes[-1:]) == ["dimension"])
+    axes = list(dims.get(name, ()))
+    by_row = table.shape[1] == width and (table.shape[0] != width or axes[-1:] == ["dimension"])
     return name, table if by_row else table.T
 
 

@@ -3,7 +3,8 @@ r"""What follows given sequences: steps to come are steps that are missing.
 .. math:: p(x_{T+h} \mid x_{1:T}) = \sum_k p(z_{T+h} = k \mid x_{1:T})\, p(x_{T+h} \mid z_{T+h} = k)
 
 The program is run on sequences lengthened by missing steps, so that covariates and whatever else changes with time
-have their say; states and draws are those of the lengthened paths.
+have their say; states and draws are those of the lengthened paths. Laws with normal states tell of those steps by their
+`steps_at`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from pyro_lvm.diagnostics.impute import answer
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, common_states, possible_rows, thinned
 from pyro_lvm.diagnostics.paths import Draws, chains_of, discrete_kinds, how_to_hide_states, ordered
+from pyro_lvm.diagnostics.step_laws import normal_states, steps_at
+from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.arguments import Arguments
 from pyro_lvm.training.labels import labels_of
 from pyro_lvm.training.sequences import LENGTHS, along_steps
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from pyro_lvm.distributions import HMM
     from pyro_lvm.training.result import Fit
 
-__all__ = ["Forecast", "forecast"]
+__all__ = ["Forecast", "forecast", "lengthened"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,54 +37,97 @@ class Forecast:
     """The law of the steps that follow n sequences; of one series, without the axis n.
 
     Attributes:
-        states: Probabilities of the states, (n, steps, K).
+        states: Probabilities of the states, (n, steps, K); means of normal ones, (n, steps, k).
         mean: Expected values, (n, steps, ...); of symbols, their probabilities, along a last axis.
         samples: Draws of whole futures, (s, n, steps, ...).
-        paths: The states that the draws come from, (s, n, steps); numbered as in each draw of the parameters.
+        paths: The states that the draws come from, (s, n, steps), and (s, n, steps, k) if they are normal; numbered as
+            in each draw of the parameters.
+        covariance: Of normal states: covariances of the values of a step, (n, steps, d, d).
+        normal: Whether values are normal, and quantiles so exact, not those of the draws.
     """
 
     states: Float[Tensor, "*n steps k"]
     mean: Float[Tensor, "*n steps ..."]
     samples: Float[Tensor, "s *n steps ..."]
-    paths: Int[Tensor, "s *n steps"]
+    paths: Num[Tensor, "s *n steps ..."]
+    covariance: Float[Tensor, "*n steps d d"] | None = None
+    normal: bool = False
 
     def __repr__(self) -> str:
-        shapes = (f"{name}={tuple(getattr(self, name).shape)}" for name in ("states", "mean", "samples", "paths"))
-        return f"Forecast({', '.join(shapes)})"
+        shown = [name for name in PARTS if getattr(self, name) is not None]
+        return f"Forecast({', '.join(f'{name}={tuple(getattr(self, name).shape)}' for name in shown)})"
 
     def quantile(self, probability: float) -> Tensor:
-        """A quantile of the draws, (n, steps, ...).
+        """A quantile of each value, (n, steps, ...).
 
         Args:
             probability: Between 0 and 1.
+
+        Raises:
+            ValueError: It is not.
         """
+        if not 0 <= probability <= 1:
+            raise ValueError(f"quantile: expected a probability between 0 and 1; got {probability!r}.")
+        if self.normal and self.covariance is not None:
+            scale = self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+            return self.mean + scale * torch.special.ndtri(scale.new_tensor(probability))
         samples = self.samples if self.samples.is_floating_point() else self.samples.to(torch.get_default_dtype())
         return samples.quantile(probability, 0)
+
+    def interval(self, probability: float = 0.9) -> tuple[Tensor, Tensor]:
+        """The bounds between which each value lies with a probability, as much beyond on either side.
+
+        Args:
+            probability: Between 0 and 1.
+
+        Raises:
+            ValueError: It is not.
+        """
+        return self.quantile((1 - probability) / 2), self.quantile((1 + probability) / 2)
+
+    def first(self) -> Forecast:
+        """Of the first sequence only."""
+        covariance = None if self.covariance is None else self.covariance[0]
+        return Forecast(self.states[0], self.mean[0], self.samples[:, 0], self.paths[:, 0], covariance, self.normal)
+
+
+PARTS = ("states", "mean", "samples", "paths", "covariance")
 
 
 def forecast(fit: Fit, arguments: Arguments, steps: int, count: int, covariates: dict[str, Any]) -> Forecast:
     """The law of the steps that follow given sequences; see `Fit.forecast`."""
     hidden = discrete_kinds(fit, arguments)[1]
-    if len(hidden) != 1:
+    if len(hidden) > 1 or not (hidden or normal_states(fit, arguments)):
         raise ValueError(
-            f"forecast: expected a model with one hidden Markov site; got {', '.join(hidden) or 'none'}. "
-            f"{how_to_hide_states(fit, arguments)}"
+            f"forecast: expected a model with one hidden Markov site, or sequences of normal states; got "
+            f"{', '.join(hidden) or 'none'}. {how_to_hide_states(fit, arguments)}"
         )
     if arguments.main.dim() < 2:
         shape = tuple(arguments.main.shape)
         raise ValueError(f"forecast: expected sequences of shape (n, T, ...); got {shape}. Pass a list of one.")
     draws = thinned(fit, AVERAGED_DRAWS)
-    order = common_states(fit, arguments, draws)
     with torch.random.fork_rng(), possible_rows(fit, arguments):
         torch.manual_seed(fit.seed)
-        found = _at_once(fit, *_lengthened(fit, arguments, steps, covariates), draws, order, count)
-        if bool(found.mean.isnan().any()):  # a step's law depends on the values of steps before it
-            few = thinned(fit, count)
-            order = None if order is None else common_states(fit, arguments, few)
-            found = _step_by_step(fit, arguments, steps, covariates, few, order, count)
-    if arguments.layout is not None and arguments.layout.form == "one":
-        found = Forecast(found.states[0], found.mean[0], found.samples[:, 0], found.paths[:, 0])
-    return found
+        longer, place = lengthened(fit, arguments, steps, covariates)
+        if hidden:
+            order = common_states(fit, arguments, draws)
+            found = _at_once(fit, longer, place, draws, order, count)
+            if bool(found.mean.isnan().any()):  # a step's law depends on the values of steps before it
+                few = thinned(fit, count)
+                order = None if order is None else common_states(fit, arguments, few)
+                found = _step_by_step(fit, arguments, steps, covariates, few, order, count)
+        else:
+            law = steps_at(fit, longer, place, draws, count)
+            if law.mean[0].numel() != steps * arguments.main[0, 0].numel():
+                raise ValueError(
+                    f"forecast: expected a site that observes sequences of {arguments.main[0, 0].numel()} columns; "
+                    f"{fit.name} observes {law.mean.shape[-1]} made of them. "
+                    + getattr(fit.model, "observing_rows", LatentVariableModel.observing_rows)
+                )
+            named = {name: getattr(law, name).to(arguments.main) for name in PARTS}
+            found = Forecast(**named, normal=len(draws) == 1)
+    one = arguments.layout is not None and arguments.layout.form == "one"
+    return found.first() if one else found
 
 
 def _at_once(fit: Fit, longer: Arguments, place: Tensor, draws: Draws, order: Tensor | None, count: int) -> Forecast:
@@ -98,8 +144,8 @@ def _at_once(fit: Fit, longer: Arguments, place: Tensor, draws: Draws, order: Te
         future = _future(chain.sample(times).unsqueeze(-1), place, 1).squeeze(-1)
         paths.append(future)
         samples.append(torch.stack([_emitted(law, future[:, s], place) for s, law in enumerate(chain.laws)], 1))
-    drawn = [torch.cat(parts, 1).flatten(0, 1)[:count] for parts in (samples, paths)]
-    return Forecast(states / len(draws), mean / len(draws), *drawn)
+    futures, drawn = (torch.cat(parts, 1).flatten(0, 1)[:count] for parts in (samples, paths))
+    return Forecast(states / len(draws), mean / len(draws), futures, drawn)
 
 
 def _step_by_step(
@@ -122,7 +168,7 @@ def _step_by_step(
         one = []
         for h in range(steps):
             now = {name: value[:, h : h + 1].repeat(times, *[1] * (value.dim() - 1)) for name, value in coming.items()}
-            longer, place = _lengthened(fit, rows, 1, now)
+            longer, place = lengthened(fit, rows, 1, now)
             one.append(_at_once(fit, longer, place, [given], own, 1))
             rows = _filled(longer, one[-1].samples[0], place)
         ((_, sites),) = chains_of(fit, rows, [given])
@@ -136,7 +182,7 @@ def _step_by_step(
     return Forecast(states.mean(0), mean.mean(0), samples, paths)
 
 
-def _lengthened(fit: Fit, arguments: Arguments, steps: int, covariates: dict[str, Any]) -> tuple[Arguments, Tensor]:
+def lengthened(fit: Fit, arguments: Arguments, steps: int, covariates: dict[str, Any]) -> tuple[Arguments, Tensor]:
     """The arguments with missing steps after the last of each sequence, and where those are, (n, steps)."""
     main = arguments.main
     n, total = main.shape[:2]

@@ -113,7 +113,7 @@ def _means(fit: Fit, arguments: Arguments, draws: list[dict[str, Tensor]], calle
         for given in draws:
             model = fit.program_at(given)
             factors = {name: f for name, f in _weighed(model, depth, arguments, hidden).items() if name not in given}
-            for factor in _observed(factors, x, caller, several=isinstance(fit.model, LatentVariableModel)):
+            for factor in _observed(fit, factors, x, caller):
                 found = _average(factor, depth)
                 total[factor.name] = total[factor.name] + found if factor.name in total else found
         if not total:
@@ -142,16 +142,16 @@ def _weighed(model: Callable, depth: int, arguments: Arguments, hidden: bool) ->
     return factors
 
 
-def _observed(factors: dict[str, Factor], x: Tensor, caller: str, several: bool) -> list[Factor]:
+def _observed(fit: Fit, factors: dict[str, Factor], x: Tensor, caller: str) -> list[Factor]:
     """The site that observes the rows, or the sites that do so between them."""
     observed = [factor for factor in factors.values() if factor.site["is_observed"]]
     whole = [factor for factor in observed if x.shape in (factor.value.shape, (*factor.value.shape, 1))][:1]
-    if whole or (several and len(observed) > 1):
+    if whole or (isinstance(fit.model, LatentVariableModel) and len(observed) > 1):
         return whole or observed
     raise ValueError(
         f"{caller}: expected a site that observes rows of shape {tuple(x.shape)}; the model has "
         f"{', '.join(f'{f.name} {tuple(f.value.shape)}' for f in observed) or 'none'}. "
-        "Observe the rows in one site."
+        + getattr(fit.model, "observing_rows", LatentVariableModel.observing_rows)
     )
 
 

@@ -2,7 +2,8 @@
 
 Such a law says so by `summed_out`, and has `posterior_sample(value, count)`. Where they are discrete, it has
 `posterior(value)`, probabilities of states along a last axis, and `most_probable(value)`; where they are not,
-`latent_mean(value)`, of sources that rows determine their values. It calls them by `latent`.
+`latent_mean(value)`, of sources that rows determine their values. It calls them by `latent`. The law of sequences may
+have `steps_at(value, place, count)` besides: what steps are expected to be, given all that is known.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pyro_lvm.training.data import Arguments
 if TYPE_CHECKING:
     from pyro_lvm.training.result import Fit
 
-__all__ = ["inner_draws", "inner_means", "inner_posterior", "inner_states", "inner_units"]
+__all__ = ["inner_draws", "inner_means", "inner_posterior", "inner_states", "inner_units", "laws_of"]
 
 Draws = list[dict[str, Tensor]]
 
@@ -30,7 +31,7 @@ def inner_posterior(fit: Fit, arguments: Arguments, draws: Draws, method: str = 
     """Probabilities of the states of every latent variable, averaged over draws; nothing if no law sums any out."""
     total: dict[str, Tensor] = {}
     for given in draws:
-        for name, law, value in _laws(fit, arguments, given):
+        for name, law, value in laws_of(fit, arguments, given):
             if not hasattr(law, method):
                 continue
             with fit.scope(), torch.no_grad(), fitting_threads(arguments.main.numel()):
@@ -48,7 +49,7 @@ def inner_states(fit: Fit, arguments: Arguments, draws: Draws) -> dict[str, Tens
 
 def inner_units(fit: Fit, arguments: Arguments, draws: Draws) -> dict[str, Tensor]:
     """Probabilities that hidden units are 1, averaged over draws; nothing if no law has hidden units."""
-    if any(not hasattr(law, "hidden_probs") for _, law, _ in _laws(fit, arguments, draws[0])):
+    if any(not hasattr(law, "hidden_probs") for _, law, _ in laws_of(fit, arguments, draws[0])):
         return {}
     return inner_posterior(fit, arguments, draws, "hidden_probs")
 
@@ -67,14 +68,14 @@ def inner_draws(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dic
     times = -(-count // len(draws))
     found: dict[str, list[Tensor]] = {}
     for given in draws:
-        for name, law, value in _laws(fit, arguments, given):
+        for name, law, value in laws_of(fit, arguments, given):
             with fit.scope(), torch.no_grad():
                 found.setdefault(name, []).append(law.posterior_sample(value, times))
     return {name: torch.stack(values, 1).flatten(0, 1)[:count] for name, values in found.items()}
 
 
-def _laws(fit: Fit, arguments: Arguments, given: dict[str, Tensor]) -> list[tuple[str, Any, Tensor]]:
-    """The name of the latent variable, the law, and the value that it observes."""
+def laws_of(fit: Fit, arguments: Arguments, given: dict[str, Tensor]) -> list[tuple[str, Any, Tensor]]:
+    """Of all laws that sum out latent variables: these variables' name, the law, and the value that it observes."""
     arguments = arguments.unweighted()
     with fit.scope(), torch.no_grad(), _pyro.validation(False):
         trace = _pyro.plain_trace(fit.program_at(given), arguments.args, arguments.kwargs)

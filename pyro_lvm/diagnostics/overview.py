@@ -18,6 +18,7 @@ from pyro_lvm.diagnostics.inner_latents import inner_posterior, inner_units
 from pyro_lvm.diagnostics.latents import thinned
 from pyro_lvm.diagnostics.loadings import has_loadings
 from pyro_lvm.diagnostics.loss_plots import draw_losses, loss_curves
+from pyro_lvm.diagnostics.normal_state_plots import draw_normal_states, figure_height
 from pyro_lvm.diagnostics.paths import discrete_kinds
 from pyro_lvm.diagnostics.plot_parts import new_figure
 from pyro_lvm.diagnostics.row_plots import (
@@ -29,6 +30,7 @@ from pyro_lvm.diagnostics.row_plots import (
     generated,
     look_of,
 )
+from pyro_lvm.diagnostics.step_laws import normal_states
 from pyro_lvm.training.arguments import Arguments
 from pyro_lvm.training.guide_draws import draws_rows
 from pyro_lvm.training.sites import check_plate
@@ -118,8 +120,14 @@ def _overview(
     panels = _panels(fit, arguments, look, bool(enumerated), given=x is not None)
     wide = len(panels) if len(panels) < 4 else -(-len(panels) // 2)
     high = -(-len(panels) // wide)
-    figure = new_figure(5.2 * wide, 4.4 * high)
-    parts = figure.subfigures(high, wide, squeeze=False)
+    if not (enumerated or draws_rows(fit)) and normal_states(fit, arguments):
+        above = figure_height(arguments)
+        figure = new_figure(max(8.6, 5.2 * wide), above + 4.4 * high)
+        top, rest = figure.subfigures(2, 1, height_ratios=[above, 4.4 * high])
+        draw_normal_states(top, fit, arguments, sequence, columns)
+    else:
+        figure = rest = new_figure(5.2 * wide, 4.4 * high)
+    parts = rest.subfigures(high, wide, squeeze=False)
     for part, draw in zip(parts.flat, panels, strict=False):
         draw(part)
     return figure

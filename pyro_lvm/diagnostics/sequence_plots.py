@@ -1,4 +1,4 @@
-"""Pictures of hidden Markov models: paths over series, transitions, and how long states last.
+"""Pictures of models of sequences: states over series, transitions, and how long states last.
 
 States have the numbers that `Fit.predict` gives them. Each picture is a `matplotlib.figure.Figure` of its own.
 """
@@ -6,6 +6,7 @@ States have the numbers that `Fit.predict` gives them. Each picture is a `matplo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from pyro_lvm.diagnostics.forecast import Forecast, forecast
 from pyro_lvm.diagnostics.latents import AVERAGED_DRAWS, common_states, thinned
+from pyro_lvm.diagnostics.normal_state_plots import draw_normal_states, figure_height
 from pyro_lvm.diagnostics.paths import chains_of, decoded, discrete_kinds, how_to_hide_states, ordered, smoothed
 from pyro_lvm.diagnostics.plot_parts import PROBABILITY, Array, axis_names, colour_of, new_figure, strip_frame
+from pyro_lvm.diagnostics.step_laws import normal_states
+from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.training.data import Arguments
 
 if TYPE_CHECKING:
@@ -24,21 +29,28 @@ if TYPE_CHECKING:
 __all__ = ["durations", "states", "transitions"]
 
 MAX_SERIES, MAX_NUMBERS, MAX_PANELS = 6, 12, 12
+COMING = 1000  # draws of what is to come
 
 
-def states(fit: Fit, x: Any, sequence: int = 0, columns: Sequence[str] | None = None) -> Figure:
-    """A sequence over the most probable path of its states, drawn as coloured background.
+def states(
+    fit: Fit, x: Any, sequence: int = 0, columns: Sequence[str] | None = None, steps: int | None = None
+) -> Figure:
+    """A sequence, its states, and the steps that follow; one panel per column, at most six, and one for the states.
 
-    One panel per column, at most six, and below them the posterior probability of every state at every step.
+    Of a hidden Markov site: the most probable path is coloured background, and below stands the posterior probability
+    of every state at every step. Of normal states: lines are the means of levels and states given all that is known,
+    and bands hold levels, and values as they would be measured, with a probability of 90 %.
 
     Args:
-        fit: A fit of a model with one hidden Markov site.
+        fit: A fit of a model with one hidden Markov site, or sequences of normal states.
         x: Sequences, converted as in `lvm.fit`.
         sequence: Which of them to draw.
         columns: Names, with units, for the axes; by default those of `x`, or of the training data.
+        steps: How many steps to forecast, with the middle 90 %; a tenth as many as there are for normal states, none
+            for others, if None.
 
     Raises:
-        ValueError: The model has no hidden Markov site, or there is no such sequence.
+        ValueError: The model has no such site, there is no such sequence, or covariates of steps to come are missing.
 
     Example:
         >>> import torch, pyro_lvm as lvm
@@ -48,9 +60,15 @@ def states(fit: Fit, x: Any, sequence: int = 0, columns: Sequence[str] | None = 
         'duration (min)'
     """
     arguments = fit.arguments(x)
-    _, order = _the_path("states", fit, arguments)
+    steps = None if steps is None else whole_number("states", "steps", steps, least=0)
+    normal = normal_states(fit, arguments)
+    _, order = ("", None) if normal else _the_path("states", fit, arguments)
     if not 0 <= sequence < arguments.num_rows:
         raise ValueError(f"states: expected sequence from 0 to {arguments.num_rows - 1}; got {sequence}.")
+    if normal:
+        figure = new_figure(8.6, figure_height(arguments))
+        draw_normal_states(figure, fit, arguments, sequence, columns, steps)
+        return figure
     one = arguments.rows(slice(sequence, sequence + 1))
     draws = thinned(fit, AVERAGED_DRAWS)
     (path,), (table,) = decoded(fit, one, draws, order).values(), smoothed(fit, one, draws, order).values()
@@ -62,16 +80,22 @@ def states(fit: Fit, x: Any, sequence: int = 0, columns: Sequence[str] | None = 
     axes = figure.subplots(
         series.shape[1] + 1, 1, sharex=True, squeeze=False, height_ratios=[2.2] * series.shape[1] + [1]
     )[:, 0]
-    steps, k = np.arange(count), table.shape[-1]
+    place, k = np.arange(count), table.shape[-1]
+    bands = table[0, :count].double().cpu().numpy()
+    coming = forecast(fit, replace(one, layout=None), steps, COMING, {}) if steps else None
     for i, ax in enumerate(axes[:-1]):
         strip_frame(ax)
         _draw_background(ax, runs, k)
-        ax.plot(steps, series[:, i], color="#222222", linewidth=0.9, marker="o" if count <= 150 else "", markersize=2.5)
+        ax.plot(place, series[:, i], color="#222222", linewidth=0.9, marker="o" if count <= 150 else "", markersize=2.5)
+        if coming is not None:
+            _draw_forecast(ax, coming, i, count)
         ax.set_ylabel(names[i], fontsize=9)
     strip_frame(axes[-1])
-    bands = table[0, :count].double().cpu().numpy().T
-    axes[-1].stackplot(steps, bands, colors=[colour_of(j) for j in range(k)], alpha=0.75, linewidth=0, step="mid")
-    axes[-1].set(ylim=(0, 1), xlim=(-0.5, count - 0.5), xlabel="step", ylabel="probability")
+    if coming is not None:
+        bands = np.concatenate([bands, coming.states[0].double().cpu().numpy()])
+        place = np.arange(len(bands))
+    axes[-1].stackplot(place, bands.T, colors=[colour_of(j) for j in range(k)], alpha=0.75, linewidth=0, step="mid")
+    axes[-1].set(ylim=(0, 1), xlim=(-0.5, len(place) - 0.5), xlabel="step", ylabel="probability")
     axes[-1].yaxis.set_major_formatter(PercentFormatter(1))
     which = f" of sequence {sequence}" if arguments.num_rows > 1 else ""
     axes[0].set_title(f"Most probable path{which}: {len(runs)} runs in {count} steps")
@@ -160,6 +184,18 @@ def _draw_durations(ax: Any, lasted: NDArray[np.int64], stay: float, colour: str
     law = stay ** (edges[:-1] - 0.5) - stay ** (edges[1:] - 0.5)
     ax.plot((edges[:-1] + edges[1:]) / 2, law, color="black", linewidth=1.4, marker=".", markersize=4)
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def _draw_forecast(ax: Any, coming: Forecast, i: int, count: int) -> None:
+    """Means of a column in the steps to come, and where the middle 90 % of them lie."""
+    table = [part[0].reshape(len(part[0]), -1) for part in (coming.mean, *coming.interval())]
+    if len({part.shape for part in table}) > 1:  # the means of symbols are probabilities
+        raise ValueError("states: expected steps of numbers to forecast; got symbols. Use fit.forecast(x, steps).")
+    mean, low, high = (part[:, i].double().cpu().numpy() for part in table)
+    place = np.arange(count, count + len(mean))
+    ax.fill_between(place, low, high, color="#222222", alpha=0.15, linewidth=0)
+    ax.plot(place, mean, color="#222222", linewidth=1.3, linestyle=":")
+    ax.axvline(count - 0.5, color="#888888", linewidth=0.8, linestyle="--")
 
 
 def _draw_background(ax: Any, runs: list[tuple[int, int, int]], states: int) -> None:

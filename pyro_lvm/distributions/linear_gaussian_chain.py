@@ -2,7 +2,7 @@ r"""Sequences from normal states that follow one another linearly, as a distribu
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -11,11 +11,34 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.ops.dynamics_updates import DynamicsStatistics, dynamics_statistics
-from pyro_lvm.ops.kalman import Filtered, LinearDynamics, filter_means, gains_of
+from pyro_lvm.ops.kalman import Filtered, filter_means
+from pyro_lvm.ops.kalman_gains import LinearDynamics, gains_of
 from pyro_lvm.ops.kalman_smoother import Smoothed, kalman_smoother, sample_dynamics, sample_states
 from pyro_lvm.ops.sequence_patterns import sequence_patterns
 
-__all__ = ["LinearGaussianChain"]
+__all__ = ["LinearGaussianChain", "StepLaw"]
+
+
+class StepLaw(NamedTuple):
+    """The law of some steps of n sequences given all that is known of these, in double precision.
+
+    Attributes:
+        states: Means of the states, shape (n, m, k).
+        state_covariance: Their covariances, shape (n, m, k, k).
+        mean: Means of the values, shape (n, m, d).
+        level_covariance: Covariances of their levels, b + C h, shape (n, m, d, d).
+        covariance: Those of the values as measured anew, with noise, shape (n, m, d, d).
+        samples: Draws of such values, shape (s, n, m, d).
+        paths: The states that they come from, shape (s, n, m, k).
+    """
+
+    states: Tensor
+    state_covariance: Tensor
+    mean: Tensor
+    level_covariance: Tensor
+    covariance: Tensor
+    samples: Tensor
+    paths: Tensor
 
 
 class LinearGaussianChain(TorchDistribution):
@@ -185,6 +208,30 @@ class LinearGaussianChain(TorchDistribution):
         draws = sample_states(self.dynamics, x.double(), lengths, count, self._filtered(x, lengths))
         draws = draws.reshape(count, *batch, *draws.shape[2:])
         return self._inside(draws, value)[..., : self.num_shown].to(self.weight.dtype)
+
+    @torch.no_grad()
+    def steps_at(self, value: Tensor, place: Tensor, count: int = 0) -> StepLaw:
+        """The law of some steps given whole sequences: a forecast where these end in steps of which nothing is known.
+
+        Args:
+            value: Sequences, shape (n, T, d).
+            place: Which steps of each, shape (n, m).
+            count: Number of draws.
+        """
+        _, x, lengths = self._flat(value)
+        smoothed, dynamics, group = self.smooth(value), self.dynamics, sequence_patterns(x, lengths).group
+        rows = torch.arange(len(x), device=x.device).unsqueeze(-1)
+        states = smoothed.loc[place, rows]
+        spread = smoothed.covariance[place, 0 if group is None else group.unsqueeze(-1)]
+        level = dynamics.weight @ spread @ dynamics.weight.mT
+        paths = states.new_zeros(0, *states.shape)
+        if count:
+            paths = sample_states(dynamics, x.double(), lengths, count, smoothed.filtered)[:, rows, place]
+        mean, samples = (dynamics.loc + path @ dynamics.weight.mT for path in (states, paths))
+        samples = samples + torch.randn_like(samples) * dynamics.noise.sqrt()
+        k = self.num_shown
+        shown = states[..., :k], spread[..., :k, :k]
+        return StepLaw(*shown, mean, level, level + dynamics.noise.diag(), samples, paths[..., :k])
 
     def statistics(self, value: Tensor, weights: Tensor | None = None) -> DynamicsStatistics:
         """Expected sufficient statistics given whole sequences, in double precision: what an M-step needs.

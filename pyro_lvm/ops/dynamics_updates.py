@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_lvm.ops.kalman import LinearDynamics
+from pyro_lvm.ops.kalman_gains import LinearDynamics
 from pyro_lvm.ops.kalman_smoother import Smoothed
 
 __all__ = [

@@ -21,7 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_lvm.ops.kalman import LOOK, Filtered, Gains, LinearDynamics, filter_means, kalman_filter, settled
+from pyro_lvm.ops.associative_scan import Parts, scan
+from pyro_lvm.ops.kalman import Filtered, filter_means, kalman_filter
+from pyro_lvm.ops.kalman_gains import LOOK, Gains, LinearDynamics, scanned, settled
 from pyro_lvm.ops.recurrences import apply, recur, stretches
 
 __all__ = ["Smoothed", "kalman_smoother", "sample_dynamics", "sample_states"]
@@ -79,6 +81,10 @@ def _backward(gains: Gains) -> tuple[Tensor, list[int]]:
     """The different N that occur, shape (s, g, k, k), and which of them stands after each step."""
     one = gains.information.shape[1] == 1  # of one pattern: matrices without an axis of patterns are faster
     information, onward = (t.squeeze(1) if one else t for t in (gains.information, gains.onward))
+    total = len(gains.which)
+    if len(information) == total > 1 and scanned(total, total, gains.information.shape[1], onward.shape[-1]):
+        different = torch.cat([_later(information[1:], onward[1:]), torch.zeros_like(information[:1])])
+        return different.unsqueeze(1) if one else different, list(range(total))
     turned = onward.mT.contiguous()
     now = torch.zeros_like(information[0])
     found, after = [now], [0]  # last step first
@@ -96,6 +102,16 @@ def _backward(gains: Gains) -> tuple[Tensor, list[int]]:
                 break
     different = torch.stack(found)
     return different.unsqueeze(1) if one else different, after[::-1]
+
+
+def _later(information: Tensor, onward: Tensor) -> Tensor:
+    """N after every step but the last, by running products from the end."""
+
+    def combine(one: Parts, two: Parts) -> Parts:
+        matrix = one[1] @ two[1]
+        return two[0] + two[1].mT @ one[0] @ two[1], matrix
+
+    return scan(combine, (information.flip(0), onward.flip(0)))[0].flip(0)
 
 
 def sample_states(

@@ -129,7 +129,7 @@ class Fit(Learned):
         return reconstruct(self, self.arguments(x))
 
     def forecast(self, x: Any, steps: int, num_samples: int = 100, **covariates: Any) -> Forecast:
-        """The law of the steps that follow given sequences: states, means, and draws.
+        """The law of the steps that follow given sequences: states, means, and draws; of normal states covariances too.
 
         Args:
             x: Sequences, as in `lvm.fit`.
@@ -138,7 +138,8 @@ class Fit(Learned):
             covariates: Arguments of the model that go along the steps, in the steps to come: (n, steps, ...).
 
         Raises:
-            ValueError: The model has no hidden Markov site, or covariates are missing.
+            ValueError: The model has neither a hidden Markov site nor sequences of normal states, or covariates are
+                missing.
         """
         from pyro_lvm.diagnostics.forecast import forecast
 
@@ -248,7 +249,7 @@ class Fit(Learned):
     def plot(self, x: Any = None, kind: str | None = None, **options: Any) -> Figure:
         """A picture of the fit: the one that the structure of its model calls for, or one by name.
 
-        Without a name: the path over a series where a chain is hidden; the density where rows are continuous and have
+        Without a name: the states of a series where a chain is hidden; the density where rows are continuous and have
         a discrete site; else panels of whatever there is of reconstructions, latent space, filters, samples and loss.
 
         Args:
@@ -259,7 +260,7 @@ class Fit(Learned):
             options: Of the picture: `image_shape` (height and width of rows that are images, and 3 if in colour; found
                 for square ones whose columns are but numbered, () for rows that are none), `columns` (their names),
                 `labels` (colours of the latent space), `site` (the parameter that is drawn as filters), `sequence`
-                (which of several), `rotation` (of loadings, "varimax" or "promax").
+                (which of several), `steps` (how many to forecast), `rotation` (of loadings, "varimax" or "promax").
 
         Returns:
             A figure of its own; no backend is chosen. Keep it by `figure.savefig("picture.png")`.

@@ -369,7 +369,7 @@ def test_impossible_sequences_are_named():
 
 def test_what_is_no_chain_has_no_forecast(faithful):
     fit = lvm.fit(lvm.models.GaussianMixture(2), faithful, max_epochs=1, seed=0, progress=False)
-    with pytest.raises(ValueError, match="expected a model with one hidden Markov site; got none"):
+    with pytest.raises(ValueError, match="one hidden Markov site, or sequences of normal states; got none"):
         fit.forecast(faithful, 2)
     with pytest.raises(ValueError, match="steps to be a whole number >= 1; got 0"):
         fit.forecast(faithful, 0)

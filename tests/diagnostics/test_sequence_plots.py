@@ -98,3 +98,64 @@ def test_semi_markov_models_show_their_states(series):
     assert len(figure.axes[0].texts) == 4
     assert len(drawn(plots.durations(fit, x)).axes) == 2
     drawn(plots.states(fit, x))
+
+
+@pytest.fixture(scope="module")
+def smooth():
+    """Two sequences of two columns with gaps, and linear dynamics of them."""
+    x = np.random.default_rng(1).normal(size=(50, 2)).cumsum(0)
+    x[10:15, 1] = np.nan
+    frames = [pd.DataFrame(part, columns=["level (m)", "other"]) for part in (x[:20], x[20:])]
+    model = lvm.models.LinearDynamicalSystem(2)
+    return lvm.fit(model, frames, seed=0, max_epochs=3, progress=False), frames
+
+
+def test_normal_states_over_a_series(smooth):
+    fit, frames = smooth
+    figure = drawn(plots.states(fit, frames, steps=4))
+    first, second, below = figure.axes
+    assert [first.get_ylabel(), second.get_ylabel()] == ["level (m)", "other"]
+    lines = {line.get_label(): line for line in second.lines}
+    np.testing.assert_array_equal(lines["measured"].get_ydata(), frames[0]["other"])
+    np.testing.assert_array_equal(lines["missing"].get_xdata(), np.arange(10, 15))
+    filled, coming = fit.impute(frames)[0].numpy(), fit.forecast(frames, 4)
+    np.testing.assert_allclose(lines["level"].get_ydata()[10:15], filled[10:15, 1])
+    np.testing.assert_allclose(lines["forecast"].get_ydata()[1:], coming.mean[0, :, 1])
+    np.testing.assert_array_equal(lines["forecast"].get_xdata(), np.arange(19, 24))
+    tops = [c.get_paths()[0].vertices[:, 1].max() for c in second.collections]
+    assert len(tops) == 4  # bands of values and of levels, then those to come
+    assert tops[0] > tops[1]
+    outer = second.collections[2].get_paths()[0].vertices
+    low, high = (part[0, -1, 1] for part in coming.interval(0.9))
+    ends = outer[outer[:, 0] == 23, 1]
+    np.testing.assert_allclose([ends.min(), ends.max()], [low, high])
+    np.testing.assert_allclose(below.lines[1].get_ydata()[:20], fit.transform(frames)[0][:, 1])
+    assert "sequence 0, and the 4 that follow" in first.get_title()
+    assert drawn(fit.plot(frames[0])).axes[0].get_title() == "Smoothed steps, and the 2 that follow"
+    assert "forecast" not in {line.get_label() for line in plots.states(fit, frames, steps=0).axes[0].lines}
+    with pytest.raises(ValueError, match="states: expected steps to be a whole number >= 0"):
+        plots.states(fit, frames, steps=-1)
+
+
+def test_filters_of_linear_dynamics_are_what_states_say_of_columns(smooth):
+    fit, frames = smooth
+    axes = drawn(plots.filters(fit, frames)).axes[0]
+    assert "weight" in axes.get_title()
+
+
+def test_features_of_products_of_columns_stand_alone(smooth):
+    _, frames = smooth
+    frame = frames[1]
+    fit = lvm.fit(lvm.models.SlowFeatureAnalysis(1, "quadratic"), frame, seed=0, progress=False)
+    figure = drawn(plots.states(fit, frame, steps=0))
+    assert [line.get_label() for line in figure.axes[0].lines] == ["measured"]
+    np.testing.assert_allclose(figure.axes[-1].lines[0].get_ydata(), fit.transform(frame)[:, 0])
+
+
+def test_paths_go_on_into_the_steps_to_come(fit, series):
+    frames, _ = series
+    figure = drawn(plots.states(fit, frames, steps=3))
+    coming = fit.forecast(frames, 3, num_samples=1000)
+    np.testing.assert_allclose(figure.axes[1].lines[1].get_ydata(), coming.mean[0, :, 1])
+    np.testing.assert_array_equal(figure.axes[1].lines[1].get_xdata(), [100, 101, 102])
+    assert figure.axes[-1].get_xlim() == (-0.5, 102.5)

@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 import pyro_lvm as lvm
 from pyro_lvm.models import linear_dynamical_system
-from pyro_lvm.ops.kalman import LinearDynamics
+from pyro_lvm.ops.kalman_gains import LinearDynamics
 from pyro_lvm.ops.kalman_smoother import sample_dynamics
 
 

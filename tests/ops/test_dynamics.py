@@ -5,7 +5,8 @@ import torch
 
 from pyro_lvm.ops.dynamics_start import dynamics_start, filled_steps, rescaled
 from pyro_lvm.ops.dynamics_updates import DynamicsStatistics, slow_update
-from pyro_lvm.ops.kalman import LinearDynamics, kalman_filter
+from pyro_lvm.ops.kalman import kalman_filter
+from pyro_lvm.ops.kalman_gains import LinearDynamics
 
 NAN = torch.nan
 

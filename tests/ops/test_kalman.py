@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from pyro_lvm.ops.kalman import LinearDynamics, kalman_filter
+from pyro_lvm.ops import kalman_gains, recurrences
+from pyro_lvm.ops.associative_scan import scan
+from pyro_lvm.ops.kalman import kalman_filter
+from pyro_lvm.ops.kalman_gains import LinearDynamics
 from pyro_lvm.ops.kalman_smoother import kalman_smoother, sample_dynamics, sample_states
 from pyro_lvm.ops.recurrences import recur
 
@@ -83,11 +86,19 @@ def sequences(kind, n, steps, d):
     return x, lengths
 
 
+@pytest.fixture(params=["loop", "running products"])
+def way(request, monkeypatch):
+    """Both ways to covariances and means."""
+    monkeypatch.setattr(kalman_gains, "SPARED", 0 if request.param == "loop" else 1e9)
+    monkeypatch.setattr(recurrences, "MANY", 1e9 if request.param == "loop" else 1)
+
+
 KINDS = ["complete", "entries missing", "steps missing", "the same missing", "ragged", "ragged with gaps"]
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("way")
 def test_everything_is_that_of_the_dense_law(kind, shape) -> None:
     k, d = shape
     law = some_dynamics(k, d)
@@ -109,8 +120,9 @@ def test_everything_is_that_of_the_dense_law(kind, shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_long_sequences_settle_and_stay_exact(shape) -> None:
+def test_long_sequences_settle_and_stay_exact(shape, monkeypatch) -> None:
     """Once covariances have converged, they are kept, and means found by products; gaps begin it anew."""
+    monkeypatch.setattr(kalman_gains, "SPARED", 0)
     law = some_dynamics(*shape)
     law = law._replace(transition=0.7 * law.transition)
     x, _ = sequences("complete", 2, 120, shape[1])
@@ -130,6 +142,7 @@ def test_long_sequences_settle_and_stay_exact(shape) -> None:
 
 @pytest.mark.parametrize("kind", ["complete", "entries missing"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.usefixtures("way")
 def test_gradients_are_those_of_the_dense_law(kind, shape) -> None:
     law = some_dynamics(*shape)
     x, _ = sequences(kind, 2, 40, shape[1])
@@ -161,6 +174,7 @@ def dense_log_likelihood(law, row):
     return MultivariateNormal(mean[known], seen[known][:, known]).log_prob(values[known])
 
 
+@pytest.mark.usefixtures("way")
 def test_singular_covariances_are_taken() -> None:
     """An autoregression of order two has a state that is known for certain."""
     law = some_dynamics(2, 1)._replace(
@@ -176,6 +190,7 @@ def test_singular_covariances_are_taken() -> None:
     torch.testing.assert_close(smoothed.loc[1:, 0, 1], smoothed.loc[:-1, 0, 0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.usefixtures("way")
 def test_next_to_no_noise_is_exact() -> None:
     """The states are what the columns say, and the likelihood is that of an autoregression."""
     k = 3
@@ -188,6 +203,22 @@ def test_next_to_no_noise_is_exact() -> None:
     found = first + steps.log_prob(states[0, 1:] - states[0, :-1] @ law.transition.mT).sum()
     expected = float(found - 30 * torch.linalg.slogdet(law.weight).logabsdet)
     assert float(smoothed.filtered.log_likelihood) == pytest.approx(expected, abs=1e-3)
+
+
+def test_next_to_no_noise_in_more_columns_than_states_is_exact() -> None:
+    """Given the first columns, the last one is normal about what they say, with the noise of both."""
+    law = some_dynamics(2, 3, noise=1e-12)
+    states, x = sample_dynamics(law, 30, 1)
+    x[0, 3::4, 1:] = torch.nan
+    known = ~x[0].isnan().any(-1)
+    smoothed = kalman_smoother(law, x)
+    torch.testing.assert_close(smoothed.loc[known, 0], states[0, known], rtol=0, atol=1e-4)
+    first = kalman_filter(law._replace(weight=law.weight[:2], loc=law.loc[:2], noise=law.noise[:2]), x[..., :2])
+    share = torch.linalg.solve(law.weight[:2].mT, law.weight[2])
+    mean = law.loc[2] + (x[0, :, :2] - law.loc[:2]) @ share
+    last = torch.distributions.Normal(mean.nan_to_num(), (law.noise[2] + law.noise[:2] @ share.square()).sqrt())
+    expected = float(first.log_likelihood) + float(last.log_prob(x[0, :, 2].nan_to_num())[known].sum())
+    assert float(smoothed.filtered.log_likelihood) == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize("kind", ["complete", "ragged with gaps"])
@@ -220,7 +251,8 @@ def test_draws_have_the_moments_of_the_law() -> None:
         assert bool(((torch.cov(ours.mT) - covariance).abs() < bound).all())
 
 
-def test_recurrences_of_a_matrix_that_stays_are_those_of_a_loop() -> None:
+@pytest.mark.usefixtures("way")
+def test_recurrences_are_those_of_a_loop() -> None:
     matrices = 0.5 * torch.randn(2, 3, 2, 2).double()
     index = [0] * 3 + [1] * 40 + [0] * 17
     inputs, start = torch.randn(60, 5, 2).double(), torch.randn(5, 2).double()
@@ -231,3 +263,28 @@ def test_recurrences_of_a_matrix_that_stays_are_those_of_a_loop() -> None:
     torch.testing.assert_close(recur(matrices, index, inputs, start, group), torch.stack(expected))
     alone = recur(matrices[:, 1:2], index, inputs[:, 2:4], start[2:4], None)
     torch.testing.assert_close(alone, torch.stack(expected)[:, 2:4])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 11, 16])
+def test_running_products_are_those_of_a_loop(count) -> None:
+    matrices, words = torch.randn(count, 2, 2).double(), torch.arange(count).double()
+    first, last = scan(lambda one, two: (two[0] @ one[0], two[1]), (matrices, words))
+    now = torch.eye(2).double()
+    for t in range(count):
+        now = matrices[t] @ now
+        torch.testing.assert_close(first[t], now)
+    assert torch.equal(last, words)
+
+
+def test_the_way_is_that_of_less_work(monkeypatch) -> None:
+    """A long complete sequence settles; many gaps in few patterns call for running products, in many patterns not."""
+    ran, plain = [], kalman_gains._all_at_once
+    monkeypatch.setattr(kalman_gains, "_all_at_once", lambda *args: ran.append(1) or plain(*args))
+    law = some_dynamics(2, 3)
+    x = sample_dynamics(law, 1000, 1)[1]
+    assert len(kalman_filter(law, x).gains.predicted) < 100
+    many = sample_dynamics(law, 50, 200)[1]
+    kalman_filter(law, torch.where(torch.rand_like(many) < 0.2, torch.nan, many))
+    assert not ran
+    kalman_filter(law, torch.where(torch.rand_like(x) < 0.2, torch.nan, x))
+    assert ran
