@@ -86,6 +86,39 @@ def test_steps_of_batches_are_those_of_averaged_sums(share):
     assert_steps_are_those_of_the_oracle([(x, None) for x in batches], 0.7)
 
 
+def test_weights_of_rows_count_in_averaged_sums():
+    x, counts = rows(60, 0.3), torch.arange(60.0).double() % 3
+    assert_steps_are_those_of_the_oracle(list(zip(x.split(30), counts.split(30), strict=True)), 0.7)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_weights_of_rows_count_in_full_batches(share):
+    x, counts = rows(60, share), torch.arange(60.0).double() % 3
+    assert_steps_are_those_of_the_oracle([(x, counts)] * 2, None)
+
+
+def test_scales_of_a_users_program_are_weights():
+    """Of any size, by whatever sets them; the bound of a step by gradients has no gap either."""
+
+    def program(x, often):
+        slopes = pyro.param("slopes", lambda: x.new_tensor([1.0, 0.5, 0.1, 0.2]))
+        with pyro.plate("pupils", len(x)), pyro.poutine.scale(scale=often):
+            v = pyro.sample("v", dist.Normal(x.new_tensor(0.5), 2.0))
+            pyro.sample("x", dist.Normal(3 + v.unsqueeze(-1) * slopes, 0.7).to_event(1), obs=x)
+
+    x, often = rows(30, 0.0), 0.5 + torch.arange(30.0).double()
+    with pyro.get_param_store().scope():
+        guide = lvm.guides.ExactGaussian(program)
+        expected = -float((often @ guide.row_log_likelihood(x, often)).detach())
+        assert pyro.infer.Trace_ELBO().loss(program, guide, x, often) == pytest.approx(expected, rel=1e-9)
+        em = lvm.infer.EM(program, guide, acceleration="squarem")
+        losses = [em.step(x, often) for _ in range(30)]
+        assert losses[0] == pytest.approx(expected, rel=1e-9)
+        total = often @ guide.row_log_likelihood(x, often)
+        (gradient,) = torch.autograd.grad(total, pyro.get_param_store()["slopes"])
+        assert float(gradient.abs().max()) < 1e-3
+
+
 def test_moments_of_gaps_are_those_of_rows_one_by_one():
     x = rows(30, 0.4)
     x[3] = torch.nan
@@ -143,7 +176,7 @@ def test_a_users_program_in_batches():
             v = pyro.sample("v", dist.Normal(x.new_tensor(0.5), 2.0))
             pyro.sample("x", dist.Normal(3 + v.unsqueeze(-1) * slopes, noise).to_event(1), obs=x)
 
-    x = rows(2000, 0.0, factors=1)
+    x = rows(1000, 0.0, factors=1)
     best = lvm.fit(traits, x, inference="squarem", seed=0, progress=False)
     fit = lvm.fit(traits, x, inference=lvm.infer.EM(decay=0.6), batch_size=100, max_epochs=3, seed=0, progress=False)
     assert fit.score(x) > best.score(x) - 2e-3 * abs(best.score(x))
