@@ -14,6 +14,8 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.ops.shaped_prior import shaped_prior
+
 __all__ = ["Guide", "Inference", "LatentVariableModel", "Model", "Objective", "Sampler"]
 
 Model = Callable[..., Any]
@@ -185,10 +187,13 @@ class LatentVariableModel(PyroModule):
             name: Attribute and site name.
             start: Constrained value.
             constraint: Where a point estimate may lie.
-            prior: A distribution, or a function of the model that returns one.
+            prior: A distribution, or a function of the model that returns one: of the parameter, or of each entry.
+
+        Raises:
+            ValueError: The prior is of another shape.
         """
         if prior is None:
             setattr(self, name, PyroParam(start.detach().clone(), constraint))
         else:
-            setattr(self, name, PyroSample(prior))
+            setattr(self, name, PyroSample(shaped_prior(type(self).__name__, name, prior, tuple(start.shape))))
             self.initial_values[name] = start.detach().clone()
