@@ -99,12 +99,14 @@ class LatentVariableModel(PyroModule):
         handles_missing: Whether NaN in `x` means missing and is summed out; else the front door turns it away.
         sequences: Whether a row is a sequence, `x` of shape (n, T, d), with an argument `lengths`.
         initial_values: Where inference starts the sites with priors.
+        latent_site: Name of the latent vector of every row, for encoders.
         rows_site: The program's only site besides parameters, if its rows are independent draws from `law()`; else "".
     """
 
     dims: ClassVar[dict[str, list[str]]] = {}
     handles_missing: ClassVar[bool] = False
     sequences: ClassVar[bool] = False
+    latent_site: ClassVar[str] = "z"
     rows_site: ClassVar[str] = ""
 
     def __init__(self) -> None:
