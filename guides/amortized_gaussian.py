@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_lvm._pyro import network
+from pyro_lvm.handlers.counted import counted
 from pyro_lvm.handlers.plate import plate
 from pyro_lvm.nn.mlp import MLP, layer_sizes
 from pyro_lvm.ops.whole_number import whole_number
@@ -30,11 +31,14 @@ MIN_SCALE = 1e-5
 
 
 class AmortizedGaussian(PyroModule):
-    r"""Normal law of the latent vector `z` of every row, independent given the row, by an encoder network.
+    r"""Normal law of the latent vector of every row, independent given the row, by an encoder network.
 
     The guide's own encoder sees rows on the scale of the model's `centre` and `spread` (probabilities where the model
-    is of zeros and ones). A user's program needs the three sizes; it must have one site `z` with a vector for every row
-    of the plate "data".
+    is of zeros and ones), and a missing entry as one at its column's centre. A user's program needs the three sizes; it
+    must have one site with a vector for every row of the plate "data".
+
+    Of factor models the encoder is affine, as the posterior's mean is. The bound then has no gap where the posterior's
+    covariance is diagonal, as it is once the factors are turned so (`canonicalise`), and nothing is missing.
 
     Args:
         model: The model, initialised; what is not given below is taken from it.
@@ -44,6 +48,7 @@ class AmortizedGaussian(PyroModule):
         latent_dim: k >= 1.
         data_dim: d >= 1.
         covariate_dim: q >= 0.
+        site: Name of the latent vector; by default what the model's `latent_site` says, or `z`.
 
     Raises:
         ValueError: A size is neither given nor known to the model.
@@ -69,9 +74,12 @@ class AmortizedGaussian(PyroModule):
         latent_dim: int | None = None,
         data_dim: int | None = None,
         covariate_dim: int | None = None,
+        site: str | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        self.site = getattr(model, "latent_site", "z") if site is None else site
+        self._gaps = bool(getattr(model, "handles_missing", False))
         self.latent_dim = self._size(model, "latent_dim", latent_dim)
         self.data_dim = self._size(model, "data_dim", data_dim)
         given = getattr(model, "covariate_dim", None) if covariate_dim is None else covariate_dim
@@ -98,7 +106,7 @@ class AmortizedGaussian(PyroModule):
         if known is None and model is not None and not hasattr(model, name):
             kind = getattr(model, "__name__", type(model).__name__)
             raise ValueError(
-                f"{type(self).__name__}: expected a model of one latent vector 'z' for each row, as VAE, that tells "
+                f"{type(self).__name__}: expected a model of one latent vector for each row, as VAE, that tells "
                 f"its {name}; got {kind}. Use another guide, as 'local', or pass {name}= if it has such a site."
             )
         if known is None:
@@ -117,6 +125,7 @@ class AmortizedGaussian(PyroModule):
             "latent_dim": self.latent_dim,
             "data_dim": self.data_dim,
             "covariate_dim": self.covariate_dim,
+            "site": self.site,
         }
 
     def forward(self, x: Tensor | None = None, covariates: Tensor | None = None, **others: Any) -> Tensor:
@@ -125,7 +134,7 @@ class AmortizedGaussian(PyroModule):
         Args:
             x: Rows, shape (n, d).
             covariates: Shape (n, q), if the model has them.
-            others: Other arguments of the model; not used.
+            others: Other arguments of the model; only `sample_weights` is used, how often each row counts.
 
         Returns:
             Shape (n, k).
@@ -135,8 +144,8 @@ class AmortizedGaussian(PyroModule):
         """
         if x is None:
             raise ValueError(f"{type(self).__name__}: expected rows x, from which the posterior is made; got none.")
-        with plate("data", len(x)):
-            return pyro.sample("z", self.posterior(x, covariates))
+        with plate("data", len(x)), counted(others.get("sample_weights"), self.unit):
+            return pyro.sample(self.site, self.posterior(x, covariates))
 
     def posterior(self, x: Tensor, covariates: Tensor | None = None) -> Any:
         """The law of the latent vector of every row, batch shape (n,), event shape (k,)."""
@@ -147,6 +156,8 @@ class AmortizedGaussian(PyroModule):
         """Mean and standard deviation of every row, (n, k) each, and what else the encoder makes."""
         unit = self.unit
         rows = torch.addcmul(self.offset, x.to(unit), unit)  # (x - centre) / spread, in one pass
+        if self._gaps:
+            rows = rows.nan_to_num()
         if covariates is not None and self.covariate_dim:
             rows = torch.cat([rows, covariates.to(rows)], -1)
         output, k = network(self, "encoder")(rows), self.latent_dim

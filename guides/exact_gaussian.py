@@ -17,6 +17,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_lvm.handlers.affine_sites import AffineSites
+from pyro_lvm.handlers.counted import counted
 from pyro_lvm.ops.linear_gaussian import Posterior
 
 __all__ = ["ExactGaussian"]
@@ -86,8 +87,8 @@ class ExactGaussian:
         """Draw every latent site of the rows."""
         sites = self.sites(args, kwargs)
         found = self.posterior(*args, **kwargs)
-        scale = found.scale_tril[found.pattern]
-        with pyro.plate(sites.plate, len(found.loc)):
+        scale, counts = found.scale_tril[found.pattern], sites.counts(args, kwargs)
+        with pyro.plate(sites.plate, len(found.loc)), counted(counts, found.loc):
             if len(sites.latent) == 1 and len(sites.latent[0].shape) == 1:
                 (site,) = sites.latent
                 return {site.name: pyro.sample(site.name, dist.MultivariateNormal(found.loc, scale_tril=scale))}

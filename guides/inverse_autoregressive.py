@@ -52,6 +52,7 @@ class InverseAutoregressive(AmortizedGaussian):
         latent_dim: k >= 1; taken from the model if None, as are the two below.
         data_dim: d >= 1.
         covariate_dim: q >= 0.
+        site: As in `AmortizedGaussian`.
 
     Raises:
         ValueError: A size is out of range, or neither given nor known to the model.
@@ -80,11 +81,12 @@ class InverseAutoregressive(AmortizedGaussian):
         latent_dim: int | None = None,
         data_dim: int | None = None,
         covariate_dim: int | None = None,
+        site: str | None = None,
     ) -> None:
         checked = partial(whole_number, "InverseAutoregressive")
         self.num_flows = checked("num_flows", num_flows)
         self.features = self.flow_features = checked("flow_features", flow_features, least=0)
-        super().__init__(model, encoder, hidden, latent_dim, data_dim, covariate_dim)
+        super().__init__(model, encoder, hidden, latent_dim, data_dim, covariate_dim, site)
         k = self.latent_dim
         width = max(k, [*self.hidden, 512][-1]) if flow_hidden is None else flow_hidden
         self.flow_hidden = checked("flow_hidden", width, least=k)

@@ -35,7 +35,7 @@ class SemiAmortized(AmortizedGaussian):
     of the family that gradient is 0: the encoder learns from what the search leaves to be done, so let it leave some.
 
     Args:
-        model: The model, initialised; rows `x` are its first argument, and its only continuous latent site is `z`.
+        model: The model, initialised; rows `x` are its first argument, and its only continuous latent site is `site`.
         encoder: As in `AmortizedGaussian`, as are the next four.
         hidden: Sizes of the encoder's hidden layers.
         num_steps: K >= 1.
@@ -44,6 +44,7 @@ class SemiAmortized(AmortizedGaussian):
         latent_dim: k >= 1.
         data_dim: d >= 1.
         covariate_dim: q >= 0.
+        site: As in `AmortizedGaussian`.
 
     Raises:
         ValueError: An argument is out of range, or a size is neither given nor known to the model.
@@ -72,8 +73,9 @@ class SemiAmortized(AmortizedGaussian):
         latent_dim: int | None = None,
         data_dim: int | None = None,
         covariate_dim: int | None = None,
+        site: str | None = None,
     ) -> None:
-        super().__init__(model, encoder, hidden, latent_dim, data_dim, covariate_dim)
+        super().__init__(model, encoder, hidden, latent_dim, data_dim, covariate_dim, site)
         self.__dict__["_model"] = model  # no part of this module: its parameters are not the guide's
         self.num_steps = whole_number("SemiAmortized", "num_steps", num_steps)
         self.num_final_steps = whole_number("SemiAmortized", "num_final_steps", num_final_steps)
@@ -100,7 +102,7 @@ class SemiAmortized(AmortizedGaussian):
             ValueError: There are no rows, or the encoder's output has the wrong length.
         """
         sites, place = self._found(x, covariates, others, final=False)
-        return sites.draw(place)["z"]
+        return sites.draw(place)[self.site]
 
     def forward(self, x: Tensor | None = None, covariates: Tensor | None = None, **others: Any) -> Tensor:
         """Where the search starts: means and log standard deviations of every row, shape (n, 2k)."""
@@ -128,10 +130,10 @@ class SemiAmortized(AmortizedGaussian):
         start = super().__call__(x, covariates)
         given = others if covariates is None else {"covariates": covariates, **others}
         sites = RowSites("SemiAmortized", self._model, (x,), given)
-        if [site.name for site in sites.sites] != ["z"] or sites.width != self.latent_dim or sites.shared:
+        if [site.name for site in sites.sites] != [self.site] or sites.width != self.latent_dim or sites.shared:
             raise ValueError(
-                f"SemiAmortized: expected a model with one continuous latent site 'z', a vector of {self.latent_dim}; "
-                f"got {', '.join([s.name for s in sites.sites] + sites.shared)}. Use LocalGaussian."
+                f"SemiAmortized: expected a model with one continuous latent site '{self.site}', a vector of "
+                f"{self.latent_dim}; got {', '.join([s.name for s in sites.sites] + sites.shared)}. Use LocalGaussian."
             )
         hand = rows_at_hand()
         if hand is not None and not hand.search:

@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 
 import pyro
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.distributions.independent_components import IndependentComponents
 from pyro_lvm.distributions.sources import SOURCES, Source, SourceDensity, check_source, is_learned, source_law
+from pyro_lvm.handlers.counted import counted
 from pyro_lvm.models.linear_factors import LinearFactors
 from pyro_lvm.ops.independent_components import climb
 from pyro_lvm.ops.linear_gaussian import principal_parts
@@ -134,12 +135,19 @@ class IndependentComponentAnalysis(LinearFactors):
             "degrees_of_freedom": self.fixed_degrees_of_freedom,
         }
 
-    def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
+    def forward(
+        self,
+        x: Float[Tensor, "n d"] | None = None,
+        *,
+        size: int | None = None,
+        sample_weights: Num[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n d"]:
         """Run the program.
 
         Args:
             x: Observed rows, shape (n, d), NaN where missing if there is noise; None to generate.
             size: Number of rows to generate.
+            sample_weights: How often each row counts, shape (n,), >= 0; once by default.
 
         Returns:
             Rows, shape (n, d).
@@ -148,26 +156,28 @@ class IndependentComponentAnalysis(LinearFactors):
             ValueError: There are neither rows nor a size.
         """
         if self.noise or (x is None and size is None):
-            return super().forward(x, size=size)
+            return super().forward(x, size=size, sample_weights=sample_weights)
         law = IndependentComponents(self._source_law(self.loc), self.weight, self.loc)
         m_step = "gradient" if is_learned(law.source) and self.source not in SOURCES else self._climb
-        with pyro.plate("data", size if x is None else len(x)):
+        with pyro.plate("data", size if x is None else len(x)), counted(sample_weights, self.loc):
             return pyro.sample("x", law, obs=x, infer={"m_step": m_step})
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, sample_weights: Tensor | None = None) -> None:
         """Start from the covariance of the rows, turned at random.
 
         Args:
             x: Rows, shape (n, d), NaN where missing if there is noise.
+            sample_weights: How often each row counts, shape (n,); rows that do not count give no start.
 
         Raises:
-            ValueError: Rows do not fit the model, or lie in fewer dimensions than there are columns, without noise.
+            ValueError: Rows do not fit the model, or lie in fewer dimensions than there are columns, without noise; or
+                bad weights.
         """
         if self.noise:
-            super().initialize(x)
+            super().initialize(x, sample_weights)
             return
-        self.check_training(x)
-        mean, root, values = whitening(x)
+        x, counts = self._counted(x, sample_weights)
+        mean, root, values = whitening(x, counts)
         lost = dependent_columns(values, x.dtype)
         if lost:
             d = x.shape[1]

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from pyro_lvm.distributions.normal_rows import check_real_columns
 from pyro_lvm.distributions.standard_normal import standard_normal
+from pyro_lvm.handlers.counted import counted
 from pyro_lvm.ops.missing import column_moments
-from pyro_lvm.ops.row_checks import check_matrix
+from pyro_lvm.ops.row_checks import check_matrix, check_weights
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -50,12 +51,19 @@ class LinearFactors(LatentVariableModel):
     def _name(self) -> str:
         return type(self).__name__
 
-    def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
+    def forward(
+        self,
+        x: Float[Tensor, "n d"] | None = None,
+        *,
+        size: int | None = None,
+        sample_weights: Num[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "n d"]:
         """Run the program.
 
         Args:
             x: Observed rows, shape (n, d), NaN where missing; None to generate.
             size: Number of rows to generate.
+            sample_weights: How often each row counts, shape (n,), >= 0; once by default.
 
         Returns:
             Rows, shape (n, d).
@@ -67,7 +75,7 @@ class LinearFactors(LatentVariableModel):
             raise ValueError(f"{self._name}: expected rows x or a size to generate; got neither.")
         n: Any = size if x is None else len(x)
         parts = self.weight, self.loc, self.noise_scale  # with priors these are sites, of all rows
-        with pyro.plate("data", n):
+        with pyro.plate("data", n), counted(sample_weights, parts[1]):
             return self._observe(x, n, *parts)
 
     def _observe(self, x: Tensor | None, rows: int, weight: Tensor, loc: Tensor, noise_scale: Tensor) -> Tensor:
@@ -102,22 +110,33 @@ class LinearFactors(LatentVariableModel):
                 "Lower num_factors."
             )
 
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, sample_weights: Tensor | None = None) -> None:
         """Start from the covariance of the rows; with gaps, that of what is known of pairs of columns.
 
         Args:
             x: Rows, shape (n, d), NaN where missing.
+            sample_weights: How often each row counts, shape (n,); rows that do not count give no start.
 
         Raises:
-            ValueError: Rows do not fit the model.
+            ValueError: Rows do not fit the model, or bad weights.
         """
-        self.check_training(x)
+        x, counts = self._counted(x, sample_weights)
         self.data_dim = x.shape[1]
-        mean, variance = (part.to(x) for part in column_moments(x.double()))
+        mean, variance = (part.to(x) for part in column_moments(x.double(), counts))
         centred = torch.where(x.isnan(), 0.0, x - mean)
-        covariance = centred.mT @ centred / len(x)
+        weighted = centred if counts is None else centred * (counts / counts.mean()).unsqueeze(-1)
+        covariance = weighted.mT @ centred / len(x)
         share = (variance / covariance.diagonal().clamp_min(torch.finfo(x.dtype).tiny)).sqrt()  # gaps shrink variances
         self._declare(mean, covariance * share * share.unsqueeze(-1))
+
+    def _counted(self, x: Tensor, sample_weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The rows that count, which are enough to learn from, and how often."""
+        self.check(x)
+        if sample_weights is not None:
+            check_weights(self._name, len(x), sample_weights)
+            x, sample_weights = x[sample_weights > 0], sample_weights[sample_weights > 0].to(x)
+        self.check_training(x)
+        return x, sample_weights
 
     @abstractmethod
     def _declare(self, mean: Tensor, covariance: Tensor) -> None:

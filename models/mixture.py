@@ -18,7 +18,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from pyro_lvm.handlers.counted import counted
-from pyro_lvm.ops.row_checks import check_matrix
+from pyro_lvm.ops.row_checks import check_matrix, check_weights
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -132,25 +132,13 @@ class Mixture(LatentVariableModel):
         """
         Mixture.check(self, x)
         if sample_weights is not None:
-            self._check_weights(x, sample_weights)
+            check_weights(self._name, len(x), sample_weights)
             x, sample_weights = x[sample_weights > 0], sample_weights[sample_weights > 0].to(x)
             # a start adds rows to clusters: weights that sum to one must not be drowned by them
             sample_weights = sample_weights * (len(x) / sample_weights.sum()).clamp_min(1)
         self._arrange(x)
         self.check_training(x)
         self._start(x, sample_weights)
-
-    def _check_weights(self, x: Tensor, sample_weights: Tensor) -> None:
-        if sample_weights.shape != x.shape[:1]:
-            raise ValueError(
-                f"{self._name}: expected sample_weights of shape ({len(x)},), one a row; "
-                f"got {tuple(sample_weights.shape)}. Drop or repeat entries."
-            )
-        if not bool((sample_weights >= 0).all() & (sample_weights.sum() > 0)):
-            raise ValueError(
-                f"{self._name}: expected sample_weights >= 0, not all 0; got {sample_weights.min().item():g} as the "
-                "least. Leave rows out that do not count."
-            )
 
     def _weights_prior(self) -> Any:
         return dist.Dirichlet(torch.ones(self.num_components).to(next(self.buffers())))

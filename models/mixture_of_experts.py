@@ -23,7 +23,7 @@ from torch.distributions import constraints
 from pyro_lvm.handlers.counted import counted
 from pyro_lvm.ops.kmeans import kmeans
 from pyro_lvm.ops.regressions import centre_and_spread, member_regressions
-from pyro_lvm.ops.row_checks import check_matrix
+from pyro_lvm.ops.row_checks import check_matrix, check_weights
 from pyro_lvm.ops.whole_number import whole_number
 from pyro_lvm.protocols import LatentVariableModel
 
@@ -210,7 +210,7 @@ class MixtureOfExperts(LatentVariableModel):
         self.check_training(x)
         covariates = self._checked(covariates, len(x)).to(x)
         if sample_weights is not None:
-            self._check_weights(x, sample_weights)
+            check_weights("MixtureOfExperts", len(x), sample_weights)
             x, covariates, sample_weights = (t[sample_weights > 0].to(x) for t in (x, covariates, sample_weights))
             self.check_training(x)
         (n, d), k = x.shape, self.num_components
@@ -222,13 +222,6 @@ class MixtureOfExperts(LatentVariableModel):
         slopes, intercept, scale = member_regressions(x, covariates, members)
         share = ((members.sum(0) + 1) / (counts.sum() + k)).log()
         self._declare(torch.cat([slopes, intercept.unsqueeze(-1)], -1), scale, centre, spread, share)
-
-    def _check_weights(self, x: Tensor, sample_weights: Tensor) -> None:
-        if sample_weights.shape != x.shape[:1] or not bool((sample_weights >= 0).all() & (sample_weights > 0).any()):
-            raise ValueError(
-                f"MixtureOfExperts: expected sample_weights of shape ({len(x)},), >= 0 and not all 0; got shape "
-                f"{tuple(sample_weights.shape)}, the least {sample_weights.min().item():g}. Drop or repeat entries."
-            )
 
     def _declare(
         self,

@@ -31,6 +31,9 @@ class NormalFactors(LinearFactors):
             `relevance`, the precision of each factor's loadings (automatic relevance determination); the factors
             themselves are summed out.
 
+    Attributes:
+        hidden: Layers that encoders need: none, as the posterior's mean is affine in the row.
+
     Raises:
         ValueError: An argument is out of range.
 
@@ -39,6 +42,8 @@ class NormalFactors(LinearFactors):
     """
 
     dims: ClassVar[dict[str, list[str]]] = {**LinearFactors.dims, "relevance": ["factor"]}
+    latent_site: ClassVar[str] = "h"
+    hidden: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, num_factors: int, data_dim: int | None = None, priors: bool | Priors | None = None) -> None:
         super().__init__(num_factors, data_dim)
@@ -67,6 +72,21 @@ class NormalFactors(LinearFactors):
     @abstractmethod
     def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
         """The most probable map and noise variances of rows with this covariance."""
+
+    @property
+    def latent_dim(self) -> int:
+        """How many factors there are."""
+        return self.num_factors
+
+    @property
+    def centre(self) -> Tensor:
+        """Where rows were at the start, shape (d,)."""
+        return self.prior_centre
+
+    @property
+    def spread(self) -> Tensor:
+        """How far they spread then, shape (d,)."""
+        return self.prior_spread
 
     def fixed_entries(self, name: str) -> int:
         """What a rotation makes zero of the loadings."""

@@ -14,6 +14,8 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.ops.shaped_prior import shaped_prior
+
 __all__ = ["Guide", "Inference", "LatentVariableModel", "Model", "Objective", "Sampler"]
 
 Model = Callable[..., Any]
@@ -98,12 +100,14 @@ class LatentVariableModel(PyroModule):
         sequences: Whether a row is a sequence, `x` of shape (n, T, d), with an argument `lengths`.
         initial_values: Where inference starts the sites with priors.
         observing_rows: What to do for a site to observe rows as they are, a sentence, where none does.
+        latent_site: Name of the latent vector of every row, for encoders.
         rows_site: The program's only site besides parameters, if its rows are independent draws from `law()`; else "".
     """
 
     dims: ClassVar[dict[str, list[str]]] = {}
     handles_missing: ClassVar[bool] = False
     sequences: ClassVar[bool] = False
+    latent_site: ClassVar[str] = "z"
     rows_site: ClassVar[str] = ""
     observing_rows: str = "Observe the rows in one site."
 
@@ -187,10 +191,13 @@ class LatentVariableModel(PyroModule):
             name: Attribute and site name.
             start: Constrained value.
             constraint: Where a point estimate may lie.
-            prior: A distribution, or a function of the model that returns one.
+            prior: A distribution, or a function of the model that returns one: of the parameter, or of each entry.
+
+        Raises:
+            ValueError: The prior is of another shape.
         """
         if prior is None:
             setattr(self, name, PyroParam(start.detach().clone(), constraint))
         else:
-            setattr(self, name, PyroSample(prior))
+            setattr(self, name, PyroSample(shaped_prior(type(self).__name__, name, prior, tuple(start.shape))))
             self.initial_values[name] = start.detach().clone()

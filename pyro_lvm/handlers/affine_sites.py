@@ -17,6 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.handlers.counted import same_scale
 from pyro_lvm.handlers.rows import row_plate
 from pyro_lvm.ops.linear_gaussian import LinearGaussian
 from pyro_lvm.ops.plain_error import PlainError
@@ -54,7 +55,7 @@ class AffineSites:
         self, name: str, model: Callable, args: tuple, kwargs: dict[str, Any], latent: type = dist.Normal
     ) -> None:
         self.owner, self.model, self.latent_law = name, model, latent
-        self._seen: tuple[list[Any], list[int], Tensor] | None = None
+        self._seen: tuple[list[Any], list[int], Tensor, Tensor | None] | None = None
         with torch.no_grad(), torch.random.fork_rng():
             first = self.rows(args, kwargs, torch.zeros(2, dtype=torch.long))
             trace = self._run(first, {})
@@ -107,19 +108,36 @@ class AffineSites:
 
     def values(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """The observed rows, shape (n, d), NaN where they are masked out; found once for the same tensors."""
+        return self._rows(args, kwargs)[0]
+
+    def counts(self, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+        """How often each row counts, by the scale of its sites, float64 of shape (n,); None if all count once."""
+        return self._rows(args, kwargs)[1]
+
+    def _rows(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         every = [*args, *kwargs.values()]
         versions = [value._version for value in every if isinstance(value, Tensor)]
         if self._seen is not None:
-            before, written, values = self._seen
+            before, written, values, counts = self._seen
             if len(before) == len(every) and all(map(operator.is_, before, every)) and versions == written:
-                return values
-        values = self._values(args, kwargs)
-        self._seen = every, versions, values
-        return values
-
-    def _values(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+                return values, counts
         with torch.no_grad(), torch.random.fork_rng():
             trace = self._run((args, kwargs), {})
+        values, counts = self._observed(trace), self._scale(trace)
+        self._seen = every, versions, values, counts
+        return values, counts
+
+    def _scale(self, trace: Any) -> Tensor | None:
+        """How often each row counts."""
+        first, *others = (trace.nodes[site.name]["scale"] for site in (*self.latent, *self.observed))
+        n = len(trace.nodes[self.observed[0].name]["value"])
+        if any(not same_scale(scale, first) for scale in others) or torch.as_tensor(first).numel() not in (1, n):
+            self._refuse("its sites are not all scaled alike, by one number for each row")
+        if not isinstance(first, Tensor) and first == 1.0:
+            return None
+        return torch.as_tensor(first, dtype=torch.float64, device=self.like.device).reshape(-1).expand(n)
+
+    def _observed(self, trace: Any) -> Tensor:
         columns: list[Tensor] = []
         for site in self.observed:
             node = trace.nodes[site.name]
@@ -173,8 +191,8 @@ class AffineSites:
                 self._refuse(f"site '{name}' is {type(_base(site['fn'])).__name__}, not {expected.__name__}")
             if plates != [self.plate]:
                 self._refuse(f"site '{name}' stands in further plates")
-            if site["mask"] is not None or isinstance(site["scale"], Tensor) or site["scale"] != 1.0:
-                self._refuse(f"site '{name}' is scaled, or masked by poutine.mask; mask its law instead")
+            if site["mask"] is not None:
+                self._refuse(f"site '{name}' is masked by poutine.mask; mask its law instead")
             shape = site["value"].shape[1:]
             start = found[-1].columns.stop if found else 0
             found.append(_Site(name, slice(start, start + max(1, shape.numel())), shape))

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-__all__ = ["counted"]
+__all__ = ["counted", "same_scale"]
 
 
 def counted(sample_weights: Tensor | None, like: Tensor) -> AbstractContextManager[Any]:
@@ -23,3 +23,12 @@ def counted(sample_weights: Tensor | None, like: Tensor) -> AbstractContextManag
         return nullcontext()
     # Pyro wants a scale > 0: the smallest there is makes no difference to any sum
     return poutine.scale(scale=sample_weights.to(like).clamp_min(torch.finfo(like.dtype).tiny))
+
+
+def same_scale(a: Any, b: Any) -> bool:
+    """Whether two scales, numbers or tensors, are equal."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and bool((a == b).all())
+    return bool(a == b)

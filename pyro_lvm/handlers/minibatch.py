@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import effectful
 
 from pyro_lvm.ops.plain_error import PlainError
 from pyro_lvm.ops.real_number import real_number
 
-__all__ = ["minibatch"]
+__all__ = ["STANDS_FOR_ROWS", "minibatch", "rows_stand_for"]
+
+STANDS_FOR_ROWS = "_stands_for_rows"
+"""Mark, in `infer` of a site in the plate of the rows, that what is there stands for all rows as it is."""
 
 
 class minibatch(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
@@ -57,7 +61,14 @@ class minibatch(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
         """What each row of a batch of so many counts for."""
         return self.total / (self.batch_size or rows)
 
+    def _pyro_rows_stand_for(self, msg: Any) -> None:
+        plate, rows = msg["args"]
+        if plate == self.plate:
+            msg["value"] = (1.0 if msg["value"] is None else msg["value"]) * self.scale(rows)
+
     def _pyro_sample(self, msg: Any) -> None:
+        if msg["infer"].get(STANDS_FOR_ROWS):
+            return
         for frame in msg["cond_indep_stack"]:
             if frame.name == self.plate:
                 if frame.size > self.total:
@@ -66,3 +77,12 @@ class minibatch(Messenger):  # noqa: N801 - handlers are verbs, as in Pyro
                         f"got {frame.size}. Pass the size of the whole data set as total."
                     )
                 msg["scale"] = msg["scale"] * self.scale(frame.size)
+
+
+def _themselves(plate: str, rows: int) -> float:
+    """What rows stand for outside of any `minibatch`."""
+    return 1.0
+
+
+rows_stand_for: Callable[[str, int], float] = effectful(_themselves, type="rows_stand_for")
+"""What each row of a batch of so many, in that plate, counts for."""

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,8 +43,8 @@ class Averages:
         """The weight of the present batch."""
         return float((self.count + 1) ** -self.decay)
 
-    def update(self, site: str, statistics: Statistics) -> Statistics:
-        """Blend a site's statistics on the present batch into its average."""
+    def blend(self, site: str, statistics: Statistics) -> Statistics:
+        """A site's statistics on the present batch, averaged with those before; nothing is kept."""
         old = self.sites.get(site)
         if old is not None and old.cells == statistics.cells:
             statistics = _about_the_same(old, statistics)
@@ -52,8 +53,17 @@ class Averages:
                 for name, new in statistics.items()
             }
             statistics = Statistics(statistics.cells, **blended)
-        self.sites[site] = statistics
         return statistics
+
+    def update(self, site: str, statistics: Statistics) -> Statistics:
+        """Blend a site's statistics on the present batch into its average."""
+        found = self.sites[site] = self.blend(site, statistics)
+        return found
+
+    def advance(self, kept: Mapping[str, Statistics]) -> None:
+        """End a batch, of which these averages are kept as well."""
+        self.sites.update(kept)
+        self.count += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and numbers only."""

@@ -144,7 +144,7 @@ class EM(ConstructorRepr):
         self._memory = Memory(fixed=decay is not None)
         self._averages = None if decay is None else Averages(decay)
         self._gradient = GradientStep(gradient_steps, optimizer)
-        self._moments = GaussianMoments()
+        self._moments = GaussianMoments(self._averages)
 
     @property
     def full_batch(self) -> bool:
@@ -255,13 +255,14 @@ class EM(ConstructorRepr):
         report_lost(expectation, plan, self._lost)
         try:
             with in_one_sentence("EM", started=True):
-                updates = maximise(plan, expectation, self.variance_floor, self._memory, self._averages)
+                averages = None if expectation.completed.averaged else self._averages
+                updates = maximise(plan, expectation, self.variance_floor, self._memory, averages)
                 for site in plan.own:
-                    updates.update(own_m_step(expectation, site, self._averages))
+                    updates.update(own_m_step(expectation, site, averages))
                 for name, value in updates.items():
                     expectation.parameters[name].write(value)
                 if self._averages is not None:
-                    self._averages.count += 1
+                    self._averages.advance(expectation.completed.averaged)
                 if plan.gradient:
                     program, args, kwargs, *_ = expectation.completed
                     self._gradient.run(program, self.max_plate_nesting or 0, plan, expectation, args, kwargs)
@@ -291,10 +292,6 @@ class EM(ConstructorRepr):
         else:
             self._maximise(tried, args, kwargs)
 
-    @property
-    def _model(self) -> Callable:
-        return check_program(self.model, is_exact(self.guide), self.decay, self.annealing)
-
     def _expect(
         self,
         args: tuple,
@@ -304,11 +301,12 @@ class EM(ConstructorRepr):
         floor: float | None = None,
         unscored: Collection[str] = (),
     ) -> Expectation:
+        model = check_program(self.model, is_exact(self.guide), self.annealing)
         if self.max_plate_nesting is None:
-            self.max_plate_nesting = plate_nesting(self._model, args, kwargs)
+            self.max_plate_nesting = plate_nesting(model, args, kwargs)
         self.evaluations += 1
         with in_one_sentence("EM", started=self._steps > 0):
-            completed = self._moments.complete(self._model, self.guide, args, kwargs)
+            completed = self._moments.complete(model, self.guide, args, kwargs)
             found = expect(
                 completed.program,
                 self.max_plate_nesting,
@@ -335,7 +333,7 @@ class EM(ConstructorRepr):
             few = plan_of_few_rows(program, self.max_plate_nesting or 0, expectation, args, kwargs)
             self._plan = few or make_plan(expectation, True)
             self._plan.strategy = expectation.completed.strategy or self._plan.strategy
-            if self._averages is not None:
+            if self._averages is not None and not expectation.completed.averaged:
                 keep_averages(self._plan, expectation)
             for name, reason in self._demoted.items():
                 self._plan.demote(name, reason)

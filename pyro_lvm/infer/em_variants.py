@@ -19,23 +19,21 @@ def check_variant(decay: float | None, acceleration: str | None, annealing: Sequ
         raise ValueError(f"EM: expected inverse temperatures in (0, 1]; got annealing={tuple(annealing)}.")
 
 
-def check_program(model: Callable | None, exact: bool, decay: float | None, annealing: Sequence[float]) -> Callable:
+def check_program(model: Callable | None, exact: bool, annealing: Sequence[float]) -> Callable:
     """The model, if there is one that these options serve.
 
     Args:
         model: A Pyro program, or None.
-        exact: Whether an exact normal posterior is the E-step: of all rows, and the whole of it.
-        decay: As `EM` takes it.
-        annealing: Likewise.
+        exact: Whether an exact normal posterior is the E-step, the whole of it.
+        annealing: As `EM` takes it.
 
     Raises:
         ValueError: There is no model, or an option does not go with a normal posterior.
     """
     if model is None:
         raise ValueError("EM: expected a model. Pass one: EM(model), or lvm.fit(model, x, inference=EM()).")
-    if exact and (decay is not None or annealing):
+    if exact and annealing:
         raise ValueError(
-            f"EM: expected full batches and no annealing where latent sites are normal; got decay={decay} and "
-            f"annealing={tuple(annealing)}. Leave them out: a step takes no longer for more rows."
+            f"EM: expected no annealing where latent sites are normal; got annealing={tuple(annealing)}. Leave it out."
         )
     return model

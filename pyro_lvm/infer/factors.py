@@ -13,9 +13,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.handlers.counted import same_scale
 from pyro_lvm.infer.log_density import log_density
 
-__all__ = ["Factor", "contract", "same_scale", "trace_factors"]
+__all__ = ["Factor", "contract", "trace_factors"]
 
 
 class Factor:
@@ -129,12 +130,3 @@ def _scale(term: Tensor, site: dict) -> Tensor:
     if not isinstance(scale, Tensor):
         return _pyro.pack_scale(term, scale) if scale != 1.0 else term
     return _pyro.pack_scale(term, _pyro.pack(scale, site))
-
-
-def same_scale(a: Any, b: Any) -> bool:
-    """Whether two scales, numbers or tensors, are equal."""
-    if a is b:
-        return True
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and bool((a == b).all())
-    return bool(a == b)

@@ -1,9 +1,10 @@
 r"""The E-step of programs whose rows are an affine map of normal latent sites, as rows to observe.
 
 What an M-step needs of the joint law of latent vectors and rows, :math:`y_n = (h_n, x_n)`, are the sums of
-:math:`\mathrm{E}[y_n]` and :math:`\mathrm{E}[y_n y_n^\top]`. A few points have the same sums: those of the means, and
-a pair on either side of the overall mean for every column of a root of the mean covariance within rows. On these points
-every site is observed, so the M-steps of complete data are those of the program, whatever its parameters are.
+:math:`\mathrm{E}[y_n]` and :math:`\mathrm{E}[y_n y_n^\top]`. A few points have the same sums: pairs
+on either side of the overall mean, one for every column of a root of the overall covariance. On these points every site
+is observed, so the M-steps of complete data are those of the program, whatever its parameters are. Of batches of rows
+the sums are averaged before the points are made of them (stepwise EM).
 
 Rows without gaps are themselves replaced by the 2 d points that have their mean and covariance, once for all steps: the
 cost of a step does not grow with the number of rows.
@@ -11,7 +12,7 @@ cost of a step does not grow with the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
@@ -20,10 +21,16 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm.handlers.affine_sites import AffineSites, unmasked
+from pyro_lvm.handlers.minibatch import STANDS_FOR_ROWS, rows_stand_for
 from pyro_lvm.infer.at_guide import at_guide
-from pyro_lvm.ops.linear_gaussian import LinearGaussian, Posterior
+from pyro_lvm.infer.averaging import Averages
+from pyro_lvm.infer.m_step import Statistics
+from pyro_lvm.ops.linear_gaussian import LinearGaussian
+from pyro_lvm.ops.normal_moments import NormalMoments
 
 __all__ = ["Completed", "ExactPosterior", "GaussianMoments", "is_exact", "sites_of_points"]
+
+JOINT = "latent vectors and rows"  # under which their moments are averaged
 
 
 class Completed(NamedTuple):
@@ -35,6 +42,7 @@ class Completed(NamedTuple):
         kwargs: Its keyword arguments.
         log_likelihood: Of the rows that it stands for, nats; None if it is that of the program itself.
         strategy: How it was completed, in a few words.
+        averaged: What it was completed with that is an average over batches, to be kept after an M-step.
     """
 
     program: Callable
@@ -42,6 +50,7 @@ class Completed(NamedTuple):
     kwargs: dict[str, Any]
     log_likelihood: float | None = None
     strategy: str = ""
+    averaged: Mapping[str, Statistics] = {}
 
 
 @runtime_checkable
@@ -77,10 +86,15 @@ def sites_of_points(guide: Callable | None, args: tuple, kwargs: dict[str, Any])
 
 
 class GaussianMoments:
-    """E-steps by an exact normal posterior, where a guide is one; else the program is left as it is."""
+    """E-steps by an exact normal posterior, where a guide is one; else the program is left as it is.
 
-    def __init__(self) -> None:
-        self._seen: tuple[Tensor, Tensor] | None = None
+    Args:
+        averages: Blends what an M-step needs with that of earlier batches; None for full batches.
+    """
+
+    def __init__(self, averages: Averages | None = None) -> None:
+        self.averages = averages
+        self._seen: tuple[Tensor, NormalMoments | None] | None = None
 
     def complete(self, model: Callable, guide: Callable | None, args: tuple, kwargs: dict[str, Any]) -> Completed:
         """What to run at the current parameters.
@@ -94,42 +108,47 @@ class GaussianMoments:
         if not is_exact(guide):
             return Completed(at_guide(model, guide), args, kwargs, strategy=getattr(guide, "strategy", ""))
         sites = guide.sites(args, kwargs)
-        points, rows = self._points(sites, args, kwargs)
+        x, counts = self._rows(sites, args, kwargs)
+        scale = rows_stand_for(sites.plate, n := sites.count(args, kwargs))
         with torch.no_grad():
             law = LinearGaussian(*(part.detach() for part in sites.law(args, kwargs)))
-            found = law.posterior(points)
-            joint = _points_of(law, points, found)
+            found = law.posterior(x)
+            moments = NormalMoments.of_posterior(law, x, found, counts)
+            moments = moments._replace(total=moments.total * scale)
+            likely = found.log_likelihood.sum() if counts is None else counts @ found.log_likelihood
+            averaged = {}
+            if self.averages is not None:
+                averaged[JOINT] = self.averages.blend(JOINT, _statistics(moments))
+                moments = _moments(averaged[JOINT])
+            points = moments.points()
         k = found.loc.shape[1]
-        values = {**sites.latent_values(joint[:, :k]), **sites.observed_values(joint[:, k:])}
+        values = {**sites.latent_values(points[:, :k]), **sites.observed_values(points[:, k:])}
         values = {name: value.to(sites.like) for name, value in values.items()}
         observed = poutine.condition(model, values)
 
         def program(*args: Any, **kwargs: Any) -> Any:
-            with _Counted(values, rows / len(joint)):
+            with _Counted(values, float(moments.total) / len(points)):
                 return observed(*args, **kwargs)
 
-        some = sites.rows(args, kwargs, torch.arange(len(joint)) % rows, known=True)
+        some = sites.rows(args, kwargs, torch.arange(len(points)) % n, known=True)
         latent = ", ".join(f"{site.name} ({max(1, site.shape.numel())})" for site in sites.latent)
-        total = float(found.log_likelihood.sum()) * rows / len(points)
-        return Completed(program, *some, total, f"exact normal posterior of {latent}")
+        strategy = f"exact normal posterior of {latent}"
+        return Completed(program, *some, float(likely) * scale, strategy, averaged)
 
-    def _points(self, sites: AffineSites, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, int]:
-        """The rows, or fewer points with their mean and covariance if nothing is missing; and how many rows there are.
+    def _rows(self, sites: AffineSites, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The rows and how often each counts, or fewer points with their mean and covariance if nothing is missing.
 
-        Found once for the same rows.
+        The latter are found once for the same rows.
         """
-        x = sites.values(args, kwargs)
-        if self._seen is not None and self._seen[0] is x:
-            return self._seen[1], len(x)
-        found, x = x, x.double()
-        rows, columns = x.shape
-        points = x
-        if rows > 2 * columns and not bool(x.isnan().any()):
-            centre = x.mean(0)
-            root = _root((x - centre).mT @ (x - centre) / rows)
-            points = _pairs(centre, root.mT * columns**0.5)
-        self._seen = found, points
-        return points, rows
+        x, counts = sites.values(args, kwargs), sites.counts(args, kwargs)
+        if self._seen is None or self._seen[0] is not x:
+            few = len(x) > 2 * x.shape[1] and not bool(x.isnan().any())
+            self._seen = x, NormalMoments.of_rows(x.double(), counts) if few else None
+        moments = self._seen[1]
+        if moments is None:
+            return x.double(), counts
+        points = moments.points()
+        return points, (moments.total / len(points)).expand(len(points))
 
 
 class _Counted(Messenger):
@@ -142,43 +161,19 @@ class _Counted(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.sites:
             msg["fn"] = unmasked(msg["fn"])
-            msg["scale"] = msg["scale"] * self.count
+            msg["scale"] = self.count
+            msg["infer"] = {**msg["infer"], STANDS_FOR_ROWS: True}
 
 
-def _points_of(law: LinearGaussian, x: Tensor, found: Posterior) -> Tensor:
-    """Points with the mean and covariance of latent vectors and rows under their posterior, shape (m, k + d)."""
-    unknown = x.isnan()
-    filled = torch.where(unknown, law.loc + found.loc @ law.weight.mT, x)
-    means = torch.cat([found.loc, filled], 1)
-    if bool(unknown.any()):
-        within = _root(_within(law, unknown, found))
-    else:
-        k, d = law.weight.shape[1], law.weight.shape[0]
-        within = torch.cat([found.scale_tril[0], found.loc.new_zeros(d, k)])
-    rows, more = len(means), 2 * within.shape[1]
-    centre = means.mean(0)
-    spread = centre + (means - centre) * ((rows + more) / rows) ** 0.5
-    return torch.cat([spread, _pairs(centre, within.mT * ((rows + more) / 2) ** 0.5)])
+def _statistics(moments: NormalMoments) -> Statistics:
+    """Moments as sums, about their mean."""
+    square = moments.total * moments.covariance
+    zero = torch.zeros_like(moments.mean)
+    return Statistics(torch.Size(), total=moments.total, centre=moments.mean, centred_sum=zero, square=square)
 
 
-def _within(law: LinearGaussian, unknown: Tensor, found: Posterior) -> Tensor:
-    """The mean over rows of the covariance of latent vector and row given what is known of it."""
-    d, k = law.weight.shape
-    total = law.weight.new_zeros(k + d, k + d)
-    for pattern, count in enumerate(torch.bincount(found.pattern).tolist()):
-        missing = unknown[(found.pattern == pattern).nonzero()[0, 0]]
-        map_ = torch.cat([torch.eye(k).to(law.weight), law.weight * missing.unsqueeze(-1)])
-        total += count * (map_ @ found.covariance[pattern] @ map_.mT)
-        total[k:, k:] += count * (law.noise * missing).diag()
-    return total / len(unknown)
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """A root R of a covariance, R R' = C, which may be singular."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp_min(0).sqrt()
-
-
-def _pairs(centre: Tensor, steps: Tensor) -> Tensor:
-    """Points on both sides of a centre, by the rows of `steps`."""
-    return torch.cat([centre + steps, centre - steps])
+def _moments(sums: Statistics) -> NormalMoments:
+    """The inverse, about any centre."""
+    shift = sums["centred_sum"] / sums["total"]
+    covariance = sums["square"] / sums["total"] - torch.outer(shift, shift)
+    return NormalMoments(sums["total"], sums["centre"] + shift, covariance)

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from pyro_lvm import _pyro
 from pyro_lvm.distributions.hidden_markov import HMM
+from pyro_lvm.handlers.counted import same_scale
 from pyro_lvm.infer.alike import alike, kinds, leaves_of, probe, tensors_of
 from pyro_lvm.infer.chain_sites import open_chain, open_chains
 from pyro_lvm.infer.chain_step import Step, Unlike, plates_of, wide_dims
 from pyro_lvm.infer.chains import Chain
-from pyro_lvm.infer.factors import Factor, same_scale, trace_factors
+from pyro_lvm.infer.factors import Factor, trace_factors
 
 __all__ = ["Markov", "opened_factors"]
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lvm.infer.factors import Factor, same_scale
+from pyro_lvm.handlers.counted import same_scale
+from pyro_lvm.infer.factors import Factor
 from pyro_lvm.infer.m_step import ExponentialFamily, Reference, Statistics, closed_form
 from pyro_lvm.infer.markov import Markov
 from pyro_lvm.infer.natural import Kernel, dtype_of, rows_of_a_block

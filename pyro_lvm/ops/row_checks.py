@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-__all__ = ["check_binary", "check_matrix", "check_sequences"]
+__all__ = ["check_binary", "check_matrix", "check_sequences", "check_weights"]
 
 
 def check_matrix(
@@ -68,4 +68,24 @@ def check_binary(owner: str, x: Tensor, advice: str) -> None:
         row, column = other.nonzero()[0].tolist()
         raise ValueError(
             f"{owner}: expected zeros and ones; got {x[row, column].item():g} at row {row}, column {column}. {advice}"
+        )
+
+
+def check_weights(owner: str, rows: int, sample_weights: Tensor) -> None:
+    """Raise a ValueError unless there is one weight for each row, none negative and not all zero.
+
+    Args:
+        owner: Who asks.
+        rows: How many there are.
+        sample_weights: How often each row counts.
+    """
+    if sample_weights.shape != (rows,):
+        raise ValueError(
+            f"{owner}: expected sample_weights of shape ({rows},), one a row; got {tuple(sample_weights.shape)}. "
+            "Drop or repeat entries."
+        )
+    if not bool((sample_weights >= 0).all() & (sample_weights > 0).any()):
+        raise ValueError(
+            f"{owner}: expected sample_weights >= 0, not all 0; got {sample_weights.min().item():g} as the least. "
+            "Leave rows out that do not count."
         )

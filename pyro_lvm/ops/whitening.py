@@ -5,25 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_lvm.ops.missing import column_moments
+
 __all__ = ["dependent_columns", "random_rotation", "whitening"]
 
 
-def whitening(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def whitening(x: Tensor, sample_weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Mean of rows, a square root of their covariance, and the variances along its columns in standard units.
 
     Args:
         x: Rows, shape (n, d), whose columns vary.
+        sample_weights: How often each row counts, shape (n,); once by default.
 
     Returns:
         Mean (d,), the root S (d, d), whose S S' is the covariance (by n), and the eigenvalues of the correlations (d,),
         by falling size, all float64. Units of the columns change S by their factors alone.
     """
     rows = x.double()
-    mean = rows.mean(0)
+    mean, variance = column_moments(rows, sample_weights)
+    scale = variance.sqrt()
     centred = rows - mean
-    scale = centred.square().mean(0).sqrt()
     centred /= scale
-    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(centred.mT @ centred / len(x)))
+    weighted = centred if sample_weights is None else centred * (sample_weights / sample_weights.mean()).unsqueeze(-1)
+    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(weighted.mT.to(rows) @ centred / len(x)))
     root = scale.unsqueeze(-1) * vectors * values.clamp_min(0).sqrt()
     return mean, root, values
 

@@ -142,8 +142,8 @@ def discrete_vectors(trace: poutine.Trace) -> list[str]:
     return [n for n in unsummed_sites(trace) if getattr(trace.nodes[n]["fn"].support, "is_discrete", False)]
 
 
-def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> Any:
-    """An inference object from what the user passed.
+def choose_inference(inference: Any, model: Callable, trace: poutine.Trace, guide: Any = None) -> Any:
+    """An inference object from what the user passed; by default one that takes the guide that was passed.
 
     Raises:
         ValueError: The name is unknown, or the inference cannot train this model.
@@ -151,6 +151,9 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
     unsummed = unsummed_sites(trace)
     if inference is None:
         inference = pair_of(model)[0] or ("svi" if unsummed else "em")
+        takes = getattr(INFERENCES[inference](), "guides", None)
+        if unsummed and takes is not None and _name_of(guide) not in (None, *takes):
+            inference = "svi"
     if isinstance(inference, str):
         if inference not in INFERENCES:
             raise ValueError(f"fit: expected inference to be one of {', '.join(INFERENCES)}; got {inference!r}.")
@@ -179,6 +182,11 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace) -> A
             "(priors=True for models of this package), or use inference='em'."
         )
     return inference
+
+
+def _name_of(guide: Any) -> str | None:
+    """The name of a guide that has one."""
+    return next((name for name, kind in GUIDES.items() if guide in (name, kind) or type(guide) is kind), None)
 
 
 def _of_rows(trace: poutine.Trace, names: list[str]) -> list[str]:

@@ -79,7 +79,7 @@ def start(
             open_sites = structure(model, unlabelled.args, unlabelled.kwargs) if labelled else trace
             if guide is None and type(model) not in PAIRS and discrete_vectors(open_sites):
                 open_sites = trace  # no default guide can draw them
-            chosen = choose_inference(inference, model, open_sites if inference is None else trace)
+            chosen = choose_inference(inference, model, open_sites if inference is None else trace, guide)
             check_sites(Labelled(model), arguments, trace, exact=isinstance(chosen, EM) or bool(discrete_sites(trace)))
             weighted = arguments.kwargs.get("sample_weights") is not None
             if weighted and discrete_sites(trace) and not isinstance(chosen, (EM, CoordinateAscent)):

@@ -73,6 +73,72 @@ def test_a_users_program_and_encoder(tmp_path):
     assert torch.equal(loaded.transform(x), fit.transform(x))
 
 
+def exact_means(model, precision):
+    """A guide whose encoder is the posterior's affine mean, with standard deviations for this diagonal precision."""
+    guide = lvm.guides.AmortizedGaussian(model)
+    weight, noise = model.weight.detach(), model.noise_scale.detach().square().expand(3)
+    covariance = (torch.eye(2).double() + weight.mT @ (weight / noise.unsqueeze(-1))).inverse()
+    gain = covariance @ (weight / noise.unsqueeze(-1)).mT
+    (layer,) = guide.encoder
+    layer.weight.data = torch.cat([gain * model.spread, torch.zeros(2, 3).double()])
+    layer.bias.data = torch.cat([gain @ (model.centre - model.loc.detach()), (precision.rsqrt() - 1e-5).expm1().log()])
+    return guide
+
+
+@pytest.mark.parametrize("kind", [lvm.models.FactorAnalysis, lvm.models.ProbabilisticPCA])
+def test_of_factor_models_it_is_the_posterior_once_factors_are_turned(kind):
+    model = kind(2)
+    model.initialize(REALS)
+    if kind is lvm.models.FactorAnalysis:  # no maximum of three columns
+        model.weight_unconstrained.data = torch.randn(3, 2, generator=torch.Generator().manual_seed(0)).double()
+        model.canonicalise()
+    exact = -float(lvm.guides.ExactGaussian(model).row_log_likelihood(REALS).sum().detach())
+
+    def precision():
+        scaled = model.weight.detach() / model.noise_scale.detach().expand(3).unsqueeze(-1)
+        return torch.eye(2).double() + scaled.mT @ scaled
+
+    assert model.weight.shape == (3, 2)
+    bound = pyro.infer.Trace_ELBO()
+    loss = bound.loss(model, exact_means(model, precision().diagonal()), REALS)
+    assert loss == pytest.approx(exact, rel=1e-9)  # whatever is drawn
+    turn = torch.tensor([[1.0, 1.0], [-1.0, 1.0]]).double() / 2**0.5
+    model.weight_unconstrained.data = model.weight_unconstrained.data @ turn
+    off = precision()
+    gap = 0.5 * len(REALS) * float(off.diagonal().log().sum() - torch.logdet(off))
+    guide = exact_means(model, off.diagonal())
+    losses = torch.tensor([bound.loss(model, guide, REALS) for _ in range(300)])
+    error = float(losses.std()) / 300**0.5
+    assert gap > 10 * error
+    assert float(losses.mean()) == pytest.approx(exact + gap, abs=5 * error)
+
+
+def test_factors_of_rows_with_gaps_and_weights():
+    """A missing entry is to the encoder as one at its centre; a row of weight two is two rows."""
+    x = torch.where(torch.rand(REALS.shape, generator=torch.Generator().manual_seed(3)) < 0.2, torch.nan, REALS)
+    model = lvm.models.ProbabilisticPCA(1)
+    model.initialize(x)
+    guide = lvm.guides.AmortizedGaussian(model)
+    torch.testing.assert_close(guide.posterior(x).mean, guide.posterior(torch.where(x.isnan(), model.centre, x)).mean)
+    svi, counts = lvm.infer.SVI(model, guide), torch.arange(40) % 3
+    exact = float(lvm.guides.ExactGaussian(model).row_log_likelihood(x).detach() @ counts.double())
+    weighted = [svi.loss(x, sample_weights=counts) for _ in range(300)]
+    repeated = [svi.loss(x.repeat_interleave(counts, 0)) for _ in range(300)]
+    spread = torch.tensor([weighted, repeated]).std() / 300**0.5
+    assert sum(weighted) / 300 == pytest.approx(sum(repeated) / 300, abs=6 * float(spread))
+    assert sum(weighted) / 300 > -exact
+
+
+@pytest.mark.filterwarnings("ignore:evidence")
+@pytest.mark.parametrize("guide", ["amortized", "semi-amortized", "inverse-autoregressive"])
+def test_encoders_train_with_factor_models(guide, tmp_path):
+    x = torch.randn(60, 1).double() @ torch.ones(1, 3).double() + 0.5 * torch.randn(60, 3).double()
+    fit = lvm.fit(lvm.models.ProbabilisticPCA(2), x, guide=guide, max_epochs=2, seed=0, progress=False)
+    assert type(fit.inference).__name__ == "SVI"
+    assert fit.transform(x).shape == (60, 2)
+    laws.save_load_is_exact(fit, x[:5], tmp_path / "fit")
+
+
 def test_files_hold_it(tmp_path):
     fit = lvm.fit(lvm.models.VAE(2, hidden=[8, 4]), BITS, guide="amortized", max_epochs=2, seed=0, progress=False)
     assert fit.guide.config["hidden"] == [4, 8]

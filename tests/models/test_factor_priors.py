@@ -5,7 +5,7 @@ import math
 import pyro
 import pytest
 import torch
-from pyro.distributions import LogNormal, MultivariateNormal, Normal
+from pyro.distributions import Dirichlet, LogNormal, MultivariateNormal, Normal
 
 import pyro_lvm as lvm
 
@@ -72,6 +72,39 @@ def test_a_prior_of_ones_own_and_one_that_there_is_none_of():
     assert float(fit.draws["loc"].mean()) == pytest.approx(2, abs=0.3)
     with pytest.raises(ValueError, match="expected priors for weight, loc, noise_scale, relevance; got scale"):
         lvm.models.FactorAnalysis(1, priors={"scale": Normal(0.0, 1.0)})
+
+
+@pytest.mark.parametrize(
+    "prior", [Normal(1.0, 2.0), Normal(torch.ones(6), 2.0), lambda model: Normal(torch.tensor(1.0), 2.0)]
+)
+def test_a_prior_of_one_entry_is_that_of_all(prior):
+    x = rows()
+    model = lvm.models.ProbabilisticPCA(1, priors={"loc": prior})
+    model.initialize(x)
+    fn = pyro.poutine.trace(model).get_trace(x).nodes["loc"]["fn"]
+    assert (fn.batch_shape, fn.event_shape) == ((), (6,))
+    torch.testing.assert_close(fn.log_prob(torch.zeros(6)), Normal(1.0, 2.0).log_prob(torch.zeros(6)).sum())
+
+
+def test_a_prior_of_one_part_is_that_of_all():
+    model = lvm.models.GaussianMixture(3, priors={"loc": Normal(torch.zeros(2), 5.0).to_event(1)})
+    model.initialize(lvm.datasets.load("faithful").x.float())
+    fn = pyro.poutine.trace(model).get_trace(size=2).nodes["loc"]["fn"]
+    assert (fn.batch_shape, fn.event_shape) == ((), (3, 2))
+
+
+@pytest.mark.parametrize("kind", ["of rows", "mixture"])
+@pytest.mark.parametrize("called", [False, True])
+def test_priors_of_another_shape_are_refused_in_a_sentence(kind, called):
+    prior = Dirichlet(torch.ones(5)) if kind == "mixture" else Normal(torch.zeros(6), 1.0).expand([3, 6]).to_event(1)
+    given = (lambda model: prior) if called else prior
+    why = r"'loc' of event shape \(6,\); got Independent of event shape \(6,\) and batch shape \(3,\)\. .*\[6\]"
+    model = lvm.models.ProbabilisticPCA(1, priors={"loc": given})
+    if kind == "mixture":
+        why = r"'weights' of event shape \(2,\); got Dirichlet of event shape \(5,\)\. Give it that shape"
+        model = lvm.models.GaussianMixture(2, priors={"weights": given})
+    with pytest.raises(ValueError, match=why):
+        lvm.fit(model, rows(), max_epochs=2, seed=0, progress=False)
 
 
 def test_samplers_are_told_of_points():

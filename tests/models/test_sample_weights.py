@@ -74,6 +74,34 @@ def test_missing_entries_count_with_their_rows():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("inference", "gaps"), [("em", False), ("squarem", True), ("svi", True)])
+def test_factors_of_weighted_rows_are_those_of_repeated_ones(inference, gaps):
+    weighted, repeated = counted("iris")
+    if gaps:
+        x = weighted["x"].clone()
+        x[::4, 1] = torch.nan
+        weighted, repeated = {**weighted, "x": x}, x.repeat_interleave(weighted["sample_weights"], 0)
+    guide = {"guide": "exact-gaussian"} if inference == "svi" else {}
+    make = lambda: lvm.models.ProbabilisticPCA(1)  # noqa: E731
+    one, two = both(make, weighted, repeated, inference=inference, max_epochs=5, **guide)
+    assert_alike(one, two)
+    assert one.score(weighted) == pytest.approx(two.score(repeated), rel=1e-9)
+    assert one.bic(weighted) == pytest.approx(two.bic(repeated), rel=1e-9)
+
+
+def test_components_of_weighted_rows_are_those_of_repeated_ones():
+    one, two = both(lambda: lvm.models.IndependentComponentAnalysis("logistic"), *counted("iris"), max_epochs=5)
+    torch.testing.assert_close(one.params["weight"], two.params["weight"], rtol=1e-4, atol=1e-6)
+    assert one.history["loss"] == pytest.approx(two.history["loss"], rel=1e-8)
+
+
+def test_relevance_of_weighted_rows_is_that_of_repeated_ones():
+    one, two = both(
+        lambda: lvm.models.ProbabilisticPCA(1, priors=True), *counted("iris"), inference="svi", max_epochs=3
+    )
+    assert one.history["loss"] == pytest.approx(two.history["loss"], rel=1e-9)
+
+
 def test_weights_that_sum_to_one_start_where_weights_of_one_do():
     """A start smooths clusters by a row or so: weights are not to be drowned by it."""
     x = lvm.datasets.load("faithful").x.double()
