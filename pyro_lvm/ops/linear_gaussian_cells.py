@@ -26,7 +26,7 @@ from torch import Tensor
 from pyro_lvm.ops.linear_gaussian import LinearGaussian
 from pyro_lvm.ops.missing import patterns
 
-__all__ = ["cells_log_likelihood", "each_posterior", "expected_moments", "factor_law"]
+__all__ = ["cells_log_likelihood", "each_moments", "each_posterior", "expected_moments", "factor_law"]
 
 # Nats in the terms whose difference is a log-density: beyond, products of doubles lose more than seven decimals.
 LIMIT = 1e8
@@ -141,6 +141,16 @@ def expected_moments(
         spread = ((roots[part] @ weight.mT) * lacking[part].unsqueeze(1)).flatten(0, 1)  # (p * k, d)
         second += spread.mT @ spread
     return weighted.sum(0), second
+
+
+def each_moments(loc: Tensor, weight: Tensor, noise: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """What `expected_moments` sums, of rows that each have a law of their own, as for `each_posterior`."""
+    mean, root, _ = each_posterior(loc, weight, noise, x)
+    missing = x.isnan()
+    filled = torch.where(missing, loc + (weight @ mean.unsqueeze(-1)).squeeze(-1), x) - centre
+    spread = (root.mT @ weight.mT) * missing.unsqueeze(-2)
+    second = filled.unsqueeze(-1) * filled.unsqueeze(-2) + spread.mT @ spread + (noise * missing).diag_embed()
+    return filled, second
 
 
 def factor_law(loc: Tensor, weight: Tensor, noise: Tensor) -> LinearGaussian:
