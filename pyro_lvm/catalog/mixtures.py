@@ -88,19 +88,6 @@ ENTRIES = (
         variants=tuple({"columns": [age, "poisson", "categorical", "bernoulli"]} for age in ("normal", "gamma")),
     ),
     Entry(
-        name="MixtureOfFactorAnalyzers",
-        model=models.MixtureOfFactorAnalyzers,
-        summary="rows of many columns from K factor analyses; noise by component and column, tied or spherical",
-        inferences=("em", "svi"),
-        guides=(),
-        data="iris",
-        reference="Ghahramani, Hinton (1996), The EM algorithm for mixtures of factor analyzers",
-        example=lambda **kwargs: models.MixtureOfFactorAnalyzers(
-            **{"num_components": 2, "num_factors": 1, **kwargs}
-        ),
-        variants=tuple({"noise": kind} for kind in ("diag", "tied", "spherical")),
-    ),
-    Entry(
         name="MixtureOfExperts",
         model=models.MixtureOfExperts,
         summary="rows explained by covariates: K linear regressions under a gate, linear or a network",
