@@ -24,14 +24,16 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.ops.linear_gaussian import LinearGaussian
-from pyro_lvm.ops.missing import patterns
+from pyro_lvm.ops.missing import has_gaps, patterns
 
 __all__ = ["cells_log_likelihood", "each_moments", "each_posterior", "expected_moments", "factor_law"]
 
 # Nats in the terms whose difference is a log-density: beyond, products of doubles lose more than seven decimals.
 LIMIT = 1e8
 # Numbers in one block of linear forms.
-BLOCK = 1 << 20
+BLOCK = 1 << 18
+# Share of the largest weight below which a row adds less to a sum of doubles than rounding does, a million of them too.
+NOTHING = 1e-24
 
 
 def cells_log_likelihood(loc: Tensor, weight: Tensor, noise: Tensor, x: Tensor) -> Tensor | None:
@@ -47,34 +49,37 @@ def cells_log_likelihood(loc: Tensor, weight: Tensor, noise: Tensor, x: Tensor) 
         Shape (c, n); None where the products would lose decimals.
     """
     cells, d, k = weight.shape
-    known = ~x.isnan()
-    complete = bool(known.all())
-    kinds, number = (known.new_ones(1, d), None) if complete else patterns(known)[:2]
-    seen = kinds.to(x)
-    value = x if complete else torch.where(known, x, 0.0)
-    centre = (value.sum(0) / known.sum(0).clamp_min(1)).detach()
-    y = value - centre if complete else torch.where(known, x - centre, 0.0)
+    complete = not has_gaps(x)
+    if complete:
+        seen, number, centre = x.new_ones(1, d), None, x.detach().mean(0)
+    else:
+        known = ~x.isnan()
+        kinds, number, _ = patterns(known)
+        seen, centre = kinds.to(x), torch.nanmean(x.detach(), 0).nan_to_num()
     offset, precision = loc - centre, noise.reciprocal()
     gain = weight * precision.unsqueeze(-1)
     products = (gain.unsqueeze(-1) * weight.unsqueeze(-2)).flatten(2)  # (c, d, k * k)
     factor = torch.linalg.cholesky((seen @ products).unflatten(-1, (k, k)) + torch.eye(k).to(x))
     eye = torch.eye(k).to(x).expand_as(factor)
     inverse = torch.linalg.solve_triangular(factor, eye, upper=False)  # (c, p, k, k)
-    constant = seen @ ((2 * math.pi * noise).log() + offset.square() * precision).mT
+    moved = offset * precision
+    constant = seen @ ((2 * math.pi * noise).log() + offset * moved).mT
     constant = constant + 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).mT  # (p, c)
-    forms = torch.cat([precision, -2 * offset * precision], 1).mT  # (2 d, c)
     across = gain.permute(1, 0, 2).flatten(1)  # (d, c * k)
     shift = (seen @ (gain * offset.unsqueeze(-1))).permute(1, 0, 2)  # (p, c, k)
     if complete:  # one pattern: its factor goes into the forms
         across = (gain @ inverse[:, 0].mT).permute(1, 0, 2).flatten(1)
         shift = (inverse[:, 0] @ shift[0].unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+    across = torch.cat([-2 * moved.mT, across], 1)
     found, largest = [], torch.zeros(())
     for start in range(0, len(x), size := max(1, BLOCK // (cells * k * (1 if complete else k)))):
-        part = y[start : start + size]
+        part = x[start : start + size] - centre
+        part = part if complete else torch.where(known[start : start + size], part, 0.0)
         place = 0 if number is None else number[start : start + size]
-        distance = torch.cat([part.square(), part], 1) @ forms + constant[place]
-        largest = torch.maximum(largest, distance.detach().abs().max().cpu())
-        signal = (part @ across).unflatten(-1, (cells, k)) - shift[place]
+        linear, signal = (part @ across).split([cells, cells * k], 1)
+        distance = part.square() @ precision.mT + linear + constant[place]
+        largest = torch.maximum(largest, distance.detach().max().cpu())
+        signal = signal.unflatten(-1, (cells, k)) - shift[place]
         if number is not None:
             signal = (inverse[:, place].transpose(0, 1) @ signal.unsqueeze(-1)).squeeze(-1)
         found.append((-0.5 * (distance - signal.square().sum(-1))).mT)
@@ -111,9 +116,10 @@ def each_posterior(loc: Tensor, weight: Tensor, noise: Tensor, x: Tensor) -> tup
 def expected_moments(
     loc: Tensor, weight: Tensor, noise: Tensor, x: Tensor, weights: Tensor, centre: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Expected moments of rows with gaps under one law, given what is known of them.
+    r"""Moments of rows under one law, expected given what is known of them.
 
-    :math:`\sum_n w_n \mathrm{E}[x_n - c]` and :math:`\sum_n w_n \mathrm{E}[(x_n - c)(x_n - c)^\top]`.
+    :math:`\sum_n w_n \mathrm{E}[x_n - c]` and :math:`\sum_n w_n \mathrm{E}[(x_n - c)(x_n - c)^\top]`. Rows whose weight
+    is as nothing beside the largest are left out: in many columns most rows belong to one component alone.
 
     Args:
         loc: b, shape (d,).
@@ -126,21 +132,29 @@ def expected_moments(
     Returns:
         Shapes (d,) and (d, d).
     """
-    found = factor_law(loc, weight, noise).posterior(x)
+    rows = (weights > NOTHING * weights.max()).nonzero().squeeze(1)
+    if len(rows) < len(x):
+        x, weights = x[rows], weights[rows]
     missing = x.isnan()
-    filled = torch.where(missing, loc + found.loc @ weight.mT, x) - centre
-    weighted = filled * weights.unsqueeze(-1)
+    gaps = bool(missing.any())
+    if gaps:
+        found = factor_law(loc, weight, noise).posterior(x)
+        x = torch.where(missing, loc + found.loc @ weight.mT, x)
+    filled = (x - centre) * weights.sqrt().unsqueeze(-1)
+    first, second = weights.sqrt() @ filled, filled.mT @ filled
+    if not gaps:
+        return first, second
     count = weights.new_zeros(len(found.covariance)).index_add_(0, found.pattern, weights)
-    first = torch.empty_like(count, dtype=torch.long)
-    first[found.pattern.flip(0)] = torch.arange(len(x), device=x.device).flip(0)
-    lacking = missing[first].to(x)  # (p, d)
+    example = torch.empty_like(count, dtype=torch.long)
+    example[found.pattern.flip(0)] = torch.arange(len(x), device=x.device).flip(0)
+    lacking = missing[example].to(x)  # (p, d)
     roots = (found.scale_tril * count.sqrt()[:, None, None]).mT  # (p, k, k)
-    second = weighted.mT @ filled + (count @ lacking * noise).diag()
+    second += (count @ lacking * noise).diag()
     for start in range(0, len(count), size := max(1, BLOCK // weight.numel())):
         part = slice(start, start + size)
         spread = ((roots[part] @ weight.mT) * lacking[part].unsqueeze(1)).flatten(0, 1)  # (p * k, d)
         second += spread.mT @ spread
-    return weighted.sum(0), second
+    return first, second
 
 
 def each_moments(loc: Tensor, weight: Tensor, noise: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,13 +35,12 @@ from pyro_lvm.infer.m_step import (
     Joint,
     Statistics,
     View,
-    closed_form,
     closed_form_of,
 )
 from pyro_lvm.ops.cells import Cells, compact, sum_to
 from pyro_lvm.ops.factor_sweeps import expanded_loadings, factor_moments, factor_sweeps
 from pyro_lvm.ops.linear_gaussian_cells import each_moments, expected_moments
-from pyro_lvm.ops.missing import column_moments, has_gaps
+from pyro_lvm.ops.missing import column_moments
 
 __all__: list[str] = []
 
@@ -180,13 +179,9 @@ class _LinearGaussianRows(ClosedForm):
     sweeps = SWEEPS
 
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
-        """Those of a normal with the same cells; with gaps, what is expected of them."""
+        """Those of a normal; with gaps, what is expected of them."""
         loc, weight, noise = compact(fn.loc, 1), compact(fn.weight, 2), compact(fn.noise_scale, 1)
-        batch = torch.broadcast_shapes(loc.shape[:-1], weight.shape[:-2], noise.shape[:-1])
-        loc, d = loc.expand(*batch, loc.shape[-1]), loc.shape[-1]
-        if not has_gaps(value):
-            normal = dist.MultivariateNormal(loc, scale_tril=torch.eye(d).to(loc), validate_args=False)
-            return closed_form(normal).statistics(normal, value, weights, variance_floor)  # type: ignore[union-attr]
+        batch, d = torch.broadcast_shapes(loc.shape[:-1], weight.shape[:-2], noise.shape[:-1]), loc.shape[-1]
         x = value.double()
         centre, variance = column_moments(x.reshape(-1, d))
         floor = (variance_floor * nonzero_variance(variance, centre)).clamp_min(torch.finfo(fn.loc.dtype).tiny)
