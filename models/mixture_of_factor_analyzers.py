@@ -84,9 +84,7 @@ class MixtureOfFactorAnalyzers(RealMixture):
         "noise_scale": NOISES["diag"],
     }
 
-    def __init__(
-        self, num_components: int, num_factors: int, data_dim: int | None = None, noise: str = "diag"
-    ) -> None:
+    def __init__(self, num_components: int, num_factors: int, data_dim: int | None = None, noise: str = "diag") -> None:
         super().__init__(num_components, data_dim)
         self.num_factors = whole_number(self._name, "num_factors", num_factors)
         if noise not in NOISES:

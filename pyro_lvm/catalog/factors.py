@@ -40,9 +40,7 @@ ENTRIES: tuple[Entry, ...] = (
         guides=(),
         data="iris",
         reference="Ghahramani, Hinton (1996), The EM algorithm for mixtures of factor analyzers",
-        example=lambda **kwargs: models.MixtureOfFactorAnalyzers(
-            **{"num_components": 2, "num_factors": 1, **kwargs}
-        ),
+        example=lambda **kwargs: models.MixtureOfFactorAnalyzers(**{"num_components": 2, "num_factors": 1, **kwargs}),
         variants=tuple({"noise": kind} for kind in ("diag", "tied")),
     ),
     Entry(

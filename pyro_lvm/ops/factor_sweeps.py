@@ -51,9 +51,7 @@ def expanded_loadings(cross: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.solve_triangular(root.mT, half.mT, upper=True).mT, half
 
 
-def factor_sweeps(
-    scatter: Tensor, weight: Tensor, noise: Tensor, floor: Tensor, sweeps: int
-) -> tuple[Tensor, Tensor]:
+def factor_sweeps(scatter: Tensor, weight: Tensor, noise: Tensor, floor: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
     """Loadings and noise variances after so many sweeps, each of which raises the likelihood.
 
     Args:

@@ -127,7 +127,14 @@ def _by_cell(s: Statistics) -> tuple[Tensor, Tensor]:
 
 
 def _swept(
-    total: Tensor, first: Tensor, square: Tensor, centre: Tensor, floor: Tensor, _: Tensor, weight: Tensor, noise: Tensor
+    total: Tensor,
+    first: Tensor,
+    square: Tensor,
+    centre: Tensor,
+    floor: Tensor,
+    _: Tensor,
+    weight: Tensor,
+    noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = total.unsqueeze(-1)
     mean = first / count
