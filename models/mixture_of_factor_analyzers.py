@@ -160,7 +160,7 @@ class MixtureOfFactorAnalyzers(RealMixture):
         component, column = found[0]
         name = columns[column] if columns else column
         return [
-            f"{self._name}({self.num_components}, {self.num_factors}): in {len(found)} of {share.numel()} places, column "
-            f"{name} of component {component} the first, factors explain a column wholly (a Heywood case); the noise is "
-            "held at the inference's variance_floor. Take fewer factors or components, or noise='tied'."
+            f"{self._name}({self.num_components}, {self.num_factors}): in {len(found)} of {share.numel()} places, "
+            f"column {name} of component {component} the first, factors explain a column wholly (a Heywood case); the "
+            "noise is held at the inference's variance_floor. Take fewer factors or components, or noise='tied'."
         ]

@@ -87,7 +87,7 @@ def _means_in_states(fit: Fit, arguments: Arguments, draws: Draws) -> dict[str, 
 
 
 def inner_draws(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dict[str, Tensor]:
-    """Draws of every latent variable, (count, n, ...), the i-th under draw i modulo their number; of discrete sites too.
+    """Draws of every latent variable, (count, n, ...), the i-th under draw i modulo their number.
 
     Nothing if no law sums any out, which a few rows tell.
     """
@@ -105,7 +105,7 @@ def inner_draws(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dic
 
 
 def _of_most_probable(table: Tensor, weights: Tensor, depth: int) -> Tensor:
-    """Entries (..., k) of a table at the states, left of `depth` plates, that weigh most; weights as the table, less k."""
+    """Entries (..., k) of a table at the states, left of `depth` plates, that weigh most."""
     plates = table.shape[table.dim() - 1 - depth :]
     weights = weights.expand(table.shape[:-1]).reshape(-1, *plates[:-1])
     best = weights.argmax(0, keepdim=True).unsqueeze(-1)

@@ -22,9 +22,9 @@ __all__ = ["LinearGaussianRows"]
 class LinearGaussianRows(TorchDistribution):
     r"""Normal rows of which a few factors explain how the columns go together.
 
-    Entries that are NaN are not known, and are marginalised. The cost is that of k x k matrices. Batches of laws, as the
-    components of a mixture are, are broadcast against each other; `loc[z]`, `weight[z]` and `noise_scale[z]` of an
-    enumerated `z` are scored by products of whole matrices.
+    Entries that are NaN are not known, and are marginalised. The cost is that of k x k matrices. Arguments may be
+    batches of laws, and are broadcast against each other: `loc[z]`, `weight[z]` and `noise_scale[z]` of an enumerated
+    `z` are scored by products of whole matrices, and EM learns them in closed form.
 
     ================  ================================  ========================  ===============
     symbol            meaning                           shape                     code
@@ -127,7 +127,8 @@ class LinearGaussianRows(TorchDistribution):
         if cells is None:
             found = each_posterior(loc, weight, noise, x)[2]
             return found.expand(self._full(value)).to(self.loc.dtype)
-        table = None if cells.num_cells == 1 else cells_log_likelihood(*cells.parameters, cells.rows)
+        b, w, psi = cells.parameters
+        table = None if cells.num_cells == 1 else cells_log_likelihood(b, w, psi, cells.rows)
         if table is None:
             laws = (factor_law(*law) for law in zip(*cells.parameters, strict=True))
             table = torch.stack([law.posterior(cells.rows).log_likelihood for law in laws])

@@ -1,6 +1,6 @@
 r"""Factor analysis of a covariance by EM over the factors, in k x k matrices; many covariances at once.
 
-With covariance :math:`W W^\top + \psi`, :math:`\psi` diagonal, and S the scatter matrix per unit of weight, one sweep is
+With covariance :math:`W W^\top + \psi`, :math:`\psi` diagonal, and S the scatter matrix per unit of weight, a sweep is
 
 .. math::
 

@@ -60,7 +60,7 @@ def test_likelihood_and_components_are_those_of_dense_normals(fit, wine, share):
 
 def test_factors_and_missing_entries_given_rows(fit, wine):
     x = gaps(wine[:25])
-    weights, loc, covariance = dense(fit.params)
+    _, loc, covariance = dense(fit.params)
     filled, factors = [], []
     for row in x:
         known, share = ~row.isnan(), joint(fit.params, row).softmax(-1)
@@ -182,7 +182,8 @@ def test_rows_with_laws_of_their_own_add_up_to_those_of_components(wine):
 def test_draws_follow_the_posterior(wine):
     found = fitted(wine, 2, 1, max_epochs=3)
     draws = found.posterior(wine[:4], num_samples=100)
-    assert draws["z"].shape == (100, 4) and draws["h"].shape == (100, 4, 1)
+    assert draws["z"].shape == (100, 4)
+    assert draws["h"].shape == (100, 4, 1)
     certain = found.predict_proba(wine[:4]).max(-1).values > 0.999
     assert bool(certain.any())
     close = (draws["h"].mean(0) - found.transform(wine[:4]))[certain].abs()

@@ -132,7 +132,7 @@ def _swept(
     square: Tensor,
     centre: Tensor,
     floor: Tensor,
-    _: Tensor,
+    loc: Tensor,
     weight: Tensor,
     noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,12 +200,13 @@ class _LinearGaussianRows(ClosedForm):
             first, second = each_moments(*law, x, centre)
             share = weights.double()
             total = sum_to(shape, full, share)
-            first = sum_to(shape + (d,), full + (d,), share.unsqueeze(-1), first)
-            second = sum_to(shape + (d, d), full + (d, d), share[..., None, None], second)
+            first = sum_to(torch.Size((*shape, d)), torch.Size((*full, d)), share.unsqueeze(-1), first)
+            full = torch.Size((*full, d, d))
+            second = sum_to(torch.Size((*shape, d, d)), full, share[..., None, None], second)
         else:
             table = cells.flatten(weights.double())
-            pairs = zip(zip(*cells.parameters, strict=True), table, strict=True)
-            sums = [expected_moments(*one, cells.rows, row, centre) for one, row in pairs]
+            laws = zip(*cells.parameters, table, strict=True)
+            sums = [expected_moments(b, w, psi, cells.rows, row, centre) for b, w, psi, row in laws]
             first, second = (torch.stack(parts).unflatten(0, shape) for parts in zip(*sums, strict=True))
             total = table.sum(-1).reshape(shape)
         return Statistics(
