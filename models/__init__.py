@@ -23,6 +23,7 @@ from pyro_lvm.models.independent_component_analysis import IndependentComponentA
 from pyro_lvm.models.input_driven_hidden_markov import InputDrivenHMM
 from pyro_lvm.models.linear_dynamical_system import LinearDynamicalSystem
 from pyro_lvm.models.mixture_of_experts import MixtureOfExperts
+from pyro_lvm.models.mixture_of_factor_analyzers import MixtureOfFactorAnalyzers
 from pyro_lvm.models.multinomial_hmm import MultinomialHMM
 from pyro_lvm.models.neural_alignment import NeuralHMMAlignment
 from pyro_lvm.models.neural_hidden_markov import NeuralHMM
@@ -64,6 +65,7 @@ __all__ = [
     "InputDrivenHMM",
     "LinearDynamicalSystem",
     "MixtureOfExperts",
+    "MixtureOfFactorAnalyzers",
     "MultinomialHMM",
     "NeuralHMM",
     "NeuralHMMAlignment",

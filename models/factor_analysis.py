@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pyro_lvm.models.normal_factors import NormalFactors
-from pyro_lvm.ops.factor_parts import factor_parts
+from pyro_lvm.ops.factor_parts import HEYWOOD, factor_parts
 from pyro_lvm.ops.linear_gaussian import principal_parts
 
 __all__ = ["FactorAnalysis"]
-
-HEYWOOD = 1e-4  # share of a column's variance below which its noise is as good as none
 
 
 class FactorAnalysis(NormalFactors):

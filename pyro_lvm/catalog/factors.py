@@ -33,6 +33,17 @@ ENTRIES: tuple[Entry, ...] = (
         variants=({},),
     ),
     Entry(
+        name="MixtureOfFactorAnalyzers",
+        model=models.MixtureOfFactorAnalyzers,
+        summary="rows of many columns from K factor analyses; noise by component and column, tied or spherical",
+        inferences=("squarem", "em", "svi"),
+        guides=(),
+        data="iris",
+        reference="Ghahramani, Hinton (1996), The EM algorithm for mixtures of factor analyzers",
+        example=lambda **kwargs: models.MixtureOfFactorAnalyzers(**{"num_components": 2, "num_factors": 1, **kwargs}),
+        variants=tuple({"noise": kind} for kind in ("diag", "tied")),
+    ),
+    Entry(
         name="LinearDynamicalSystem",
         model=models.LinearDynamicalSystem,
         summary="series of real vectors seen from normal states that move linearly: Kalman filter, smoother, EM",

@@ -9,13 +9,18 @@ have `steps_at(value, place, count)` besides: what steps are expected to be, giv
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pyro_lvm import _pyro
+from pyro_lvm.diagnostics.paths import discrete_kinds
+from pyro_lvm.evidence.exact import nesting
+from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.m_step import innermost
+from pyro_lvm.infer.structure import structure
 from pyro_lvm.ops.threads import fitting_threads
 from pyro_lvm.training.data import Arguments
 
@@ -57,14 +62,40 @@ def inner_units(fit: Fit, arguments: Arguments, draws: Draws) -> dict[str, Tenso
 def inner_means(fit: Fit, arguments: Arguments, draws: Draws) -> dict[str, Tensor]:
     """Posterior means of latent variables that are not discrete, averaged over draws; nothing if no law has any.
 
-    Those of the steps of sequences come in the form in which the sequences were given.
+    Where a law depends on discrete sites, they are those in its most probable state. Those of the steps of sequences
+    come in the form in which the sequences were given.
     """
+    if discrete_kinds(fit, arguments)[0]:
+        return _means_in_states(fit, arguments, draws)
     found = inner_posterior(fit, arguments, draws, "latent_mean")
     return {name: arguments.returned(table) for name, table in found.items()}
 
 
+def _means_in_states(fit: Fit, arguments: Arguments, draws: Draws) -> dict[str, Tensor]:
+    """The same where discrete sites are summed out: every law at the states in which it weighs most, row by row."""
+    total: dict[str, Tensor] = {}
+    arguments = arguments.unweighted()
+    with fit.scope(), torch.no_grad(), _pyro.validation(False), fitting_threads(arguments.main.numel()):
+        depth = nesting(fit, arguments)
+        for given in draws:
+            factors = expect(fit.program_at(given), depth, arguments.args, arguments.kwargs).factors
+            for name, site, law, value in _named({name: factor.site for name, factor in factors.items()}):
+                if not hasattr(law, "latent_mean"):
+                    continue
+                table = _of_most_probable(law.latent_mean(value), factors[site].weights, depth)
+                total[name] = total[name] + table if name in total else table
+    return {name: table / len(draws) for name, table in total.items()}
+
+
 def inner_draws(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dict[str, Tensor]:
-    """Draws of every latent variable, (count, n, ...), the i-th under draw i modulo their number."""
+    """Draws of every latent variable, (count, n, ...), the i-th under draw i modulo their number.
+
+    Nothing if no law sums any out, which a few rows tell.
+    """
+    few = arguments.unweighted()
+    with fit.scope():
+        if not _named(structure(fit.program, few.args, few.kwargs, fresh=False).nodes):
+            return {}
     times = -(-count // len(draws))
     found: dict[str, list[Tensor]] = {}
     for given in draws:
@@ -74,13 +105,25 @@ def inner_draws(fit: Fit, arguments: Arguments, draws: Draws, count: int) -> dic
     return {name: torch.stack(values, 1).flatten(0, 1)[:count] for name, values in found.items()}
 
 
+def _of_most_probable(table: Tensor, weights: Tensor, depth: int) -> Tensor:
+    """Entries (..., k) of a table at the states, left of `depth` plates, that weigh most."""
+    plates = table.shape[table.dim() - 1 - depth :]
+    weights = weights.expand(table.shape[:-1]).reshape(-1, *plates[:-1])
+    best = weights.argmax(0, keepdim=True).unsqueeze(-1)
+    return table.reshape(-1, *plates).gather(0, best.expand(1, *plates)).squeeze(0)
+
+
 def laws_of(fit: Fit, arguments: Arguments, given: dict[str, Tensor]) -> list[tuple[str, Any, Tensor]]:
     """Of all laws that sum out latent variables: these variables' name, the law, and the value that it observes."""
     arguments = arguments.unweighted()
     with fit.scope(), torch.no_grad(), _pyro.validation(False):
         trace = _pyro.plain_trace(fit.program_at(given), arguments.args, arguments.kwargs)
-    laws = [(name, innermost(site["fn"]), site["value"]) for name, site in trace.nodes.items() if "fn" in site]
-    laws = [(name, law, value) for name, law, value in laws if trace.nodes[name]["is_observed"]]
+    return [(name, law, value) for name, _, law, value in _named(trace.nodes)]
+
+
+def _named(sites: Mapping[str, Any]) -> list[tuple[str, str, Any, Tensor]]:
+    """Of laws that sum out latent variables among some sites: their name, the site's, the law, and its value."""
+    laws = [(name, innermost(site["fn"]), site["value"]) for name, site in sites.items() if site.get("is_observed")]
     laws = [(name, law, value) for name, law, value in laws if getattr(law, "summed_out", "")]
-    names = Counter([*trace.nodes, *(law.latent for _, law, _ in laws)])
-    return [(law.latent if names[law.latent] == 1 else f"{name}.{law.latent}", law, v) for name, law, v in laws]
+    names = Counter([*sites, *(law.latent for _, law, _ in laws)])
+    return [(law.latent if names[law.latent] == 1 else f"{name}.{law.latent}", name, law, v) for name, law, v in laws]

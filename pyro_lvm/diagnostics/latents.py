@@ -174,8 +174,8 @@ def posterior_draws(fit: Fit, arguments: Arguments, count: int) -> dict[str, Ten
         if hidden:
             with possible_rows(fit, arguments):
                 found.update(drawn(fit, arguments, joint if enumerated else draws, count))
-        if not (enumerated or hidden):
-            found.update(inner_draws(fit, arguments, draws, count))
+        if not hidden:
+            found.update(inner_draws(fit, arguments, joint if enumerated else draws, count))
     if not found:
         raise ValueError(
             f"posterior: expected a model with latent sites; {fit.name} has none. Its parameters are in fit.params."

@@ -174,11 +174,13 @@ class Joint:
         names: The arguments.
         accumulate: From statistics to tensors on the cells.
         solve: From those tensors, summed by block, to the canonical values of all the arguments.
+        warm: Whether it starts from the present values, which it then takes after the sums.
     """
 
     names: tuple[str, ...]
     accumulate: Callable[[Statistics], tuple[Tensor, ...]]
     solve: Callable[..., tuple[Tensor, ...]]
+    warm: bool = False
 
 
 class ClosedForm(ABC):

@@ -220,7 +220,9 @@ def _solve_jointly(joint: Joint, entries: list[ParameterPlan], old: list[Tensor]
         site = sites[use.site]
         parts.append([use.blocks.scatter(part, site.cells) for part in joint.accumulate(site.statistics)])
     sums = (sum(more, first) for first, *more in zip(*parts, strict=True))
-    solved = joint.solve(*sums)
+    blocks = zip(entries, old, strict=True) if joint.warm else ()
+    present = [e.uses[0].view.decode(value.reshape(-1)[e.uses[0].blocks.elements]) for e, value in blocks]
+    solved = joint.solve(*sums, *present)
     return [_write(entry.uses[0], value, before) for entry, value, before in zip(entries, solved, old, strict=True)]
 
 

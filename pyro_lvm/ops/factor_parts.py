@@ -24,10 +24,13 @@ from numpy.typing import NDArray
 from scipy import linalg, optimize
 from torch import Tensor
 
-__all__ = ["NOISE_FLOOR", "canonical", "factor_parts", "signs"]
+__all__ = ["HEYWOOD", "NOISE_FLOOR", "canonical", "factor_parts", "signs"]
 
 NOISE_FLOOR = 1e-6
 """Least share of a column's variance that is noise."""
+
+HEYWOOD = 1e-4
+"""Share of a column's variance below which its noise is as good as none."""
 
 STEPS = 1000
 
@@ -76,20 +79,20 @@ def canonical(weight: Tensor, noise: Tensor) -> Tensor:
     r"""Rotated loadings, :math:`W^\top \psi^{-1} W` diagonal and falling, signs by :math:`\psi^{-1/2} W`: any units do.
 
     Args:
-        weight: W, shape (d, k).
-        noise: The variances, shape (d,) or ().
+        weight: W, shape batch + (d, k).
+        noise: The variances, shape batch + (d,) or ().
 
     Returns:
-        Shape (d, k): columns by how much they tell; :math:`W W^\top` is what it was.
+        Of the shape of `weight`: columns by how much they tell; :math:`W W^\top` is what it was.
     """
-    scale = noise.double().sqrt().expand(len(weight)).unsqueeze(-1)
+    scale = noise.double().sqrt().expand(weight.shape[:-1]).unsqueeze(-1)
     left, sizes, _ = torch.linalg.svd(weight.double() / scale, full_matrices=False)
-    return (left * signs(left) * sizes * scale).to(weight)
+    return (left * (signs(left) * sizes).unsqueeze(-2) * scale).to(weight)
 
 
 def signs(weight: Tensor) -> Tensor:
-    """Of each column, -1 if its entry of largest size is negative, else 1; shape (k,)."""
-    largest = weight.gather(0, weight.abs().argmax(0, keepdim=True)).squeeze(0)
+    """Of each column, -1 if its entry of largest size is negative, else 1; shape batch + (k,)."""
+    largest = weight.gather(-2, weight.abs().argmax(-2, keepdim=True)).squeeze(-2)
     return torch.where(largest < 0, -1.0, 1.0).to(weight)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lvm.distributions import HMM, LinearGaussianChain
+from pyro_lvm.distributions import HMM, LinearGaussianChain, LinearGaussianRows
+from pyro_lvm.handlers.clamp import clamp
 from pyro_lvm.infer.structure import REFUSALS, structure
 from pyro_lvm.protocols import LatentVariableModel
 from pyro_lvm.training.arguments import WEIGHTS, Arguments
@@ -17,6 +18,7 @@ from pyro_lvm.training.sequences import Layout
 
 __all__ = ["check_names", "check_values", "takers"]
 
+TAKERS = (HMM, LinearGaussianChain, LinearGaussianRows)  # laws of which entries may be NaN
 SHOWN = 10  # names in a sentence
 
 OF_A_SITE = "; known values of a latent site, passed by the name of the site and not as an argument, may be NaN"
@@ -55,6 +57,7 @@ def check_names(arguments: Arguments, model: Any) -> None:
 
 def check_values(arguments: Arguments, model: Any) -> None:
     """Raise a ValueError unless there are rows, of finite numbers but for what the model takes as missing."""
+    model = model.model if isinstance(getattr(model, "clamp", None), clamp) else model
     named = {**{f"argument {i}" if i else "x": v for i, v in enumerate(arguments.args)}, **arguments.kwargs}
     for name, value in named.items():
         if not isinstance(value, Tensor):
@@ -77,14 +80,14 @@ def check_values(arguments: Arguments, model: Any) -> None:
 
 
 def _sums_out(model: Any, arguments: Arguments) -> bool:
-    """Whether a program of the user's own observes the data in a site that takes steps of NaN for missing."""
+    """Whether a program of the user's own observes the data in a site that takes NaN for missing."""
     if isinstance(model, LatentVariableModel) or not callable(model):
         return False
     try:
         trace = structure(model, arguments.args, arguments.kwargs)
     except REFUSALS:
         return False
-    return any(isinstance(trace.nodes[name]["fn"], (HMM, LinearGaussianChain)) for name in trace.observation_nodes)
+    return any(isinstance(trace.nodes[name]["fn"], TAKERS) for name in trace.observation_nodes)
 
 
 def takers(sequences: bool) -> str:

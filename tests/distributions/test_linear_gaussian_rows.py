@@ -83,7 +83,53 @@ def test_single_precision_and_a_plate():
     assert fn.log_prob(rows().float()).dtype == torch.float32
 
 
-SHAPES = [((5,), (4, 2), (5,)), ((5,), (5,), (5,)), ((2, 5), (5, 2), ()), ((5,), (5, 2), (1,))]
+def laws(batch, own_noise=True):
+    torch.manual_seed(4)
+    loc, weight = torch.randn(*batch, 5).double(), torch.randn(*batch, 5, 2).double()
+    return loc, weight, (torch.rand(*batch, 5 if own_noise else 1) + 0.2).double()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("common", [False, True])
+def test_batches_are_scored_law_by_law(share, common):
+    parts, x = laws((3, 1), not common), rows(share)
+    fn = LinearGaussianRows(*parts).expand([3, 40])
+    table = fn.log_prob(x)
+    assert table.shape == (3, 40)
+    single = [LinearGaussianRows(*(part[c, 0] for part in parts)) for c in range(3)]
+    for found, one in zip(table, single, strict=True):
+        torch.testing.assert_close(found, one.log_prob(x), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(fn.latent_mean(x), torch.stack([one.latent_mean(x) for one in single]))
+    torch.testing.assert_close(fn.conditional_mean(x)[1], single[1].conditional_mean(x))
+    z = torch.arange(40) % 3
+    own = LinearGaussianRows(*(part[z, 0] for part in parts))
+    torch.testing.assert_close(own.log_prob(x), table[z, torch.arange(40)])
+    torch.testing.assert_close(own.latent_mean(x), fn.latent_mean(x)[z, torch.arange(40)])
+
+
+def test_batches_with_little_noise_far_away_keep_their_decimals():
+    loc, weight, noise = laws((3, 1))
+    parts, x = (loc + 1e3, weight, 1e-5 * noise), rows(0.0) + 1e3
+    table = LinearGaussianRows(*parts).log_prob(x)
+    for c, found in enumerate(table):
+        one = LinearGaussianRows(*(part[c, 0] for part in parts))
+        torch.testing.assert_close(found, one.log_prob(x), rtol=1e-12, atol=0)
+
+
+def test_draws_of_batches():
+    parts, z = laws((3,)), torch.arange(60_000) % 3
+    torch.manual_seed(5)
+    draws = LinearGaussianRows(*(part[z] for part in parts)).sample()
+    for c in range(3):
+        one = LinearGaussianRows(*(part[c] for part in parts))
+        torch.testing.assert_close(draws[z == c].mT.cov(), covariance(one), rtol=0.05, atol=0.1)
+        torch.testing.assert_close(draws[z == c].mean(0), one.mean, rtol=0, atol=0.1)
+    x = torch.zeros(3, 5).double()
+    means = LinearGaussianRows(*parts).posterior_sample(x, 20_000).mean(0)
+    torch.testing.assert_close(means, LinearGaussianRows(*parts).latent_mean(x), rtol=0, atol=0.03)
+
+
+SHAPES = [((5,), (4, 2), (5,)), ((5,), (5,), (5,)), ((2, 5), (3, 5, 2), ()), ((5,), (5, 2), (4,)), ((), (5, 2), ())]
 
 
 @pytest.mark.parametrize(("loc", "weight", "noise"), SHAPES)

@@ -18,6 +18,7 @@ from sklearn.decomposition import FactorAnalysis
 from torch.distributions import constraints
 
 import pyro_lvm as lvm
+from pyro_lvm.distributions import LinearGaussianRows
 from pyro_lvm.infer.enumeration import expect
 from pyro_lvm.infer.factors import trace_factors
 from pyro_lvm.infer.m_step import ExponentialFamily, closed_form, closed_form_of, unwrap
@@ -189,6 +190,9 @@ CASES = {
     ),
     "low rank": Case(
         lambda loc, factor, diagonal: dist.LowRankMultivariateNormal(loc, factor, diagonal), FACTOR, vectors, slope=None
+    ),
+    "factors summed out": Case(
+        lambda loc, factor, diagonal: LinearGaussianRows(loc, factor, diagonal), FACTOR, vectors, slope=None
     ),
 }
 # Beta stacks its two concentrations, and the planner takes each argument to depend on the parameters of both
@@ -544,6 +548,14 @@ def test_a_low_rank_covariance_shared_by_components_with_noise_of_their_own():
     never_falls(mixture(CASES["low rank"], tied=("factor",)), vectors(200))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2])
+@pytest.mark.parametrize("tied", [("factor",), ("diagonal",), ("loc", "factor"), ("loc", "diagonal")])
+def test_factors_summed_out_with_parts_shared_by_components_and_gaps(tied, share):
+    x = vectors(100)
+    x = torch.where(torch.rand(x.shape) < share, torch.nan, x)
+    never_falls(mixture(CASES["factors summed out"], tied=tied), x)
+
+
 def test_equal_values_stop_at_the_largest_concentration():
     x = torch.full((10,), 3.0).double()
     found = learned(lambda a, b: dist.Gamma(a, b), ONE, x)
@@ -580,6 +592,7 @@ def test_a_category_without_counts():
         "laplace",
         "binomial",
         "low rank",
+        "factors summed out",
     ],
 )
 def test_a_component_without_weight_keeps_its_parameters(family):

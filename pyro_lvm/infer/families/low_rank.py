@@ -1,22 +1,23 @@
-r"""Closed form of the LowRankMultivariateNormal family: factor analysis inside the M-step.
+r"""Closed forms of normals whose covariance is :math:`W W^\top + \psi`: factor analysis inside the M-step.
 
-With covariance :math:`W W^\top + D`, D diagonal, and S the scatter matrix about the location per unit of weight, one
-step of EM over the factors of factor analysis is
+Statistics are those of the multivariate normal; with them fixed, W and :math:`\psi` are moved by sweeps of EM over the
+factors (`pyro_lvm.ops.factor_sweeps`), a fixed number of times: the expected log-likelihood rises, and is not at its
+maximum yet. Where all arguments belong to the same blocks, all cells are swept at once. Where cells with different
+:math:`\psi` share W, or share :math:`\psi` and have W of their own, they are taken in turn; a row of a shared W is a
+least-squares solution weighted by :math:`1 / \psi`.
 
-.. math::
-
-    \beta = W^\top (W W^\top + D)^{-1}, \quad M = I - \beta W + \beta S \beta^\top, \quad
-    W' = S \beta^\top M^{-1}, \quad D' = \operatorname{diag}(S - 2 W' \beta S + W' M W'^\top)
-
-taken for W and D in turn, a fixed number of times: the expected log-likelihood rises, and is not at its maximum yet.
-Where cells with different D share W, each of its rows is a least-squares solution weighted by 1 / D.
+Two laws have such a covariance: `LowRankMultivariateNormal`, and `LinearGaussianRows`, whose rows may have gaps. Of
+those the statistics are the expected ones given what is known.
 
 References:
     D. Rubin, D. Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47(1), equations 5 to 8.
+    Z. Ghahramani, G. Hinton (1996), The EM algorithm for mixtures of factor analyzers, Toronto CRG-TR-96-1.
+    G. McLachlan, D. Peel (2000), Mixtures of factor analyzers, ICML.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -24,39 +25,89 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_lvm.distributions import LinearGaussianRows
 from pyro_lvm.infer.families.multivariate_normal import LOC, _MultivariateNormal, scatter_matrix
-from pyro_lvm.infer.m_step import Argument, Conjugate, Statistics, View, closed_form_of
-from pyro_lvm.ops.cells import compact
+from pyro_lvm.infer.families.normal import nonzero_variance
+from pyro_lvm.infer.m_step import (
+    Argument,
+    ClosedForm,
+    Conjugate,
+    Joint,
+    Statistics,
+    View,
+    closed_form_of,
+)
+from pyro_lvm.ops.cells import Cells, compact, sum_to
+from pyro_lvm.ops.factor_sweeps import expanded_loadings, factor_moments, factor_sweeps
+from pyro_lvm.ops.linear_gaussian_cells import each_moments, expected_moments
+from pyro_lvm.ops.missing import column_moments
 
 __all__: list[str] = []
+
+SWEEPS = 20
+Now = dict[str, Tensor]
 
 
 def _covariance(factor: Tensor, diagonal: Tensor) -> Tensor:
     factor = factor.double()
-    return factor @ factor.mT + diagonal.double().diag_embed()
+    diagonal = diagonal.double().expand(*diagonal.shape[:-1], factor.shape[-2])
+    return factor @ factor.mT + diagonal.diag_embed()
 
 
-def _moments(s: Statistics, now: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Scatter about the location, its product with the factors' means, and the factors' second moments; all sums."""
-    factor, total = now["cov_factor"].double(), s["total"][..., None, None]
-    scatter = scatter_matrix(s, now["loc"].double() - s["centre"])
-    beta = torch.cholesky_solve(factor, torch.linalg.cholesky(_covariance(factor, now["cov_diag"]))).mT
-    cross = scatter @ beta.mT
-    eye = torch.eye(factor.shape[-1]).to(factor)
-    return scatter, cross, total * (eye - beta @ factor) + beta @ cross
+def _arguments(
+    factor: str,
+    diagonal: str,
+    read: Callable[[Any], Tensor],
+    views: tuple[View, ...],
+    conjugate: dict[tuple[str, type], Conjugate] | None = None,
+) -> tuple[Argument, ...]:
+    """Location, loadings and noise variances of a law that calls the last two `factor` and `diagonal`."""
 
+    def moments(s: Statistics, now: Now) -> tuple[Tensor, Tensor, Tensor]:
+        scatter = scatter_matrix(s, now["loc"].double() - s["centre"])
+        return scatter, *factor_moments(scatter, now[factor].double(), now[diagonal].double(), s["total"])
 
-def _factor_sums(s: Statistics, now: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    _, cross, second = _moments(s, now)
-    precision = now["cov_diag"].double().reciprocal()
-    return cross * precision.unsqueeze(-1), second.unsqueeze(-3) * precision[..., None, None]
+    def precision_weighted(s: Statistics, now: Now) -> tuple[Tensor, ...]:
+        return LOC.accumulate(s, {"covariance_matrix": _covariance(now[factor], now[diagonal])})
 
+    def factor_sums(s: Statistics, now: Now) -> tuple[Tensor, ...]:
+        _, cross, second = moments(s, now)
+        precision = now[diagonal].double().reciprocal().expand(cross.shape[:-1])
+        return cross * precision.unsqueeze(-1), second.unsqueeze(-3) * precision[..., None, None]
 
-def _diagonal_sums(s: Statistics, now: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    factor = now["cov_factor"].double()
-    scatter, cross, second = _moments(s, now)
-    residual = scatter.diagonal(dim1=-2, dim2=-1) - 2 * (factor * cross).sum(-1) + (factor @ second * factor).sum(-1)
-    return residual, s["total"].unsqueeze(-1), s["floor"] * s["total"].unsqueeze(-1)
+    def own_sums(s: Statistics, now: Now) -> tuple[Tensor, ...]:
+        _, cross, second = moments(s, now)
+        return cross / s["total"][..., None, None], second / s["total"][..., None, None]
+
+    def diagonal_sums(s: Statistics, now: Now) -> tuple[Tensor, ...]:
+        weight = now[factor].double()
+        scatter, cross, second = moments(s, now)
+        left = scatter.diagonal(dim1=-2, dim2=-1) - 2 * (weight * cross).sum(-1) + (weight @ second * weight).sum(-1)
+        total = s["total"].unsqueeze(-1)
+        found = left, total.expand_as(left), s["floor"] * total
+        return found if now[diagonal].shape[-1] > 1 else tuple(part.sum(-1, keepdim=True) for part in found)
+
+    return (
+        replace(LOC, accumulate=precision_weighted),
+        Argument(
+            factor,
+            lambda fn: compact(getattr(fn, factor), 2),
+            factor_sums,
+            _solve_factor,
+            (View(factor),),
+            event_dim=2,
+            same_cells=(own_sums, lambda cross, second: expanded_loadings(cross, second)[1]),
+        ),
+        Argument(
+            diagonal,
+            read,
+            diagonal_sums,
+            lambda left, total, floor: torch.maximum(left, floor) / total,
+            views,
+            event_dim=1,
+            conjugate=conjugate or {},
+        ),
+    )
 
 
 def _solve_factor(cross: Tensor, second: Tensor) -> Tensor:
@@ -64,47 +115,106 @@ def _solve_factor(cross: Tensor, second: Tensor) -> Tensor:
     return solved.squeeze(-1)
 
 
-def _precision_weighted(s: Statistics, now: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    return LOC.accumulate(s, {"covariance_matrix": _covariance(now["cov_factor"], now["cov_diag"])})
+def _joint(factor: str, diagonal: str) -> Joint:
+    """All arguments at once: the mean, and sweeps from where the loadings and the noise are."""
+    names = ("loc", factor, diagonal)
+    return Joint(names, lambda s: (s["total"], s["centred_sum"], s["square"], *_by_cell(s)), _swept, warm=True)
+
+
+def _by_cell(s: Statistics) -> tuple[Tensor, Tensor]:
+    total = s["total"].unsqueeze(-1)
+    return s["centre"] * total, s["floor"] * total
+
+
+def _swept(
+    total: Tensor,
+    first: Tensor,
+    square: Tensor,
+    centre: Tensor,
+    floor: Tensor,
+    loc: Tensor,
+    weight: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    count = total.unsqueeze(-1)
+    mean = first / count
+    scatter = square / count.unsqueeze(-1) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+    floor = floor / count if noise.shape[-1] > 1 else (floor / count).mean(-1, keepdim=True)
+    return mean + centre / count, *factor_sweeps(scatter, weight.double(), noise.double(), floor, SWEEPS)
 
 
 @closed_form_of(torch.distributions.LowRankMultivariateNormal)
 class _LowRank(_MultivariateNormal):
-    arguments = (
-        replace(LOC, accumulate=_precision_weighted),
-        Argument(
-            "cov_factor",
-            lambda fn: compact(fn.cov_factor, 2),
-            _factor_sums,
-            _solve_factor,
-            (View("cov_factor"),),
-            event_dim=2,
+    arguments = _arguments(
+        "cov_factor",
+        "cov_diag",
+        lambda fn: compact(fn.cov_diag, 1),
+        (
+            View("cov_diag"),
+            View("log cov_diag", torch.log, torch.exp),
+            View("noise scale", torch.sqrt, torch.square),
+            View("log noise scale", lambda v: 0.5 * v.log(), lambda v: (2 * v).exp()),
         ),
-        Argument(
-            "cov_diag",
-            lambda fn: compact(fn.cov_diag, 1),
-            _diagonal_sums,
-            lambda residual, total, floor: torch.maximum(residual, floor) / total,
-            (
-                View("cov_diag"),
-                View("log cov_diag", torch.log, torch.exp),
-                View("noise scale", torch.sqrt, torch.square),
-                View("log noise scale", lambda v: 0.5 * v.log(), lambda v: (2 * v).exp()),
-            ),
-            event_dim=1,
-            conjugate={
-                ("cov_diag", dist.InverseGamma): Conjugate(
-                    lambda prior: (
-                        2 * prior.rate,
-                        2 * prior.concentration + 2,
-                        torch.zeros_like(prior.rate),
-                    )
-                )
-            },
-        ),
+        {
+            ("cov_diag", dist.InverseGamma): Conjugate(
+                lambda prior: (2 * prior.rate, 2 * prior.concentration + 2, torch.zeros_like(prior.rate))
+            )
+        },
     )
-    sweeps = 20
+    joint = _joint("cov_factor", "cov_diag")
+    sweeps = SWEEPS
 
     def scale_tril(self, fn: Any) -> Tensor:
         """From the dense covariance."""
         return torch.linalg.cholesky(_covariance(compact(fn.cov_factor, 2), compact(fn.cov_diag, 1)))
+
+
+@closed_form_of(LinearGaussianRows)
+class _LinearGaussianRows(ClosedForm):
+    arguments = _arguments(
+        "weight",
+        "noise",
+        lambda fn: compact(fn.noise_scale, 1).square(),
+        (
+            View("noise scale", torch.sqrt, torch.square, given="noise_scale"),
+            View("log noise scale", lambda v: 0.5 * v.log(), lambda v: (2 * v).exp()),
+            View("noise"),
+            View("log noise", torch.log, torch.exp),
+        ),
+    )
+    joint = _joint("weight", "noise")
+    sweeps = SWEEPS
+
+    def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
+        """Those of a normal; with gaps, what is expected of them."""
+        loc, weight, noise = compact(fn.loc, 1), compact(fn.weight, 2), compact(fn.noise_scale, 1)
+        batch, d = torch.broadcast_shapes(loc.shape[:-1], weight.shape[:-2], noise.shape[:-1]), loc.shape[-1]
+        x = value.double()
+        centre, variance = column_moments(x.reshape(-1, d))
+        floor = (variance_floor * nonzero_variance(variance, centre)).clamp_min(torch.finfo(fn.loc.dtype).tiny)
+        law = loc.double(), weight.double(), noise.double().square().expand(*noise.shape[:-1], d)
+        full = torch.broadcast_shapes(fn.batch_shape, value.shape[:-1], weights.shape)
+        shape = torch.Size((1,) * (len(full) - len(batch)) + tuple(batch))
+        cells = Cells.of(full, x, 1, *zip(law, (1, 2, 1), strict=True))
+        if cells is None:  # every row has a law of its own
+            first, second = each_moments(*law, x, centre)
+            share = weights.double()
+            total = sum_to(shape, full, share)
+            first = sum_to(torch.Size((*shape, d)), torch.Size((*full, d)), share.unsqueeze(-1), first)
+            full = torch.Size((*full, d, d))
+            second = sum_to(torch.Size((*shape, d, d)), full, share[..., None, None], second)
+        else:
+            table = cells.flatten(weights.double())
+            laws = zip(*cells.parameters, table, strict=True)
+            sums = [expected_moments(b, w, psi, cells.rows, row, centre) for b, w, psi, row in laws]
+            first, second = (torch.stack(parts).unflatten(0, shape) for parts in zip(*sums, strict=True))
+            total = table.sum(-1).reshape(shape)
+        return Statistics(
+            total.shape,
+            total=total,
+            centre=centre,
+            centred_sum=first,
+            sum=first + centre * total.unsqueeze(-1),
+            square=second,
+            floor=floor.expand(*total.shape, -1),
+        )
