@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 
 from pyro_lvm import _pyro
+from pyro_lvm.distributions.spike_and_slab import SpikeAndSlab
 from pyro_lvm.infer import (
     EM,
     MCMC,
@@ -98,6 +99,8 @@ LADDERS: dict[type, tuple[str, ...]] = {}
 GUIDES_OF_ROWS: dict[type, str] = {
     torch.distributions.Normal: "exact-gaussian",
     torch.distributions.Laplace: "sparse-codes",
+    torch.distributions.StudentT: "sparse-codes",
+    SpikeAndSlab: "sparse-codes",
 }
 """The guide by which EM takes continuous sites of rows: their posterior is normal, perhaps, or its mode is sparse."""
 
