@@ -22,13 +22,14 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm.distributions.spike_and_slab import SpikeAndSlab
+from pyro_lvm.distributions.support_mixture import SupportMixture
 from pyro_lvm.handlers.affine_sites import AffineSites
 from pyro_lvm.handlers.rows import rows, rows_at_hand
 from pyro_lvm.ops.code_prior import CodePrior
 from pyro_lvm.ops.laplace_codes import LaplaceCodes
 from pyro_lvm.ops.plain_error import PlainError
 from pyro_lvm.ops.real_number import real_number
-from pyro_lvm.ops.spike_and_slab_codes import SpikeAndSlabCodes
+from pyro_lvm.ops.spike_and_slab_codes import FEW, SpikeAndSlabCodes
 from pyro_lvm.ops.student_t_codes import StudentTCodes
 from pyro_lvm.ops.whole_number import whole_number
 
@@ -48,7 +49,7 @@ class SparseCodes(torch.nn.Module):
 
     The law of the latent sites is one of three. Of Laplace's, many entries of codes are exactly zero, and the mode is
     the lasso's; of `SpikeAndSlab` about zero, too, and the mode is the best one found by changing up to two entries
-    (of all supports, of up to 8 entries); of Student's t none is, and the mode is a local one.
+    (of all supports, of up to 10 entries); of Student's t none is, and the mode is a local one.
 
     Every call in training moves the codes of the rows at hand by `num_sweeps` sweeps of coordinate descent from where
     these rows' last visit ended, so that the log joint density never falls. Rows that are not of the training data
@@ -58,8 +59,8 @@ class SparseCodes(torch.nn.Module):
     nothing; a row with gaps takes time as the square of the number of its codes' entries.
 
     Point masses have no density. For the log-likelihood of rows, samples come instead from a t law around the closest
-    normal law of the posterior of codes, or of `SpikeAndSlab` from a mean field of its own kind, of up to 64 entries:
-    of more, too few of any number of samples would count. It trains by `EM` or `SVI`.
+    normal law of the posterior of codes, or of `SpikeAndSlab` from the posterior itself, of up to 10 entries, or from
+    a mean field of its own kind; of up to 64 entries: of more, too few of any number of samples would count. It trains by `EM` or `SVI`.
 
     Args:
         model: A program whose latent sites all have one of these laws and stand in the plate of the rows, and whose
@@ -296,10 +297,13 @@ def _around_normal(problem: _Problem, loc: Tensor, scale_tril: Tensor) -> Law:
     return lambda which: dist.MultivariateStudentT(DEGREES, loc[which], scale_tril[which])
 
 
-def _of_supports(problem: _Problem, probability: Tensor, loc: Tensor, scale: Tensor) -> Law:
-    """Independent laws of entries that are zero with a probability of their own."""
-    loc, scale, unit = problem.codes(loc), problem.scale * scale, problem.prior.unit.to(loc)
-    return lambda which: SpikeAndSlab(probability[which], loc[which], scale[which], unit).to_event(1)
+def _of_supports(problem: _Problem, *numbers: Tensor) -> Law:
+    """The posterior of few entries; of more, independent laws of entries that are zero with probabilities."""
+    scale, unit = problem.scale, problem.prior.unit.to(problem.scale)
+    if len(problem.scale) <= FEW:
+        return lambda which: SupportMixture(*(part[which] for part in numbers), scale, unit)
+    probability, loc, spread = numbers
+    return lambda which: SpikeAndSlab(probability[which], scale * loc[which], scale * spread[which], unit).to_event(1)
 
 
 PRIORS: dict[type, tuple[type[CodePrior], Callable[..., Law]]] = {

@@ -34,9 +34,8 @@ _real_or_zero = _RealOrZero()
 @biject_to.register(_RealOrZero)
 def _no_map(constraint: _RealOrZero) -> Any:
     raise PlainError(
-        "SpikeAndSlab: expected an inference that knows that zero has a probability of its own; densities over real "
-        "numbers, as those of NUTS and of guides 'normal' and 'local', never meet it. Use guide 'sparse-codes' or "
-        "'spike-and-slab'."
+        "SpikeAndSlab: expected a guide that knows that zero has a probability of its own; got one, or a sampler, of "
+        "densities over the real numbers, which never meets it. Use guide 'sparse-codes'."
     )
 
 

@@ -6,7 +6,7 @@ r"""Codes that are zero with some probability, else normal: the best support, an
 not zero, the support S, codes are a ridge: with :math:`A = G + I` the objective is
 :math:`-\tfrac12 c_S^\top A_{SS}^{-1} c_S + \sum_S \lambda_j`. A start is found by matching pursuit; from there supports
 change by one entry that comes or goes, or by two that change places, whichever is best, until none is any better. Of
-up to 8 entries all supports are tried.
+up to 10 entries all supports are tried.
 
 The mean field has for every entry a law of the prior's own family, and moves one after another to where the evidence
 bound is largest:
@@ -36,14 +36,15 @@ from torch import Tensor
 from pyro_lvm.ops.code_prior import CodePrior
 from pyro_lvm.ops.coordinate_descent import descend, times
 from pyro_lvm.ops.plain_error import PlainError
+from pyro_lvm.ops.supports import every_support, given_support, support_scores
 
-__all__ = ["SpikeAndSlabCodes", "best_of_all_supports", "best_supports", "mean_field", "pursue"]
+__all__ = ["SpikeAndSlabCodes", "best_supports", "mean_field", "pursue"]
 
 SLACK = 1e-9  # nats by which a change must be better: rounding is less
 TELLING = 0.1  # nats that an entry must gain to move in the pursuit
 MOST = 4  # changes of a support, by entry
 ENTRIES = 2**21  # of the columns of supports that are looked at together
-FEW = 8  # entries of codes, of which all supports are tried
+FEW = 10  # entries of codes, of which all supports are tried
 ROUNDS = 100  # of the mean field
 
 
@@ -93,11 +94,19 @@ class SpikeAndSlabCodes(CodePrior):
         products, gram = products.double(), gram.double()
         cost = self.cost.to(products)
         if products.shape[1] <= FEW:
-            return best_of_all_supports(products, gram, cost)
+            every = every_support(products, products.shape[1])
+            best = (support_scores(products, gram).fit - every @ cost).argmax(-1)
+            return given_support(products, gram, every[best])[0]
         return best_supports(products, gram, cost, pursue(products, gram, cost))
 
     def laws(self, products: Tensor, gram: Tensor) -> tuple[Tensor, ...]:
-        return mean_field(products, gram, self.log_odds.to(products), self.solved(products, gram, 0.0).to(products))
+        """Of few entries those of `SupportMixture`, the posterior itself; else those of `mean_field`."""
+        log_odds = self.log_odds.to(products)
+        if products.shape[1] > FEW:
+            return mean_field(products, gram, log_odds, self.solved(products, gram, 0.0).to(products))
+        found = support_scores(products, gram)
+        weights = found.fit - found.volume + every_support(products, products.shape[1]) @ log_odds
+        return weights, products, gram.expand(len(products), -1, -1)
 
 
 def pursue(products: Tensor, gram: Tensor, cost: Tensor) -> Tensor:
@@ -185,28 +194,6 @@ def _changed(products: Tensor, gram: Tensor, cost: Tensor, found: Tensor, suppor
     support[rows[enters >= 0], enters[enters >= 0]] = True
     support[rows[leaves >= 0], chosen[number, leaves.clamp_min(0)][leaves >= 0]] = False
     return rows
-
-
-def best_of_all_supports(products: Tensor, gram: Tensor, cost: Tensor) -> Tensor:
-    """The best codes of few entries: of all supports.
-
-    Args:
-        products: c, of every row with the columns, shape (n, k).
-        gram: G, shape (k, k), or one for every row, shape (n, k, k).
-        cost: What an entry that is not zero costs, nats, shape (k,).
-    """
-    k = products.shape[1]
-    every = torch.arange(2**k, device=products.device).unsqueeze(-1) >> torch.arange(k, device=products.device)
-    inside = (every & 1).to(products)  # supports by entries
-    both = inside.unsqueeze(-1) * inside.unsqueeze(-2)
-    found = torch.empty_like(products)
-    for rows in torch.arange(len(products), device=products.device).split(max(1, ENTRIES // both.numel())):
-        inner = (gram if gram.dim() == 2 else gram[rows].unsqueeze(1)) * both + torch.eye(k).to(gram)
-        inverse = torch.linalg.inv(inner) * both
-        ridge = (inverse @ products[rows, None, :, None]).squeeze(-1)
-        gain = 0.5 * (ridge * products[rows].unsqueeze(1)).sum(-1) - inside @ cost
-        found[rows] = ridge[torch.arange(len(rows), device=rows.device), gain.argmax(-1)]
-    return found
 
 
 def mean_field(products: Tensor, gram: Tensor, log_odds: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -114,7 +114,10 @@ def closer_guides(model: Callable, guide: Any, trace: poutine.Trace, sites: Coll
         trace: Of the model.
         sites: Latent sites of rows that the guide draws.
     """
-    vectors = any(getattr(trace.nodes[name]["fn"].support, "is_discrete", False) for name in sites)
+    laws = [getattr(trace.nodes[name]["fn"], "base_dist", trace.nodes[name]["fn"]) for name in sites]
+    if any(isinstance(law, SpikeAndSlab) for law in laws):  # others do not know that zero has a probability
+        return []
+    vectors = any(getattr(law.support, "is_discrete", False) for law in laws)
     names = LADDERS.get(type(model), () if vectors else ("local",))
     at = next((i + 1 for i, name in enumerate(names) if type(guide) is GUIDES[name]), 0)
     return list(names[at:])
