@@ -60,7 +60,8 @@ class SparseCodes(torch.nn.Module):
 
     Point masses have no density. For the log-likelihood of rows, samples come instead from a t law around the closest
     normal law of the posterior of codes, or of `SpikeAndSlab` from the posterior itself, of up to 10 entries, or from
-    a mean field of its own kind; of up to 64 entries: of more, too few of any number of samples would count. It trains by `EM` or `SVI`.
+    a mean field of its own kind; of up to 64 entries: of more, too few of any number of samples would count. It trains
+    by `EM` or `SVI`.
 
     Args:
         model: A program whose latent sites all have one of these laws and stand in the plate of the rows, and whose
@@ -112,7 +113,8 @@ class SparseCodes(torch.nn.Module):
         """The program's sites, found once."""
         found: AffineSites | None = self.__dict__.get("_sites")
         if found is None:
-            found = self.__dict__["_sites"] = AffineSites("SparseCodes", self._model, args, kwargs, tuple(PRIORS))
+            laws = {law: prior.arguments for law, (prior, _) in PRIORS.items()}
+            found = self.__dict__["_sites"] = AffineSites("SparseCodes", self._model, args, kwargs, laws)
         return found
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -231,9 +233,9 @@ class _Problem:
     """
 
     def __init__(self, sites: AffineSites, args: tuple, kwargs: dict[str, Any]) -> None:
-        kind, self._laws = PRIORS[sites.latent_laws[0]]
-        law, rest = sites.law_and_rest(args, kwargs, kind.arguments)
-        self.prior = kind(*rest)
+        kind, self._laws = PRIORS[sites.latent_law]
+        law, rest = sites.law_and_rest(args, kwargs)
+        self.prior: Any = kind(*rest)
         x = sites.values(args, kwargs)
         root, self.scale, self.loc = law.noise.sqrt(), law.prior_variance.sqrt().to(x), law.prior_loc.to(x)
         columns = law.weight * law.prior_variance.sqrt() / root.unsqueeze(-1)
@@ -299,9 +301,12 @@ def _around_normal(problem: _Problem, loc: Tensor, scale_tril: Tensor) -> Law:
 
 def _of_supports(problem: _Problem, *numbers: Tensor) -> Law:
     """The posterior of few entries; of more, independent laws of entries that are zero with probabilities."""
-    scale, unit = problem.scale, problem.prior.unit.to(problem.scale)
+    scale = problem.scale
+    unit = problem.prior.unit.to(scale)
     if len(problem.scale) <= FEW:
-        return lambda which: SupportMixture(*(part[which] for part in numbers), scale, unit)
+        weights, products, gram = numbers
+        every = torch.arange(len(weights), device=scale.device)
+        return lambda which: SupportMixture(weights, products, gram, scale, unit, every[which])
     probability, loc, spread = numbers
     return lambda which: SpikeAndSlab(probability[which], scale * loc[which], scale * spread[which], unit).to_event(1)
 

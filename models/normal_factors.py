@@ -62,7 +62,7 @@ class NormalFactors(LinearFactors):
         """The rows; with priors the factors are summed out."""
         if not self.priors:
             return super()._observe(x, rows, weight, loc, noise_scale)
-        return pyro.sample("x", LinearGaussianRows(loc, weight, noise_scale), obs=x)
+        return pyro.sample("x", LinearGaussianRows(loc, weight, torch.as_tensor(noise_scale)), obs=x)
 
     @abstractmethod
     def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:

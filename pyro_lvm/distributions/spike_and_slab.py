@@ -31,12 +31,14 @@ class _RealOrZero(constraints.Constraint):
 _real_or_zero = _RealOrZero()
 
 
-@biject_to.register(_RealOrZero)
 def _no_map(constraint: _RealOrZero) -> Any:
     raise PlainError(
         "SpikeAndSlab: expected a guide that knows that zero has a probability of its own; got one, or a sampler, of "
         "densities over the real numbers, which never meets it. Use guide 'sparse-codes'."
     )
+
+
+biject_to.register(_RealOrZero, _no_map)
 
 
 class SpikeAndSlab(TorchDistribution):

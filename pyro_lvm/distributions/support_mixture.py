@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
@@ -30,6 +30,7 @@ class SupportMixture(TorchDistribution):
         gram: G = A - I, of every row.
         scale: s, what entries are measured in.
         unit: The length over which densities of entries count, as in `SpikeAndSlab`.
+        rows: Which rows the law is of, some perhaps many times; of all if None.
         validate_args: Check values.
     """
 
@@ -43,11 +44,13 @@ class SupportMixture(TorchDistribution):
         gram: Float[Tensor, "n k k"],
         scale: Float[Tensor, " k"],
         unit: Float[Tensor, " k"],
+        rows: Int[Tensor, " m"] | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.log_weights, self.products, self.gram = log_weights.log_softmax(-1), products, gram
-        self.scale, self.unit = scale, unit
-        super().__init__(products.shape[:1], products.shape[1:], validate_args=validate_args)
+        self.log_weights, self.scale, self.unit = log_weights.log_softmax(-1), scale, unit
+        self.rows = torch.arange(len(products), device=products.device) if rows is None else rows
+        self.products, self.gram = products[self.rows], gram[self.rows]
+        super().__init__(self.products.shape[:1], products.shape[1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """The same law; it is of its rows, and of no larger batch."""
@@ -60,7 +63,7 @@ class SupportMixture(TorchDistribution):
         """Mean, shape (n, k)."""
         every = every_support(self.products, self.event_shape[0])
         loc = given_support(self.products.unsqueeze(1), self.gram.unsqueeze(1), every)[0]
-        return self.scale * (self.log_weights.exp().unsqueeze(-1) * loc).sum(1)
+        return self.scale * (self.log_weights[self.rows].exp().unsqueeze(-1) * loc).sum(1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-densities, nats, shape (n,)."""
@@ -70,7 +73,7 @@ class SupportMixture(TorchDistribution):
         rest = (factor.mT @ ((value / self.scale - loc) * inside).unsqueeze(-1)).squeeze(-1)
         volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         units = (inside * ((self.unit / self.scale).log() - 0.5 * math.log(2 * math.pi))).sum(-1)
-        weight = self.log_weights.gather(-1, number.unsqueeze(-1)).squeeze(-1)
+        weight = self.log_weights[self.rows, number]
         return weight + volume + units - 0.5 * rest.square().sum(-1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -82,9 +85,20 @@ class SupportMixture(TorchDistribution):
         if torch.Size(sample_shape):
             raise ValueError(f"SupportMixture: expected one draw a row; got {tuple(sample_shape)}. Repeat the rows.")
         with torch.no_grad():
-            number = torch.multinomial(self.log_weights.exp(), 1)
-            inside = every_support(self.products, self.event_shape[0])[number[:, 0]]
+            inside = every_support(self.products, self.event_shape[0])[self._drawn()]
             loc, factor = given_support(self.products, self.gram, inside)
             noise = torch.randn_like(loc).unsqueeze(-1)
             around = torch.linalg.solve_triangular(factor.mT, noise, upper=True).squeeze(-1)
             return self.scale * inside * (loc + around)
+
+    def _drawn(self) -> Tensor:
+        """The number of a support for every row; those of a row that comes many times are drawn together."""
+        counts = self.rows.bincount(minlength=len(self.log_weights))
+        order = self.rows.argsort(stable=True)
+        rank = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[self.rows[order]]
+        present = counts.nonzero()[:, 0]
+        draws = torch.multinomial(self.log_weights[present].exp(), int(counts.max()), replacement=True)
+        place = torch.zeros_like(counts).scatter(0, present, torch.arange(len(present), device=order.device))
+        number = torch.empty_like(order)
+        number[order] = draws[place[self.rows[order]], rank]
+        return number

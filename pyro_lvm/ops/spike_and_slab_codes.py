@@ -44,6 +44,7 @@ SLACK = 1e-9  # nats by which a change must be better: rounding is less
 TELLING = 0.1  # nats that an entry must gain to move in the pursuit
 MOST = 4  # changes of a support, by entry
 ENTRIES = 2**21  # of the columns of supports that are looked at together
+DOUBT, WIDER = 0.5, 1.2  # entries that draws change at random, and by how much they are wider than the mean field
 FEW = 10  # entries of codes, of which all supports are tried
 ROUNDS = 100  # of the mean field
 
@@ -73,13 +74,16 @@ class SpikeAndSlabCodes(CodePrior):
         self._cost = self.cost.tolist()
 
     def penalty(self, codes: Tensor) -> Tensor:
+        """As in the formula above."""
         return 0.5 * codes.square() + self.cost.to(codes) * (codes != 0)
 
     def shrink(self, level: Tensor, curvature: Tensor | float, code: Tensor, j: int) -> Tensor:
+        """To zero, or to the best other place."""
         best = level / (curvature + 1)
         return torch.where(0.5 * best * level > self._cost[j], best, 0.0)
 
     def improve(self, products: Tensor, gram: Tensor, codes: Tensor, sweeps: int) -> None:
+        """From where codes are, and by matching pursuit anew: the better of both, in place."""
         super().improve(products, gram, codes, sweeps)
         fresh = self._pursued(products, gram, sweeps)
         better = self.objective(products, gram, fresh) < self.objective(products, gram, codes)
@@ -91,6 +95,7 @@ class SpikeAndSlabCodes(CodePrior):
         return found
 
     def solved(self, products: Tensor, gram: Tensor, tol: float) -> Tensor:
+        """The best of all supports of few entries; of more, one that no change of up to two makes better."""
         products, gram = products.double(), gram.double()
         cost = self.cost.to(products)
         if products.shape[1] <= FEW:
@@ -100,12 +105,14 @@ class SpikeAndSlabCodes(CodePrior):
         return best_supports(products, gram, cost, pursue(products, gram, cost))
 
     def laws(self, products: Tensor, gram: Tensor) -> tuple[Tensor, ...]:
-        """Of few entries those of `SupportMixture`, the posterior itself; else those of `mean_field`."""
-        log_odds = self.log_odds.to(products)
-        if products.shape[1] > FEW:
-            return mean_field(products, gram, log_odds, self.solved(products, gram, 0.0).to(products))
+        """Of few entries those of `SupportMixture`, the posterior itself; else `mean_field`, with heavier tails."""
+        log_odds, k = self.log_odds.to(products), products.shape[1]
+        if k > FEW:
+            start = self.solved(products, gram, 0.0).to(products)
+            probability, loc, scale = mean_field(products, gram, log_odds, start)
+            return torch.lerp(probability, 1 - probability, DOUBT / k), loc, WIDER * scale
         found = support_scores(products, gram)
-        weights = found.fit - found.volume + every_support(products, products.shape[1]) @ log_odds
+        weights = found.fit - found.volume + every_support(products, k) @ log_odds
         return weights, products, gram.expand(len(products), -1, -1)
 
 
@@ -163,7 +170,7 @@ def _changed(products: Tensor, gram: Tensor, cost: Tensor, found: Tensor, suppor
     """Put down the codes of some rows' supports, then change these in the best way; returns rows that were changed."""
     product, inside = products[rows], support[rows]
     counts = inside.sum(-1)
-    k, width, n = product.shape[1], max(1, int(counts.max())), len(rows)
+    k, width = product.shape[1], max(1, int(counts.max()))
     chosen = inside.to(product).topk(width, -1).indices
     real = (torch.arange(width, device=rows.device) < counts.unsqueeze(-1)).to(product)
     columns = gram[chosen] if gram.dim() == 2 else gram[rows.unsqueeze(-1), chosen]

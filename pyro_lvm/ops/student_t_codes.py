@@ -5,7 +5,8 @@ r"""Codes with Student's t prior: a mode by coordinate descent and Newton's step
 With :math:`\nu = 1` it is Olshausen and Field's cost :math:`\log(1 + u^2)`. It lies below the parabola that touches it
 at the last code, of curvature :math:`\tau = (\nu + 1) / (\nu + u^2)`: what is least under the parabolas is no worse,
 for one entry as for all of a row. That is EM with the variance behind every code, :math:`\tau^{-1}`, as what is not
-seen. There may be several modes; the one found is that to which these steps lead from zero, by way of a ridge. No code is exactly zero.
+seen. There may be several modes; the one found is that to which these steps lead from zero, by way of a ridge. No code
+is exactly zero.
 
 References:
     B. Olshausen, D. Field (1996), Emergence of simple-cell receptive field properties by learning a sparse code for
@@ -36,8 +37,6 @@ ROWS, ENTRIES = 4096, 2**23  # at once; and of the products of columns, where ev
 class StudentTCodes(CodePrior):
     r"""Student's t prior of scale 1.
 
-    At what `solved` finds no slope is larger than `tol`, or what rounding in double precision leaves.
-
     Args:
         degrees_of_freedom: :math:`\nu` of each entry, shape (k,).
     """
@@ -49,14 +48,17 @@ class StudentTCodes(CodePrior):
         self._freedom = degrees_of_freedom.tolist()
 
     def penalty(self, codes: Tensor) -> Tensor:
+        """As in the formula above."""
         freedom = self.freedom.to(codes)
         return 0.5 * (freedom + 1) * torch.log1p(codes.square() / freedom)
 
     def shrink(self, level: Tensor, curvature: Tensor | float, code: Tensor, j: int) -> Tensor:
+        """To the lowest point of the parabola that touches at `code`."""
         freedom = self._freedom[j]
         return level / (curvature + (freedom + 1) / (freedom + code.square()))
 
     def solved(self, products: Tensor, gram: Tensor, tol: float) -> Tensor:
+        """A mode: no slope is larger than `tol`, or than what rounding in double precision leaves."""
         found = torch.zeros(products.shape, dtype=torch.float64, device=products.device)
         products, gram = products.double(), gram.double()
         found[~products.isfinite().all(-1)] = torch.nan
@@ -83,6 +85,7 @@ class StudentTCodes(CodePrior):
                 return
 
     def laws(self, products: Tensor, gram: Tensor) -> tuple[Tensor, ...]:
+        """Means and Cholesky factors of the closest normal laws."""
         return normal_codes(products, gram, partial(_precision, freedom=self.freedom.to(products)))
 
 

@@ -22,11 +22,11 @@ ENTRIES = 2**21  # of the codes of all supports that are looked at together
 
 
 class Scores(NamedTuple):
-    """What rows say of all supports, in the order of `every_support`.
+    r"""What rows say of all supports, in the order of `every_support`.
 
     Attributes:
-        fit: Half of :math:`c_S^\\top A_{SS}^{-1} c_S`, shape (n, 2^k).
-        volume: Half of :math:`\\log |A_{SS}|`, shape (n, 2^k).
+        fit: Half of :math:`c_S^\top A_{SS}^{-1} c_S`, shape (n, 2^k).
+        volume: Half of :math:`\log |A_{SS}|`, shape (n, 2^k).
     """
 
     fit: Tensor
