@@ -27,6 +27,7 @@ from pyro_lvm.ops.whole_number import whole_number
 
 __all__ = ["LocalGaussian"]
 
+ORDERED, FAR = 4096, 5.0  # draws that show the bulk of a prior, and how many of its widths away others count as
 PRIOR_DRAWS = 100  # of all rows together, whose moments are where a search starts
 
 
@@ -186,6 +187,12 @@ def _prior_moments(sites: RowSites) -> Tensor:
             draws.append(sites.again().drawn)
     table = torch.cat(draws)
     table = torch.where(table.isfinite(), table, torch.nan)  # a draw may be rounded to the end of its support
+    ordered = table[:ORDERED].sort(0).values
+    low, middle, high = (ordered[int(part * (len(ordered) - 1))] for part in (0.16, 0.5, 0.84))
+    reach = torch.where(high > low, FAR * (high - low), torch.inf)
+    table = table.clamp(
+        middle.nan_to_num() - reach, middle.nan_to_num() + reach
+    )  # draws of laws without moments are where no row is
     mean = table.nanmean(0).nan_to_num()
     scale = (table - mean).square().nanmean(0).sqrt().nan_to_num()
     return torch.cat([mean, torch.where(scale > 0, scale, 1.0).log()])

@@ -78,13 +78,21 @@ class LinearFactors(LatentVariableModel):
         with pyro.plate("data", n), counted(sample_weights, parts[1]):
             return self._observe(x, n, *parts)
 
-    def _observe(self, x: Tensor | None, rows: int, weight: Tensor, loc: Tensor, noise_scale: Tensor) -> Tensor:
+    def _observe(self, x: Tensor | None, rows: int, weight: Tensor, loc: Tensor, noise_scale: Tensor | float) -> Tensor:
         """Factors of n rows, and the rows, inside of their plate."""
         h = pyro.sample("h", self._factor_law(rows, loc))
         law = dist.Normal(loc + h @ weight.mT, noise_scale)
-        if x is None or not bool(x.sum().isnan()):
-            return pyro.sample("x", law.to_event(1), obs=x)
-        return pyro.sample("x", law.mask(~x.isnan()).to_event(1), obs=torch.where(x.isnan(), loc.detach(), x))
+        if x is None:
+            return pyro.sample("x", law.to_event(1))
+        infer = self._own_m_step(h, x)
+        if not bool(x.sum().isnan()):
+            return pyro.sample("x", law.to_event(1), obs=x, infer=infer)
+        filled = torch.where(x.isnan(), loc.detach(), x)
+        return pyro.sample("x", law.mask(~x.isnan()).to_event(1), obs=filled, infer=infer)
+
+    def _own_m_step(self, h: Tensor, x: Tensor) -> dict[str, Any]:
+        """What site `x` says of its M-step, if it has one of its own."""
+        return {}
 
     def _factor_law(self, rows: int, like: Tensor) -> Any:
         """The law of the factors of n rows, batch shape (n,), event shape (k,); draws are of the type of `like`."""
@@ -100,7 +108,7 @@ class LinearFactors(LatentVariableModel):
         if len(x) < 2:
             raise ValueError(f"{self._name}: expected at least 2 rows to learn from; got {len(x)}. Add rows.")
         self._check_count(x.shape[1])
-        check_real_columns(self._name, x, constants=not self.dims["noise_scale"])  # then they have that of others
+        check_real_columns(self._name, x, constants=not self.dims.get("noise_scale"))  # then they have that of others
 
     def _check_count(self, columns: int) -> None:
         """Raise a ValueError if so many columns do not tell of so many factors."""

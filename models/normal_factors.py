@@ -63,11 +63,11 @@ class NormalFactors(LinearFactors):
             noise = torch.ones(self.data_dim if self.dims["noise_scale"] else ())
             self._declare_parts(torch.zeros(self.data_dim), torch.eye(self.data_dim, self.num_factors), noise)
 
-    def _observe(self, x: Tensor | None, rows: int, weight: Tensor, loc: Tensor, noise_scale: Tensor) -> Tensor:
+    def _observe(self, x: Tensor | None, rows: int, weight: Tensor, loc: Tensor, noise_scale: Tensor | float) -> Tensor:
         """The rows; with priors the factors are summed out."""
         if not self.priors:
             return super()._observe(x, rows, weight, loc, noise_scale)
-        return pyro.sample("x", LinearGaussianRows(loc, weight, noise_scale), obs=x)
+        return pyro.sample("x", LinearGaussianRows(loc, weight, torch.as_tensor(noise_scale)), obs=x)
 
     @abstractmethod
     def _parts(self, covariance: Tensor) -> tuple[Tensor, Tensor]:

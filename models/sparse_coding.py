@@ -8,31 +8,35 @@ r"""Sparse coding: rows are sums of a few columns of a dictionary, which may hav
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, ClassVar
 
-import pyro
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_lvm.distributions.normal_rows import check_real_columns
+from pyro_lvm.distributions.spike_and_slab import SpikeAndSlab
 from pyro_lvm.distributions.unit_columns import columns_of_length_one
+from pyro_lvm.models.linear_factors import LinearFactors
 from pyro_lvm.ops.dictionary import better_dictionary, first_dictionary, unit_columns
 from pyro_lvm.ops.missing import column_moments
 from pyro_lvm.ops.real_number import real_number
-from pyro_lvm.ops.row_checks import check_matrix
-from pyro_lvm.ops.whole_number import whole_number
-from pyro_lvm.protocols import LatentVariableModel
 
 __all__ = ["SparseCoding"]
 
 FIRST_ROWS = 4096  # that a start looks at
 
+PRIORS: dict[str, dict[str, float]] = {
+    "laplace": {"sparsity": 1.0},
+    "student-t": {"sparsity": 1.0, "degrees_of_freedom": 1.0},
+    "spike-and-slab": {"inclusion_probability": 0.2, "slab_scale": 1.0},
+}
+"""Priors of codes by name: what they take, and by default."""
 
-class SparseCoding(LatentVariableModel):
+
+class SparseCoding(LinearFactors):
     r"""Rows as sums of few columns of a dictionary, by a prior of codes that has its mode at zero.
 
     ==================  ==========================================  =========  ==============
@@ -81,71 +85,90 @@ class SparseCoding(LatentVariableModel):
         (torch.Size([150, 6]), True)
     """
 
-    handles_missing: ClassVar[bool] = True
     dims: ClassVar[dict[str, list[str]]] = {"weight": ["column", "factor"], "loc": ["column"]}
 
     def __init__(
-        self, num_factors: int, sparsity: float = 1.0, noise_scale: float = 1.0, data_dim: int | None = None
+        self,
+        num_factors: int,
+        sparsity: float | int | None = None,
+        noise_scale: float = 1.0,
+        data_dim: int | None = None,
+        prior: str = "laplace",
+        degrees_of_freedom: float | int | None = None,
+        inclusion_probability: float | None = None,
+        slab_scale: float | int | None = None,
     ) -> None:
-        super().__init__()
-        self.num_factors = whole_number("SparseCoding", "num_factors", num_factors)
-        self.sparsity = real_number("SparseCoding", "sparsity", sparsity)
-        self.noise_scale = real_number("SparseCoding", "noise_scale", noise_scale)
-        self.data_dim = None if data_dim is None else whole_number("SparseCoding", "data_dim", data_dim)
+        super().__init__(num_factors, data_dim)
+        given = {
+            "sparsity": sparsity,
+            "degrees_of_freedom": degrees_of_freedom,
+            "inclusion_probability": inclusion_probability,
+            "slab_scale": slab_scale,
+        }
+        if prior not in PRIORS:
+            raise ValueError(f"{self._name}: expected prior to be one of {', '.join(PRIORS)}; got {prior!r}.")
+        self.prior, self.noise_scale = prior, real_number(self._name, "noise_scale", noise_scale)
+        for name, value in given.items():
+            own = PRIORS[prior].get(name)
+            if own is None and value is not None:
+                takes = " and ".join(PRIORS[prior])
+                raise ValueError(
+                    f"{self._name}: expected {takes} for prior={prior!r}; got {name}={value!r}. Leave it out."
+                )
+            limits = "in (0, 1)" if name == "inclusion_probability" else "> 0"
+            taken = own if value is None else value
+            setattr(self, name, None if taken is None else real_number(self._name, name, taken, limits))
         if self.data_dim is not None:
-            self._declare(torch.zeros(self.data_dim), unit_columns(torch.randn(self.data_dim, self.num_factors)))
+            weight = unit_columns(torch.randn(self.data_dim, self.num_factors))
+            self._declare_parts(torch.zeros(self.data_dim), weight)
 
-    def forward(self, x: Float[Tensor, "n d"] | None = None, *, size: int | None = None) -> Float[Tensor, "n d"]:
-        """Run the program.
+    def _factor_law(self, rows: int, like: Tensor) -> Any:
+        zero = like.new_zeros(rows, self.num_factors)
+        if self.prior == "laplace":
+            law: Any = dist.Laplace(zero, 1 / self.sparsity)
+        elif self.prior == "student-t":
+            law = dist.StudentT(self.degrees_of_freedom, zero, 1 / self.sparsity)
+        else:
+            law = SpikeAndSlab(self.inclusion_probability, zero, self.slab_scale, self._unit)
+        return law.to_event(1)
 
-        Args:
-            x: Observed rows, shape (n, d), NaN where missing; None to generate.
-            size: Number of rows to generate.
+    @property
+    def _unit(self) -> float:
+        """Where densities of codes count over it, a code alone is zero at the mode just where it is probably zero."""
+        return math.sqrt(2 * math.pi / (self.noise_scale**-2 + self.slab_scale**-2))
 
-        Returns:
-            Rows, shape (n, d).
+    @property
+    def _start_penalty(self) -> float:
+        """Of a lasso whose codes are about as large as those of the prior."""
+        if self.prior == "laplace":
+            rate = self.sparsity
+        elif self.prior == "student-t":  # the steepest that its cost becomes
+            rate = self.sparsity * (self.degrees_of_freedom + 1) / (2 * math.sqrt(self.degrees_of_freedom))
+        else:  # codes alone that are not zero are as far from it
+            odds = (1 - self.inclusion_probability) / self.inclusion_probability
+            cost = math.log(max(odds, 1.0)) + 0.5 * math.log1p((self.slab_scale / self.noise_scale) ** 2)
+            rate = math.sqrt(2 * cost) / self.noise_scale
+        return rate * self.noise_scale**2
 
-        Raises:
-            ValueError: There are neither rows nor a size.
-        """
-        if x is None and size is None:
-            raise ValueError("SparseCoding: expected rows x or a size to generate; got neither.")
-        weight, loc = self.weight, self.loc
-        n: Any = size if x is None else len(x)
-        with pyro.plate("data", n):
-            h = pyro.sample("h", dist.Laplace(loc.new_zeros(n, self.num_factors), 1 / self.sparsity).to_event(1))
-            law = dist.Normal(loc + h @ weight.mT, self.noise_scale)
-            if x is None:
-                return pyro.sample("x", law.to_event(1))
-            own = {"statistics": partial(self._sums, h, x), "m_step": partial(self._maximise, h, x)}
-            if not bool(x.sum().isnan()):
-                return pyro.sample("x", law.to_event(1), obs=x, infer=own)
-            filled = torch.where(x.isnan(), loc.detach(), x)
-            return pyro.sample("x", law.mask(~x.isnan()).to_event(1), obs=filled, infer=own)
+    def _own_m_step(self, h: Tensor, x: Tensor) -> dict[str, Any]:
+        return {"statistics": partial(self._sums, h, x), "m_step": partial(self._maximise, h, x)}
 
-    def check(self, x: Tensor) -> None:
-        """Raise a ValueError unless `x` is a matrix with the right number of columns."""
-        check_matrix("SparseCoding", x, self.data_dim)
+    def _check_count(self, columns: int) -> None:
+        """Any number of columns will do: codes may be longer than rows."""
 
-    def check_training(self, x: Tensor) -> None:
-        """Raise a ValueError for fewer than two rows that differ, or empty columns."""
-        self.check(x)
-        if len(x) < 2:
-            raise ValueError(f"SparseCoding: expected at least 2 rows to learn from; got {len(x)}. Add rows.")
-        check_real_columns("SparseCoding", x, constants=True)
-
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, sample_weights: Tensor | None = None) -> None:
         """Start from the mean, and a dictionary that a few steps on up to 4096 rows make of rows drawn at random.
 
         Args:
             x: Rows, shape (n, d), NaN where missing.
+            sample_weights: How often each row counts, shape (n,); rows that do not count give no start.
 
         Raises:
-            ValueError: Rows do not fit the model.
+            ValueError: Rows do not fit the model, or bad weights.
         """
-        self.check_training(x)
+        x, counts = self._counted(x, sample_weights)
         self.data_dim = x.shape[1]
-        mean = column_moments(x.double())[0].to(x)
+        mean = column_moments(x.double(), counts)[0].to(x)
         centred = torch.where(x.isnan(), 0.0, x - mean)
         far = torch.linalg.vector_norm(centred, dim=-1)
         drawn = torch.multinomial(far, min(self.num_factors, int((far > 0).sum())))  # none that is the mean itself
@@ -153,9 +176,12 @@ class SparseCoding(LatentVariableModel):
         first = centred[torch.randperm(len(x))[:FIRST_ROWS].to(x.device)]
         columns = unit_columns(torch.cat([centred[drawn].mT, others], 1))
         with torch.no_grad():
-            self._declare(mean, first_dictionary(first, columns, self.sparsity * self.noise_scale**2))
+            self._declare_parts(mean, first_dictionary(first, columns, self._start_penalty))
 
-    def _declare(self, mean: Tensor, weight: Tensor) -> None:
+    def _declare(self, mean: Tensor, covariance: Tensor) -> None:
+        """Not by covariance: `initialize` looks at rows."""
+
+    def _declare_parts(self, mean: Tensor, weight: Tensor) -> None:
         self.declare("weight", weight, columns_of_length_one)
         self.declare("loc", mean, constraints.real)
 

@@ -79,14 +79,12 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="SparseCoding",
         model=models.SparseCoding,
-        summary="real vectors from a dictionary, of which every row uses few columns; point estimates of the codes",
+        summary="real vectors from a dictionary, of which rows use few columns; priors Laplace, t, spike and slab",
         inferences=("em", "svi"),
         guides=("sparse-codes", "local"),
         data="iris",
         reference="Olshausen, Field (1996), Emergence of simple-cell receptive field properties",
-        example=lambda **kwargs: models.SparseCoding(
-            **{"num_factors": 3, "sparsity": 2.0, "noise_scale": 0.5, **kwargs}
-        ),
-        variants=({},),
+        example=lambda **kwargs: models.SparseCoding(**{"num_factors": 3, "noise_scale": 0.5, **kwargs}),
+        variants=({}, {"prior": "student-t"}, {"prior": "spike-and-slab", "inclusion_probability": 0.5}),
     ),
 )

@@ -10,6 +10,7 @@ from pyro_lvm.distributions.linear_gaussian_chain import LinearGaussianChain
 from pyro_lvm.distributions.linear_gaussian_rows import LinearGaussianRows
 from pyro_lvm.distributions.partial_multivariate_normal import PartialMultivariateNormal
 from pyro_lvm.distributions.rbm import RBM
+from pyro_lvm.distributions.spike_and_slab import SpikeAndSlab
 from pyro_lvm.distributions.stick_breaking import StickBreaking
 from pyro_lvm.distributions.structured_hidden_markov import FactorialHMM, HiddenSemiMarkov
 
@@ -26,5 +27,6 @@ __all__ = [
     "LinearGaussianChain",
     "LinearGaussianRows",
     "PartialMultivariateNormal",
+    "SpikeAndSlab",
     "StickBreaking",
 ]

@@ -7,7 +7,7 @@ and :math:`b + c W e_j`; a few other rows show, every time, whether the program 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,16 +45,23 @@ class AffineSites:
         model: Any Pyro program.
         args: Its arguments.
         kwargs: Its keyword arguments.
-        latent: The law of all latent sites, a family with a location and a scale.
+        latent: Laws with a location and a scale, one of which is that of all latent sites; and what else they have, by
+            the names of arguments. Normal by default.
 
     Raises:
         ValueError: The program is not of this kind; says why.
     """
 
     def __init__(
-        self, name: str, model: Callable, args: tuple, kwargs: dict[str, Any], latent: type = dist.Normal
+        self,
+        name: str,
+        model: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+        latent: Mapping[type, Sequence[str]] | None = None,
     ) -> None:
-        self.owner, self.model, self.latent_law = name, model, latent
+        self.owner, self.model = name, model
+        self.latent_laws: dict[type, Sequence[str]] = {dist.Normal: ()} if latent is None else dict(latent)
         self._seen: tuple[list[Any], list[int], Tensor, Tensor | None] | None = None
         with torch.no_grad(), torch.random.fork_rng():
             first = self.rows(args, kwargs, torch.zeros(2, dtype=torch.long))
@@ -80,6 +87,10 @@ class AffineSites:
         Raises:
             ValueError: It is no affine map any more, or not the same for all rows.
         """
+        return self.law_and_rest(args, kwargs)[0]
+
+    def law_and_rest(self, args: tuple, kwargs: dict[str, Any]) -> tuple[LinearGaussian, list[Tensor]]:
+        """The same, and what else the law of the latent sites has, shape (k,) each."""
         k, n = self.latent[-1].columns.stop, self.count(args, kwargs)
         units = FAR * torch.eye(k)
         others = torch.tensor([[3.0 * (-0.7) ** (i + j) for j in range(k)] for i in range(3)])
@@ -87,11 +98,21 @@ class AffineSites:
         which = torch.tensor([0] * (k + 1) + [n // 3, n // 2, n - 1])
         trace = self._at(args, kwargs, which, points)
         loc, scale = (self._joined(trace, self.observed, argument).double() for argument in ("loc", "scale"))
-        prior = [self._joined(trace, self.latent, argument).double() for argument in ("loc", "scale")]
+        prior = self._prior(trace)
         weight = (loc[1 : k + 1] - loc[0]).mT / FAR
         law = LinearGaussian(loc[0], weight, scale[0].square(), prior[0][0], prior[1][0].square())
         self._check(law, points[k + 1 :].double(), loc[k + 1 :], scale, prior)
-        return law
+        return law, [part[0] for part in prior[2:]]
+
+    @property
+    def latent_law(self) -> type:
+        """The law of the latent sites."""
+        return next(iter(self.latent_laws))
+
+    def _prior(self, trace: Any) -> list[Tensor]:
+        """All arguments of the law of the latent sites, shape (rows, k) each."""
+        names = ("loc", "scale", *self.latent_laws[self.latent_law])
+        return [self._joined(trace, self.latent, name).double() for name in names]
 
     def _check(self, law: LinearGaussian, h: Tensor, loc: Tensor, scale: Tensor, prior: list[Tensor]) -> None:
         """Refuse a program that is not affine in its latent sites, or whose rows differ in more than their values."""
@@ -186,9 +207,12 @@ class AffineSites:
                 if observed:
                     self._refuse(f"site '{name}' is observed outside of the plate of the rows")
                 self._refuse(f"site '{name}' is shared by all rows")
-            expected = dist.Normal if observed else self.latent_law
-            if not isinstance(_base(site["fn"]), expected):
-                self._refuse(f"site '{name}' is {type(_base(site['fn'])).__name__}, not {expected.__name__}")
+            expected = [dist.Normal] if observed else list(self.latent_laws)
+            law: Any = next((kind for kind in expected if isinstance(_base(site["fn"]), kind)), None)
+            if law is None:
+                self._refuse(f"site '{name}' is {type(_base(site['fn'])).__name__}, not {_either(expected)}")
+            if not observed:
+                self.latent_laws = {law: self.latent_laws[law]}  # which the others must have, too
             if plates != [self.plate]:
                 self._refuse(f"site '{name}' stands in further plates")
             if site["mask"] is not None:
@@ -213,7 +237,7 @@ class AffineSites:
         n, k = self.count(args, kwargs), law.weight.shape[1]
         trace = self._at(args, kwargs, torch.arange(n), self.like.new_zeros(n, k))
         loc, scale = (self._joined(trace, self.observed, argument).double() for argument in ("loc", "scale"))
-        prior = [self._joined(trace, self.latent, argument).double() for argument in ("loc", "scale")]
+        prior = self._prior(trace)
         self._check(law, law.weight.new_zeros(n, k), loc, scale, prior)
 
     def count(self, args: tuple, kwargs: dict[str, Any]) -> int:
@@ -224,11 +248,15 @@ class AffineSites:
         return len(every[0])
 
     def _refuse(self, why: str) -> None:
-        kind = "normal" if self.latent_law is dist.Normal else self.latent_law.__name__
+        kind = _either(list(self.latent_laws)).replace("Normal", "normal")
         raise PlainError(
             f"{self.owner}: expected a program of normal rows that are an affine map of {kind} latent sites; {why}. "
             "Use inference='svi' with another guide, as 'local'."
         )
+
+
+def _either(laws: list[type]) -> str:
+    return " or ".join(law.__name__ for law in laws)
 
 
 def _base(fn: Any) -> Any:

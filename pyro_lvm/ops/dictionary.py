@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_lvm.ops.lasso import descend
+from pyro_lvm.ops.coordinate_descent import descend
+from pyro_lvm.ops.lasso import soft
 
 __all__ = ["better_dictionary", "first_dictionary", "unit_columns"]
 
@@ -49,7 +50,7 @@ def first_dictionary(
     """
     codes = x.new_zeros(weight.shape[1], len(x))
     for _ in range(rounds):
-        descend((x @ weight).mT.contiguous(), weight.mT @ weight, penalty, codes, SWEEPS)
+        descend((x @ weight).mT.contiguous(), weight.mT @ weight, soft(penalty), codes, SWEEPS)
         weight = better_dictionary(weight, codes @ codes.mT, x.mT @ codes.mT)
     return weight
 

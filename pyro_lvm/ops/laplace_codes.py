@@ -1,40 +1,33 @@
-r"""Normal laws close to the posterior of codes with a Laplace prior.
+r"""Codes with Laplace's prior: the mode is the lasso's.
 
-.. math:: p(u \mid x) \propto \exp(c^\top u - \tfrac12 u^\top G u - \|u\|_1)
-
-Of every size :math:`|u_j| \le (u_j^2 / \gamma_j + \gamma_j) / 2`, with equality where :math:`\gamma_j = |u_j|`. The
-bound makes the law normal, with precision :math:`G + \mathrm{diag}(\gamma)^{-1}`, and is closest at
-:math:`\gamma_j^2 = \mathrm{E}[u_j^2]`; the two are found in turn.
-
-References:
-    M. Figueiredo (2003), Adaptive sparseness for supervised learning, IEEE PAMI 25.
-    M. Girolami (2001), A variational method for learning sparse and overcomplete representations, Neural Computation
-        13, equations 8 to 10.
+.. math:: \rho(u) = |u|
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["normal_codes"]
+from pyro_lvm.ops.code_prior import CodePrior
+from pyro_lvm.ops.lasso import lasso, soft
+from pyro_lvm.ops.normal_codes import normal_codes
+
+__all__ = ["LaplaceCodes"]
 
 
-def normal_codes(
-    products: Float[Tensor, "n k"], gram: Float[Tensor, "*n k k"], rounds: int = 30
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k k"]]:
-    """Means, and Cholesky factors of covariances.
+class LaplaceCodes(CodePrior):
+    """Laplace's prior of scale 1."""
 
-    Args:
-        products: c, of every row with the columns.
-        gram: G, of the columns with each other; or one for every row, shape (n, k, k).
-        rounds: How often size and law are found.
-    """
-    size = torch.ones_like(products)
-    for _ in range(rounds):
-        factor = torch.linalg.cholesky(gram + torch.diag_embed(size.reciprocal()))
-        loc = torch.cholesky_solve(products.unsqueeze(-1), factor).squeeze(-1)
-        covariance = torch.cholesky_inverse(factor)
-        size = (loc.square() + covariance.diagonal(dim1=-2, dim2=-1)).sqrt()
-    return loc, torch.linalg.cholesky(covariance)
+    shrink = staticmethod(soft(1.0))  # type: ignore[assignment]
+
+    def penalty(self, codes: Tensor) -> Tensor:
+        """Sizes."""
+        return codes.abs()
+
+    def solved(self, products: Tensor, gram: Tensor, tol: float) -> Tensor:
+        """The lasso, to a violation of its conditions of at most `tol`."""
+        return lasso(products, gram, 1.0, tol=tol)
+
+    def laws(self, products: Tensor, gram: Tensor) -> tuple[Tensor, ...]:
+        """Means and Cholesky factors of the closest normal laws."""
+        return normal_codes(products, gram, torch.rsqrt)

@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_lvm.ops.coordinate_descent import Shrink, descend, times
 from pyro_lvm.ops.plain_error import PlainError
 
-__all__ = ["descend", "lasso", "violation"]
+__all__ = ["lasso", "soft", "violation"]
 
 ROWS = 2048  # at once: their codes stay in the cache
-BLOCK = 16  # coordinates between two products with all of G
 SWEEPS = 4  # of coordinate descent between two looks at the conditions
 EARLY = 4  # rounds on rows as they come; those that are left then go together
 ENTRIES = 2**23  # of the products of columns at once, where every row has its own
@@ -47,7 +47,7 @@ def violation(
         >>> violation(torch.tensor([[3.0, 0.5]]), torch.eye(2), 1.0, torch.tensor([[2.0, 0.0]]))
         tensor([0.])
     """
-    slopes = products - _times(codes, gram)
+    slopes = products - times(codes, gram)
     beyond = torch.where(codes == 0, slopes.abs() - penalty, (slopes - penalty * codes.sign()).abs())
     return beyond.clamp_min(0).amax(-1) / penalty
 
@@ -94,46 +94,17 @@ def lasso(
     return codes
 
 
-def descend(products: Tensor, gram: Tensor, penalty: float, codes: Tensor, sweeps: int) -> None:
-    """Sweeps of coordinate descent over codes, in place.
+def soft(penalty: float) -> Shrink:
+    """Where an entry is best with the others held: the step of coordinate descent.
 
     Args:
-        products: c, transposed: shape (k, n).
-        gram: G, shape (k, k), or one for every row, shape (n, k, k).
-        penalty: The factor of the sum of sizes.
-        codes: h, transposed: shape (k, n).
-        sweeps: How often every entry moves to its best place given the others.
+        penalty: The factor of the sum of sizes, > 0.
     """
-    if gram.dim() == 3:
-        _descend_each(products, gram, penalty, codes, sweeps)
-        return
-    curvature = gram.diagonal().tolist()
-    for _ in range(sweeps):
-        for first in range(0, len(gram), BLOCK):
-            part = slice(first, min(first + BLOCK, len(gram)))
-            within = gram[part, part]
-            slopes = torch.addmm(products[part], gram[part], codes, alpha=-1)
-            for j, here in enumerate(range(part.start, part.stop)):
-                if curvature[here] <= 0:  # a column of zeros
-                    continue
-                code = codes[here]
-                best = torch.add(slopes[j], code, alpha=curvature[here])
-                best = torch.nn.functional.softshrink(best, penalty).div_(curvature[here])
-                slopes.addr_(within[j], code - best)
-                code.copy_(best)
 
+    def shrink(level: Tensor, curvature: Tensor | float, code: Tensor, j: int) -> Tensor:
+        return torch.nn.functional.softshrink(level, penalty).div_(curvature)
 
-def _descend_each(products: Tensor, gram: Tensor, penalty: float, codes: Tensor, sweeps: int) -> None:
-    """The same where every row has products of columns of its own."""
-    for _ in range(sweeps):
-        slopes = products - _times(codes.mT, gram).mT
-        for j in range(len(codes)):
-            column = gram[:, j]
-            curvature = column[:, j]
-            best = torch.nn.functional.softshrink(slopes[j] + curvature * codes[j], penalty)
-            best = torch.where(curvature > 0, best / curvature, codes[j])
-            slopes += column.mT * (codes[j] - best)
-            codes[j] = best
+    return shrink
 
 
 def _rounds(
@@ -147,7 +118,7 @@ def _rounds(
         if not len(rows):
             return rows
         before = code.sign()
-        descend(target, gram, penalty, code, SWEEPS)
+        descend(target, gram, soft(penalty), code, SWEEPS)
         same = (code.sign() == before).all(0).nonzero()[:, 0]
         of_these = gram[same] if each else gram
         exact = _with_signs(target[:, same].mT, of_these, penalty, code[:, same].mT)
@@ -194,7 +165,3 @@ def _with_signs(products: Tensor, gram: Tensor, penalty: float, codes: Tensor) -
         solved = torch.where(crosses & (part <= first), 0.0, torch.where(first < 1, old.lerp(solved, first), solved))
         found[rows] = found[rows].scatter(-1, chosen, solved)
     return found
-
-
-def _times(codes: Tensor, gram: Tensor) -> Tensor:
-    return codes @ gram if gram.dim() == 2 else (codes.unsqueeze(-2) @ gram).squeeze(-2)

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 
 from pyro_lvm import _pyro
+from pyro_lvm.distributions.spike_and_slab import SpikeAndSlab
 from pyro_lvm.infer import (
     EM,
     MCMC,
@@ -98,6 +99,8 @@ LADDERS: dict[type, tuple[str, ...]] = {}
 GUIDES_OF_ROWS: dict[type, str] = {
     torch.distributions.Normal: "exact-gaussian",
     torch.distributions.Laplace: "sparse-codes",
+    torch.distributions.StudentT: "sparse-codes",
+    SpikeAndSlab: "sparse-codes",
 }
 """The guide by which EM takes continuous sites of rows: their posterior is normal, perhaps, or its mode is sparse."""
 
@@ -111,7 +114,10 @@ def closer_guides(model: Callable, guide: Any, trace: poutine.Trace, sites: Coll
         trace: Of the model.
         sites: Latent sites of rows that the guide draws.
     """
-    vectors = any(getattr(trace.nodes[name]["fn"].support, "is_discrete", False) for name in sites)
+    laws = [getattr(trace.nodes[name]["fn"], "base_dist", trace.nodes[name]["fn"]) for name in sites]
+    if any(isinstance(law, SpikeAndSlab) for law in laws):  # others do not know that zero has a probability
+        return []
+    vectors = any(getattr(law.support, "is_discrete", False) for law in laws)
     names = LADDERS.get(type(model), () if vectors else ("local",))
     at = next((i + 1 for i, name in enumerate(names) if type(guide) is GUIDES[name]), 0)
     return list(names[at:])

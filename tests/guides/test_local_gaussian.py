@@ -251,3 +251,18 @@ def test_refuses():
         fit.resume(BITS[:30, 0], max_epochs=1, progress=False)
     with pytest.raises(ValueError, match="Pass total="):
         lvm.handlers.rows(torch.arange(3))
+
+
+def test_it_starts_where_rows_of_heavy_tailed_priors_are() -> None:
+    """Cauchy's law has no moments: a few of its draws are far from any row."""
+
+    def tails(x):
+        with pyro.plate("data", len(x)):
+            h = pyro.sample("h", dist.Cauchy(x.new_full((len(x),), 3.0), 1.0))
+            pyro.sample("x", dist.Normal(h, 1.0), obs=x)
+
+    torch.manual_seed(0)
+    guide = lvm.guides.LocalGaussian(tails, num_rows=500)
+    guide(torch.zeros(500))
+    assert abs(float(guide.start[0]) - 3) < 1
+    assert 1 < float(guide.start[1].exp()) < 6

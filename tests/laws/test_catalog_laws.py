@@ -246,7 +246,8 @@ def _cases():
         yield Case(program, "svi")
     for entry, program in _catalog_programs():
         for kind in _inferences(entry, program):
-            taken = entry.guides[:1] if kind in EXACT_STEPS else entry.guides
+            first = kind in EXACT_STEPS or "prior" in program.make.keywords  # by others, as for the default prior
+            taken = entry.guides[:1] if first else entry.guides
             yield from (Case(program, kind, guide) for guide in taken or (None,))
     for entry, program in _catalog_programs(priors=True):
         if "coordinate-ascent" in entry.inferences:

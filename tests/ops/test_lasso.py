@@ -4,8 +4,9 @@ import pytest
 import torch
 from sklearn.decomposition import sparse_encode
 
+from pyro_lvm.ops.coordinate_descent import descend
 from pyro_lvm.ops.dictionary import better_dictionary, unit_columns
-from pyro_lvm.ops.lasso import descend, lasso, violation
+from pyro_lvm.ops.lasso import lasso, soft, violation
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_sweep_never_raises_the_objective(problem: tuple) -> None:
     before = objective(x, weight, 0.5, codes)
     for _ in range(5):
         moved = codes.mT.contiguous()
-        descend((x @ weight).mT.contiguous(), weight.mT @ weight, 0.5, moved, 1)
+        descend((x @ weight).mT.contiguous(), weight.mT @ weight, soft(0.5), moved, 1)
         codes = moved.mT
         after = objective(x, weight, 0.5, codes)
         assert bool((after <= before + 1e-12).all())
