@@ -88,6 +88,27 @@ print(shares.round(3).to_string())
 assert SHORT or (shares.iloc[:-1] > 0.01).sum() == 3
 
 # %% [markdown]
+# ## Clusters that each have factors
+#
+# Three kinds of wine, thirteen columns: full covariances have 314 numbers to learn from 120 rows, too many. A factor for
+# each cluster has 119, and rows that were held out are more probable under it.
+
+# %%
+kinds = {
+    "full covariances": lvm.models.GaussianMixture(3),
+    "variances only": lvm.models.GaussianMixture(3, covariance="diag"),
+    "a factor each": lvm.models.MixtureOfFactorAnalyzers(3, 1),
+}
+fits = {
+    name: lvm.fit(model, train, max_epochs=10 if SHORT else None, progress=False, seed=0) for name, model in kinds.items()
+}
+table = lvm.compare(fits, test)
+print(table[["per_row", "dse"]])
+assert table.index[0] == "a factor each"
+found = fits["a factor each"].predict(wine)
+print(pd.crosstab(found.numpy(), data.labels.numpy(), rownames=["cluster"], colnames=["kind of wine"]))
+
+# %% [markdown]
 # ## Independent components: unmixing
 #
 # Where sources are not normal, the rows tell the mixing itself, not only its span. Two recordings of two sources:
@@ -122,6 +143,25 @@ for ax, values, name in zip(figure.subplots(1, 3), (*signals.mT, feature), ("fir
     ax.plot(t, values)
     ax.set(title=name, xlabel="t")
 keep(figure, "slow.png")
+
+# %% [markdown]
+# ## Linear dynamics: a series, its gaps, and what comes next
+#
+# Drivers, front and rear passengers killed or hurt on British roads, month by month. A year is taken out; the Kalman
+# smoother fills it in, says how sure it is, and goes on for two years.
+#
+# ![Smoothed series, gap and forecast](pictures/dynamics.png)
+
+# %%
+roads = lvm.datasets.load("seatbelts").x.double()
+gap = roads.clone()
+gap[60:72] = torch.nan
+kalman = lvm.fit(lvm.models.LinearDynamicalSystem(4), gap, max_epochs=5 if SHORT else 200, progress=False, seed=0)
+filled = kalman.impute(gap)[60:72]
+error = (filled - roads[60:72]).square().mean(0).sqrt()
+print("error in the gap, in standard deviations of the series:", error / roads.std(0))
+print(kalman.forecast(gap, steps=24).mean[-1])
+keep(kalman.plot(gap, kind="states", columns=["drivers", "front", "rear"], steps=24), "dynamics.png")
 
 # %% [markdown]
 # ## Sparse codes: few of many

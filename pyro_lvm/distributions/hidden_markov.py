@@ -243,6 +243,13 @@ class HMM(TorchDistribution):
         example = value[known][0] if bool(known.any()) else self._inside_support(value)
         return torch.where(events, value, example), known
 
+    def num_observed(self, value: Tensor) -> Tensor:
+        """How many steps of each sequence are known, shape batch."""
+        known = self.steps(value)[1]
+        if known is None:
+            return torch.full(value.shape[: value.dim() - self.event_dim], value.shape[value.dim() - self.event_dim])
+        return known.sum(-1)
+
     def _inside_support(self, value: Tensor) -> Tensor:
         """Some value of a step: none is known."""
         laws = self.emission.sample()

@@ -233,6 +233,13 @@ class LinearGaussianChain(TorchDistribution):
         shown = states[..., :k], spread[..., :k, :k]
         return StepLaw(*shown, mean, level, level + dynamics.noise.diag(), samples, paths[..., :k])
 
+    def num_observed(self, value: Tensor) -> Tensor:
+        """Of how many steps of each sequence something is known, shape batch."""
+        known = ~value.isnan().all(-1)
+        if self.lengths is not None:
+            known = known & (torch.arange(value.shape[-2], device=value.device) < self.lengths.unsqueeze(-1))
+        return known.sum(-1)
+
     def statistics(self, value: Tensor, weights: Tensor | None = None) -> DynamicsStatistics:
         """Expected sufficient statistics given whole sequences, in double precision: what an M-step needs.
 

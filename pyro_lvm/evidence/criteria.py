@@ -14,7 +14,7 @@ import torch
 from torch.distributions import constraints
 
 from pyro_lvm import _pyro
-from pyro_lvm.handlers.hidden_states import states_of
+from pyro_lvm.infer.m_step import innermost
 from pyro_lvm.infer.parameters import Parameter
 from pyro_lvm.infer.structure import structure
 from pyro_lvm.training.stream import as_stream
@@ -70,18 +70,17 @@ def _observations(fit: Fit, arguments: Arguments) -> float:
     weights = arguments.weights.double()
     with fit.scope(), _pyro.validation(False):
         few = structure(fit.program, arguments.args, arguments.kwargs, fresh=False)
-        if all(states_of(site) is None for site in few.nodes.values()):
+        if not _laws_of_sequences(few):
             return float(weights.sum())
         with torch.random.fork_rng(), torch.no_grad():
             trace = _pyro.plain_trace(fit.program, arguments.args, arguments.kwargs)
-    total = 0.0
-    for site in trace.nodes.values():
-        if states_of(site) is not None:
-            law, value = site["fn"], site["value"]
-            known = law.steps(value)[1]
-            steps = value.shape[-law.event_dim] if known is None else known.sum(-1)
-            total += float((weights * steps).sum())
-    return total
+    return sum(float((weights * law.num_observed(value)).sum()) for law, value in _laws_of_sequences(trace))
+
+
+def _laws_of_sequences(trace: Any) -> list[tuple[Any, Any]]:
+    """The laws that know how many steps of their values are observed, and these values."""
+    found = [(innermost(site["fn"]), site["value"]) for site in trace.nodes.values() if site["type"] == "sample"]
+    return [(law, value) for law, value in found if hasattr(law, "num_observed")]
 
 
 def _free_parameters(fit: Fit, name: str) -> int:

@@ -239,7 +239,11 @@ def test_parameters_are_counted_without_those_that_a_rotation_takes_away() -> No
     fit = lvm.fit(lvm.models.LinearDynamicalSystem(2), x, max_epochs=2, seed=0, progress=False)
     free = (fit.aic(x) + 2 * float(fit.log_likelihood(x).sum())) / 2
     assert free == pytest.approx(4 + 6 - 1 + 3 + 3 + 2 + 3)
-    assert math.isfinite(fit.bic(x))
+    x[0, 3:5] = torch.nan
+    x[1, 7, 0] = torch.nan
+    data = {"x": x, "lengths": torch.tensor([20, 20, 15, 20])}
+    total = float(fit.log_likelihood(data).sum())
+    assert fit.bic(data) == pytest.approx(free * math.log(20 + 18 + 20 + 15) - 2 * total)
 
 
 @pytest.mark.parametrize(
