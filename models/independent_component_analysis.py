@@ -32,7 +32,7 @@ __all__ = ["IndependentComponentAnalysis"]
 START = 10.0  # degrees of freedom: tails far from both the normal's and Cauchy's
 # A source with fewer could pile up on rows that are equal in one direction, more are a normal's.
 LEAST, MOST = 1.0, 200.0
-FEW, CHOICES = 2000, 5  # rows, and climbs, from which a start tells which sources are flat
+FEW, FEWEST, CHOICES = 2000, 10, 5  # rows, of each column at least, and climbs, by which a start chooses densities
 CLEARLY = 3.0  # standard errors by which a source is flatter than the normal law
 NOISE = 0.1  # least share of a column's variance that is noise at the start
 
@@ -190,7 +190,8 @@ class IndependentComponentAnalysis(LinearFactors):
             )
         self._declare_parts(*(part.to(x) for part in (mean, root @ random_rotation(x.shape[1]).to(root), mean)))
         if self.source == "adaptive":  # climbs of few rows tell which sources are flat
-            few = x[torch.randperm(len(x))[:FEW].to(x.device)]
+            count = min(FEW, max(len(x) // 2, FEWEST * x.shape[1]))
+            few = x[torch.randperm(len(x))[:count].to(x.device)]
             with torch.no_grad():
                 for _ in range(CHOICES):
                     law = IndependentComponents(self._source_law(self.loc), self.weight, self.loc)
