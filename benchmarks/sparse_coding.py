@@ -14,12 +14,12 @@ How it is measured:
   (least angle regression), and by coordinate descent, which is faster. Ours by `lvm.fit` in `max_epochs=EPOCHS`; its
   mean of patches is learned and, in the score, left out. Seconds hold all that a call does. They take turns, and the
   median over rounds is reported.
-* Priors: the same patches, and rows of a planted dictionary, by the three priors of codes; with the noise and the
-  scale of codes held. Objective is minus the log joint density of other rows and their codes, nats a row; `active`
-  counts entries beyond a hundredth of the noise, which Student's t never makes zero; `error` is the root of the mean
-  square of what codes leave of a row, in units of the noise. Of the planted dictionary the least of the largest cosines
-  of its columns, and the share of entries whose being zero is found, of codes of up to four entries that are far from
-  zero.
+* Priors: the same patches, and rows of a planted dictionary, by the three priors of codes; the noise and the scale of
+  codes are given. Objective is minus the log joint density of other rows and their codes, nats a row, which does not
+  rank priors; `active` counts entries beyond a hundredth of the noise, which Student's t never makes zero; `error` is
+  the root of the mean square of what codes leave of a row, in units of the noise. Of the planted dictionary: the least
+  of the largest cosines of its columns, and for how many entries it is found whether they are zero, of codes of up to
+  four entries that are clear of the noise.
 * The posterior of codes of two entries against a grid: means and standard deviations by NUTS and by a normal law of
   every row's own ("local"), whose standard deviations are of a law without correlations.
 """

@@ -8,6 +8,7 @@ r"""Independent component analysis: rows are a linear map of independent sources
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro
@@ -17,10 +18,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.distributions.independent_components import IndependentComponents
-from pyro_lvm.distributions.sources import SOURCES, Source, SourceDensity, check_source, is_learned, source_law
+from pyro_lvm.distributions.sources import PEAKED, SOURCES, Source, SourceDensity, check_source, is_learned, source_law
 from pyro_lvm.handlers.counted import counted
 from pyro_lvm.models.linear_factors import LinearFactors
-from pyro_lvm.ops.independent_components import climb
+from pyro_lvm.ops.flatness import flatness
+from pyro_lvm.ops.independent_components import Climbed, climb
 from pyro_lvm.ops.linear_gaussian import principal_parts
 from pyro_lvm.ops.real_number import real_number
 from pyro_lvm.ops.whitening import dependent_columns, random_rotation, whitening
@@ -31,6 +33,8 @@ __all__ = ["IndependentComponentAnalysis"]
 START = 10.0  # degrees of freedom: tails far from both the normal's and Cauchy's
 # A source with fewer could pile up on rows that are equal in one direction, more are a normal's.
 LEAST, MOST = 1.0, 200.0
+FEW, FEWEST, CHOICES = 2000, 10, 5  # rows, of each column at least, and climbs, by which a start chooses densities
+CLEARLY = 3.0  # standard errors by which a source is flatter than the normal law
 NOISE = 0.1  # least share of a column's variance that is noise at the start
 
 
@@ -50,8 +54,9 @@ class IndependentComponentAnalysis(LinearFactors):
     Without noise the map is square, rows determine their sources, and the likelihood is exact by change of variables;
     "em" then is maximum likelihood, by quasi-Newton steps that do not depend on units. It is that of the density
     given: sources of another density are told apart as long as both are more peaked than the normal, or both less.
-    The named ones are more peaked; sines and square waves are less, and need a law of their own, as a mixture of two
-    normals.
+    "sub-gaussian", two normals side by side, is less peaked, as sines, square waves and uniform noise are. "adaptive"
+    takes that or "sech" for every source, whichever its rows ask for ("svi" stays with the start's choice). The others
+    that have a name are more peaked; a warning tells of two sources or more that clearly are not.
     Columns of W come by falling norm, their largest entry positive (of named sources, which are symmetric). Rows must
     be complete.
 
@@ -63,8 +68,8 @@ class IndependentComponentAnalysis(LinearFactors):
     learned by gradient.
 
     Args:
-        source: "laplace", "logistic", "student-t" or "sech" (hyperbolic secant); or a univariate distribution over the
-            real numbers; or a function that makes one.
+        source: "laplace", "logistic", "student-t", "sech" (hyperbolic secant), "sub-gaussian" or "adaptive"; or a
+            univariate distribution over the real numbers; or a function that makes one.
         num_components: k >= 1; by default the number of columns, which is all it can be without noise.
         noise: Whether rows have normal noise.
         data_dim: Number of columns d; taken from the data by `initialize` if None.
@@ -76,6 +81,8 @@ class IndependentComponentAnalysis(LinearFactors):
     References:
         P. Comon (1994), Independent component analysis, a new concept?, Signal Processing 36(3).
         D. MacKay (1996), Maximum likelihood and covariant algorithms for independent component analysis.
+        T.-W. Lee, M. Girolami, T. Sejnowski (1999), Independent component analysis using an extended infomax algorithm
+            for mixed subgaussian and supergaussian sources, Neural Computation 11.
         P. Ablin, J.-F. Cardoso, A. Gramfort (2018), Faster independent component analysis by preconditioning with
             Hessian approximations, IEEE Transactions on Signal Processing 66(15).
 
@@ -107,6 +114,11 @@ class IndependentComponentAnalysis(LinearFactors):
         if not isinstance(noise, bool):
             raise ValueError(f"{name}: expected noise to be True or False; got {noise!r}.")
         check_source(name, source)
+        if source == "adaptive" and noise:
+            raise ValueError(
+                f"{name}: expected source='adaptive' without noise, since rows then tell their sources; got "
+                "noise=True. Pass a source by name."
+            )
         if degrees_of_freedom is not None:
             degrees_of_freedom = real_number(name, "degrees_of_freedom", degrees_of_freedom)
             if source != "student-t":
@@ -187,6 +199,14 @@ class IndependentComponentAnalysis(LinearFactors):
                 "rows, or pass noise=True."
             )
         self._declare_parts(*(part.to(x) for part in (mean, root @ random_rotation(x.shape[1]).to(root), mean)))
+        if self.source == "adaptive":  # climbs of few rows tell which sources are flat
+            count = min(FEW, max(len(x) // 2, FEWEST * x.shape[1]))
+            few = x[torch.randperm(len(x))[:count].to(x.device)]
+            with torch.no_grad():
+                for _ in range(CHOICES):
+                    law = IndependentComponents(self._source_law(self.loc), self.weight, self.loc)
+                    for name, value in self._climb(law, few, few.new_ones(len(few))).items():
+                        setattr(self, name, value)
 
     def _check_count(self, columns: int) -> None:
         if not self.noise and self.num_components not in (None, columns):
@@ -213,6 +233,8 @@ class IndependentComponentAnalysis(LinearFactors):
             self.declare("degrees_of_freedom", freedom, constraints.positive)
         elif self.source == "student-t":
             self.register_buffer("degrees_of_freedom", freedom)
+        self.register_buffer("flat", torch.zeros_like(weight[0]))
+        self.register_buffer("flatness", torch.zeros_like(weight[0]))
         weight = self._in_order(weight / self._source_spread(mean))[0]
         self.declare("weight", weight, constraints.real)
         self.declare("loc", mean, constraints.real)
@@ -222,7 +244,7 @@ class IndependentComponentAnalysis(LinearFactors):
     def _source_law(self, like: Tensor) -> Any:
         """The law of a source, or of each of them."""
         freedom = self.degrees_of_freedom if self.source == "student-t" else None
-        return source_law(self._name, self.source, like, freedom)
+        return source_law(self._name, self.source, like, freedom, self.flat)
 
     def _source_spread(self, like: Tensor) -> Tensor:
         """Standard deviations of the sources, 1 where there are none."""
@@ -241,22 +263,40 @@ class IndependentComponentAnalysis(LinearFactors):
         while not isinstance(fn, IndependentComponents):
             fn = fn.base_dist
         rows, weight, loc = (part.detach().double() for part in (value, fn.weight, fn.loc))
-        law = source_law(self._name, self.source, weight, getattr(fn.source, "df", None))
+        y = torch.linalg.solve(weight.mT, rows - loc, left=False)
+        counts = None if bool((weights == 1).all()) else weights.double().expand(len(rows))
         learned = self.source == "student-t" and self.fixed_degrees_of_freedom is None
-        found = climb(
-            torch.linalg.solve(weight.mT, rows - loc, left=False),
-            SourceDensity(law),
-            weights=None if bool((weights == 1).all()) else weights.double().expand(len(rows)),
-            freedom=law.df if learned else None,
-            limits=(LEAST, MOST),
-        )
+
+        def climbed(flat: Tensor) -> tuple[Climbed, Tensor]:
+            law = source_law(self._name, self.source, weight, getattr(fn.source, "df", None), flat)
+            freedom = law.df if learned else None
+            return climb(y, SourceDensity(law), weights=counts, freedom=freedom, limits=(LEAST, MOST)), flat
+
+        flatter = flatness(y, counts)
+        choices = [self.flat]
+        if self.source == "adaptive" and not torch.equal(other := (flatter > 0).to(self.flat), self.flat):
+            choices.append(other)
+        found, flat = min(map(climbed, choices), key=lambda pair: pair[0].last_loss)
         weight = torch.linalg.solve(found.matrix, weight, left=False)
         loc = loc - weight @ found.shift
         weight, order = self._in_order(weight)
+        self.flat.copy_(flat[order])
+        self.flatness.copy_(flatter[order])
         updates = {"weight": weight, "loc": loc}
         if found.freedom is not None:
             updates["degrees_of_freedom"] = found.freedom[order]
         return {name: new.to(value) for name, new in updates.items()}
+
+    def remarks(self, columns: Sequence[str] | None = None) -> list[str]:
+        """Whether sources were clearly less peaked than their law, so that they stay mixed."""
+        count = int((self.flatness > CLEARLY).sum())
+        if self.source not in PEAKED or count < 2:
+            return []
+        return [
+            f"{self._name}({self.source!r}): {count} of {self.num_factors} sources are flatter than the normal law, as "
+            f"sines and square waves are; {self.source!r} is more peaked, and leaves such sources mixed. Pass "
+            "source='adaptive'."
+        ]
 
     def _in_order(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Columns by falling norm, their largest entries positive, as far as that does not change the law of rows."""

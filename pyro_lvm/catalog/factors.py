@@ -74,7 +74,12 @@ ENTRIES: tuple[Entry, ...] = (
         data="iris",
         reference="Comon (1994), Independent component analysis, a new concept?",
         example=models.IndependentComponentAnalysis,
-        variants=({"source": "laplace"}, {"source": "student-t"}, {"source": "sech", "noise": True}),
+        variants=(
+            {"source": "laplace"},
+            {"source": "student-t"},
+            {"source": "adaptive"},
+            {"source": "sech", "noise": True},
+        ),
     ),
     Entry(
         name="SparseCoding",

@@ -14,15 +14,19 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from pyro_lvm.distributions.flat_or_peaked import FlatOrPeaked
 from pyro_lvm.distributions.hyperbolic_secant import HyperbolicSecant
 from pyro_lvm.ops.source_scores import Scores
 
-__all__ = ["SOURCES", "Source", "SourceDensity", "check_source", "is_learned", "source_law"]
+__all__ = ["PEAKED", "SOURCES", "Source", "SourceDensity", "check_source", "is_learned", "source_law"]
 
 Source = str | torch.distributions.Distribution | Callable[[], torch.distributions.Distribution]
 """A name, a law of one real number, or a function that makes one."""
 
-SOURCES = ("laplace", "logistic", "student-t", "sech")
+PEAKED = ("laplace", "logistic", "student-t", "sech")
+"""Names of sources that are more peaked than the normal law."""
+
+SOURCES = (*PEAKED, "sub-gaussian", "adaptive")
 """Names of sources: all of variance one, but for Student's t, of scale one. All are symmetric about 0."""
 
 
@@ -42,7 +46,9 @@ def check_source(caller: str, source: Any) -> None:
         )
 
 
-def source_law(caller: str, source: Source, like: Tensor, freedom: Tensor | float | None = None) -> Any:
+def source_law(
+    caller: str, source: Source, like: Tensor, freedom: Tensor | float | None = None, flat: Tensor | None = None
+) -> Any:
     """The law of a source, or of each of several, as one of Pyro's.
 
     Args:
@@ -50,6 +56,7 @@ def source_law(caller: str, source: Source, like: Tensor, freedom: Tensor | floa
         source: As taken by `check_source`.
         like: A tensor of the type and on the device of its draws.
         freedom: Degrees of freedom of Student's t, a number or shape (k,).
+        flat: Which of the sources "adaptive" are flat, shape (k,); none if None.
 
     Raises:
         ValueError: A function makes no law of one real number.
@@ -66,6 +73,9 @@ def source_law(caller: str, source: Source, like: Tensor, freedom: Tensor | floa
         return dist.Logistic(zero, one * (math.sqrt(3) / math.pi), validate_args=False)
     if source == "sech":
         return HyperbolicSecant(zero, one, validate_args=False)
+    if source in ("sub-gaussian", "adaptive"):
+        chosen = one if source == "sub-gaussian" else zero if flat is None else flat
+        return FlatOrPeaked(chosen, zero, validate_args=False)
     if source == "student-t":
         return dist.StudentT(torch.as_tensor(freedom).to(like), zero, one, validate_args=False)
     try:
@@ -154,6 +164,11 @@ def _scores(law: Any, y: Tensor) -> Scores:
         log_prob = law.log_prob(at)
         (slope,) = torch.autograd.grad(log_prob.sum(), at)
     return Scores(log_prob.detach(), -slope)
+
+
+@_scores.register
+def _(law: FlatOrPeaked, y: Tensor) -> Scores:
+    return Scores(law.log_prob(y), law.score(y))
 
 
 @_scores.register

@@ -54,6 +54,7 @@ class Climbed(NamedTuple):
         shift: t, shape (k,).
         freedom: Degrees of freedom, shape (k,), or None.
         loss: Minus the mean log-density of a row of the first sources, nats.
+        last_loss: The same at the end, by these rows' units.
         steps: Steps taken.
         evaluations: Of the density on all rows.
     """
@@ -62,6 +63,7 @@ class Climbed(NamedTuple):
     shift: Tensor
     freedom: Tensor | None
     loss: float
+    last_loss: float
     steps: int
     evaluations: int
 
@@ -210,7 +212,7 @@ def climb(
     if not point.loss < first.loss:
         point, taken = first, 0
     end = None if point.log_freedom is None else point.log_freedom.exp()
-    return Climbed(point.matrix, point.shift, end, first.loss, taken, run.evaluations)
+    return Climbed(point.matrix, point.shift, end, first.loss, point.loss, taken, run.evaluations)
 
 
 def _widths(run: _Climb, point: _Point) -> tuple[float, ...]:

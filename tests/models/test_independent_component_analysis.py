@@ -192,6 +192,73 @@ def test_one_column_is_a_fit_of_its_law():
     assert two.score(torch.tensor([[0.0], [2.0]])) == pytest.approx(-math.log(2) - 1, abs=1e-3)
 
 
+# Sources that are flatter than the normal law
+
+
+@pytest.fixture(scope="module")
+def waves():
+    """Rows that mix two sines, a Laplace source and uniform noise, and the mixing matrix."""
+    torch.manual_seed(0)
+    t = torch.arange(2000, dtype=torch.float64)
+    laplace, uniform = torch.distributions.Laplace(0.0, 0.7).sample((2000,)).double(), torch.rand(2000).double()
+    h = torch.stack([torch.sin(t / 7), torch.sin(t / 3.1 + 1), laplace, uniform], -1)
+    mixing = torch.randn(4, 4, dtype=torch.float64)
+    return h @ mixing.mT, mixing
+
+
+def amari(found):
+    size = found.abs()
+    return float(torch.cat([size.sum(i) / size.amax(i) - 1 for i in (0, 1)]).mean()) / (len(size) - 1)
+
+
+@pytest.mark.parametrize("inference", ["em", "svi"])
+def test_adaptive_sources_are_flat_or_peaked_as_rows_ask(waves, tmp_path, inference):
+    x, mixing = waves
+    batches = {} if inference == "em" else {"max_epochs": 20, "batch_size": 500}
+    fit = lvm.fit(ICA("adaptive"), x, inference=inference, **OPTIONS, **batches)
+    found = torch.linalg.solve(fit.params["weight"], mixing)
+    assert amari(found) < 0.05
+    assert fit.model.flat.tolist() == (found.abs().argmax(1) != 2).tolist()
+    law = source_law("test", "adaptive", x, flat=fit.model.flat)
+    inverse = torch.linalg.inv(fit.params["weight"])
+    expected = law.log_prob((x - fit.params["loc"]) @ inverse.mT).sum(-1) + inverse.det().abs().log()
+    torch.testing.assert_close(fit.log_likelihood(x), expected, rtol=0, atol=1e-9)
+    fit.save(tmp_path / "fit")
+    assert torch.equal(lvm.load(tmp_path / "fit").log_likelihood(x), fit.log_likelihood(x))
+
+
+def test_a_choice_of_the_start_that_was_wrong_is_taken_back(waves):
+    """Steps start from peaked sources, and the likelihood never falls."""
+    x, mixing = waves
+    model = ICA("adaptive")
+    model.initialize(x)
+    model.flat.zero_()
+    model.weight = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]
+    em = lvm.infer.EM(model)
+    losses = torch.tensor([em.step(x) for _ in range(6)])
+    assert bool((losses.diff() < 1e-6).all())
+    assert amari(torch.linalg.solve(model.weight.detach(), mixing)) < 0.05
+
+
+def test_flat_sources_of_a_peaked_density_are_told_of(waves, iris):
+    x, mixing = waves
+    with pytest.warns(
+        RuntimeWarning, match=r"'laplace'\): \d of 4 sources are flatter than the normal.*source='adaptive'"
+    ):
+        fit = lvm.fit(ICA("laplace"), x, **OPTIONS)
+    assert amari(torch.linalg.solve(fit.params["weight"], mixing)) > 0.1
+    assert lvm.fit(ICA("laplace"), iris, **OPTIONS).remarks() == []
+
+
+def test_sub_gaussian_sources_are_found():
+    torch.manual_seed(0)
+    square = torch.sign(torch.sin(torch.arange(1000) / 5.0)).double()
+    h = torch.stack([square, torch.rand(1000).double(), torch.rand(1000).double().acos()], -1)
+    mixing = torch.randn(3, 3, dtype=torch.float64)
+    fit = lvm.fit(ICA("sub-gaussian"), h @ mixing.mT, **OPTIONS)
+    assert amari(torch.linalg.solve(fit.params["weight"], mixing)) < 0.05
+
+
 # With noise
 
 
@@ -265,6 +332,7 @@ def test_posterior_of_a_noisy_source_by_nuts_is_the_grids():
         ({"source": "gauss"}, "laplace, logistic, student-t, sech"),
         ({"source": dist.Exponential(1.0)}, "over all real numbers"),
         ({"num_components": 0}, "num_components"),
+        ({"source": "adaptive", "noise": True}, "Pass a source by name"),
         ({"num_components": 3, "data_dim": 4}, "Pass noise=True"),
         ({"degrees_of_freedom": 3.0}, "student-t"),
         ({"source": "student-t", "degrees_of_freedom": -1}, "degrees_of_freedom"),
