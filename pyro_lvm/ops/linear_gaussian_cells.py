@@ -28,8 +28,8 @@ from pyro_lvm.ops.missing import has_gaps, patterns
 
 __all__ = ["cells_log_likelihood", "each_moments", "each_posterior", "expected_moments", "factor_law"]
 
-# Nats in the terms whose difference is a log-density: beyond, products of doubles lose more than seven decimals.
-LIMIT = 1e8
+# How often a log-density, or a nat if that is more, the terms may hold whose difference it is: nine digits are left.
+LIMIT = 1e7
 # Numbers in one block of linear forms.
 BLOCK = 1 << 18
 # Share of the largest weight below which a row adds less to a sum of doubles than rounding does, a million of them too.
@@ -71,19 +71,21 @@ def cells_log_likelihood(loc: Tensor, weight: Tensor, noise: Tensor, x: Tensor) 
         across = (gain @ inverse[:, 0].mT).permute(1, 0, 2).flatten(1)
         shift = (inverse[:, 0] @ shift[0].unsqueeze(-1)).squeeze(-1).unsqueeze(0)
     across = torch.cat([-2 * moved.mT, across], 1)
-    found, largest = [], torch.zeros(())
+    found: list[Tensor] = []
     for start in range(0, len(x), size := max(1, BLOCK // (cells * k * (1 if complete else k)))):
         part = x[start : start + size] - centre
         part = part if complete else torch.where(known[start : start + size], part, 0.0)
         place = 0 if number is None else number[start : start + size]
         linear, signal = (part @ across).split([cells, cells * k], 1)
         distance = part.square() @ precision.mT + linear + constant[place]
-        largest = torch.maximum(largest, distance.detach().max().cpu())
         signal = signal.unflatten(-1, (cells, k)) - shift[place]
         if number is not None:
             signal = (inverse[:, place].transpose(0, 1) @ signal.unsqueeze(-1)).squeeze(-1)
-        found.append((-0.5 * (distance - signal.square().sum(-1))).mT)
-    return torch.cat(found, 1) if float(largest) <= LIMIT else None
+        density = -0.5 * (distance - signal.square().sum(-1))
+        if bool((distance.detach() > LIMIT * density.detach().abs().clamp_min(1)).any()):
+            return None
+        found.append(density.mT)
+    return torch.cat(found, 1)
 
 
 def each_posterior(loc: Tensor, weight: Tensor, noise: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

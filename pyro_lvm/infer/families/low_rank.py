@@ -45,6 +45,8 @@ from pyro_lvm.ops.missing import column_moments
 __all__: list[str] = []
 
 SWEEPS = 20
+# Where covariances do not fit into the cache a sweep costs as much as thousands of rows; with many columns it goes far.
+FEW_SWEEPS, CACHE = 5, 1 << 20
 Now = dict[str, Tensor]
 
 
@@ -140,7 +142,8 @@ def _swept(
     mean = first / count
     scatter = square / count.unsqueeze(-1) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
     floor = floor / count if noise.shape[-1] > 1 else (floor / count).mean(-1, keepdim=True)
-    return mean + centre / count, *factor_sweeps(scatter, weight.double(), noise.double(), floor, SWEEPS)
+    sweeps = SWEEPS if scatter.numel() <= CACHE else FEW_SWEEPS
+    return mean + centre / count, *factor_sweeps(scatter, weight.double(), noise.double(), floor, sweeps)
 
 
 @closed_form_of(torch.distributions.LowRankMultivariateNormal)
