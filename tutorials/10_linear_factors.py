@@ -100,7 +100,8 @@ kinds = {
     "a factor each": lvm.models.MixtureOfFactorAnalyzers(3, 1),
 }
 fits = {
-    name: lvm.fit(model, train, max_epochs=10 if SHORT else None, progress=False, seed=0) for name, model in kinds.items()
+    name: lvm.fit(model, train, max_epochs=10 if SHORT else None, progress=False, seed=0)
+    for name, model in kinds.items()
 }
 table = lvm.compare(fits, test)
 print(table[["per_row", "dse"]])
