@@ -1,9 +1,9 @@
 """Linear factor models beside their peers: log-likelihood, accuracy, time.
 
 `PYRO_LVM_DATA=folder python benchmarks/linear_factors.py` prints all tables of the family, those of the files
-`independent_components.py`, `slow_features.py`, `sparse_coding.py` and `factor_mixtures.py` among them; `--only factors`
-(or `components`, `slow`, `sparse`, `mixture`) prints some. Factors need no folder. `--quick` takes fewer rows and judges
-nothing.
+`independent_components.py`, `slow_features.py`, `sparse_coding.py` and `factor_mixtures.py` among them; `--only
+factors` (or `components`, `slow`, `sparse`, `mixture`) prints some. Factors need no folder. `--quick` takes fewer rows
+and judges nothing.
 
 How it is measured:
 
