@@ -1,8 +1,9 @@
 """Linear factor models beside their peers: log-likelihood, accuracy, time.
 
 `PYRO_LVM_DATA=folder python benchmarks/linear_factors.py` prints all tables of the family, those of the files
-`independent_components.py`, `slow_features.py` and `sparse_coding.py` among them; `--only factors` (or `components`,
-`slow`, `sparse`) prints some. Factors need no folder. `--quick` takes fewer rows and judges nothing.
+`independent_components.py`, `slow_features.py`, `sparse_coding.py` and `factor_mixtures.py` among them; `--only
+factors` (or `components`, `slow`, `sparse`, `mixture`) prints some. Factors need no folder. `--quick` takes fewer rows
+and judges nothing.
 
 How it is measured:
 
@@ -35,6 +36,7 @@ import time
 import warnings
 from typing import Any
 
+import factor_mixtures
 import independent_components
 import numpy as np
 import pyro
@@ -215,6 +217,7 @@ def main() -> int:
         "components": independent_components.report,
         "slow": slow_features.report,
         "sparse": sparse_coding.report,
+        "mixture": factor_mixtures.report,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=parts, action="append", help="these tables; all by default")

@@ -48,6 +48,7 @@ class Statistics(dict[str, Tensor]):
     Attributes:
         CONSTANT: Names of entries that are not sums over rows.
         rows: Distribution, value and weights that they were made of, for `Argument.late`; None if averaged since.
+        scatter: A location, and the scatter matrices about it, as made last: sweeps ask for the same ones again.
     """
 
     CONSTANT: ClassVar[frozenset[str]] = frozenset({"centre", "floor"})
@@ -58,6 +59,7 @@ class Statistics(dict[str, Tensor]):
         super().__init__(statistics)
         self.cells = cells
         self.rows = rows
+        self.scatter: tuple[Tensor, Tensor] | None = None
 
 
 def _same(value: Tensor) -> Tensor:
@@ -197,6 +199,10 @@ class ClosedForm(ABC):
     joint: ClassVar[Joint | None] = None
     sweeps: ClassVar[int] = 1
     additive: ClassVar[bool] = True
+
+    def passes(self, statistics: Statistics) -> int:
+        """How often to go through the arguments in turn; fewer than `sweeps` where statistics are large."""
+        return self.sweeps
 
     @abstractmethod
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:

@@ -49,7 +49,11 @@ def maximise(
                 sites.move(site, change)
         for entries in groups(plan):
             joint = _joint(entries)
-            sweeps = 1 if joint else max(use.form.sweeps for entry in entries for use in entry.uses)
+            sweeps = (
+                1
+                if joint
+                else max(use.form.passes(sites[use.site].statistics) for entry in entries for use in entry.uses)
+            )
             for sweep in range(1, sweeps + 1):
                 old = [values[entry.name] for entry in entries]
                 if joint:

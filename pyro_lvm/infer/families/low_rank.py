@@ -56,6 +56,17 @@ def _covariance(factor: Tensor, diagonal: Tensor) -> Tensor:
     return factor @ factor.mT + diagonal.diag_embed()
 
 
+def _scatter(s: Statistics, loc: Tensor) -> Tensor:
+    """Scatter matrices about the location, which stays where it is from the second sweep on."""
+    if s.scatter is None or not torch.equal(s.scatter[0], loc):
+        s.scatter = loc, scatter_matrix(s, loc - s["centre"])
+    return s.scatter[1]
+
+
+def _sweeps(matrices: Tensor) -> int:
+    return SWEEPS if matrices.numel() <= CACHE else FEW_SWEEPS
+
+
 def _arguments(
     factor: str,
     diagonal: str,
@@ -66,7 +77,7 @@ def _arguments(
     """Location, loadings and noise variances of a law that calls the last two `factor` and `diagonal`."""
 
     def moments(s: Statistics, now: Now) -> tuple[Tensor, Tensor, Tensor]:
-        scatter = scatter_matrix(s, now["loc"].double() - s["centre"])
+        scatter = _scatter(s, now["loc"].double())
         return scatter, *factor_moments(scatter, now[factor].double(), now[diagonal].double(), s["total"])
 
     def precision_weighted(s: Statistics, now: Now) -> tuple[Tensor, ...]:
@@ -140,10 +151,9 @@ def _swept(
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = total.unsqueeze(-1)
     mean = first / count
-    scatter = square / count.unsqueeze(-1) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+    scatter = (square / count.unsqueeze(-1)).baddbmm_(mean.unsqueeze(-1), mean.unsqueeze(-2), alpha=-1)
     floor = floor / count if noise.shape[-1] > 1 else (floor / count).mean(-1, keepdim=True)
-    sweeps = SWEEPS if scatter.numel() <= CACHE else FEW_SWEEPS
-    return mean + centre / count, *factor_sweeps(scatter, weight.double(), noise.double(), floor, sweeps)
+    return mean + centre / count, *factor_sweeps(scatter, weight.double(), noise.double(), floor, _sweeps(scatter))
 
 
 @closed_form_of(torch.distributions.LowRankMultivariateNormal)
@@ -167,6 +177,9 @@ class _LowRank(_MultivariateNormal):
     joint = _joint("cov_factor", "cov_diag")
     sweeps = SWEEPS
 
+    def passes(self, statistics: Statistics) -> int:
+        return _sweeps(statistics["square"])
+
     def scale_tril(self, fn: Any) -> Tensor:
         """From the dense covariance."""
         return torch.linalg.cholesky(_covariance(compact(fn.cov_factor, 2), compact(fn.cov_diag, 1)))
@@ -187,6 +200,9 @@ class _LinearGaussianRows(ClosedForm):
     )
     joint = _joint("weight", "noise")
     sweeps = SWEEPS
+
+    def passes(self, statistics: Statistics) -> int:
+        return _sweeps(statistics["square"])
 
     def statistics(self, fn: Any, value: Tensor, weights: Tensor, variance_floor: float) -> Statistics:
         """Those of a normal; with gaps, what is expected of them."""
