@@ -71,21 +71,20 @@ def test_loss_is_the_joint_density_and_never_rises(prior, gaps):
         assert bool((log_joint(fit, x, near) <= log_joint(fit, x, codes) + 1e-9).all())
 
 
-@each_prior
-def test_a_planted_dictionary_is_found(prior):
-    x, weight, _ = planted(1000)
-    fit = train(prior, x, max_epochs=100, restarts=2)
+def test_a_planted_dictionary_is_found_with_students_prior():
+    x, weight, _ = planted(600)
+    fit = train("student-t", x, max_epochs=60, restarts=2)
     assert float((weight.mT @ fit.params["weight"]).abs().amax(1).min()) > 0.95
 
 
-def test_supports_are_found_with_spikes():
-    x, weight, codes = planted(700, d=20, k=24)
-    fit = train("spike-and-slab", x, k=24, max_epochs=60)
+def test_a_planted_dictionary_and_supports_are_found_with_spikes():
+    x, weight, codes = planted(600, d=8)
+    fit = train("spike-and-slab", x, max_epochs=60, restarts=2)
     likeness = weight.mT @ fit.params["weight"]
+    assert float(likeness.abs().amax(1).min()) > 0.95
     found = fit.transform(x)[:, likeness.abs().argmax(1)]
     telling = (codes.abs() > 0.3) | (codes == 0)  # others drown in the noise
     few = ((codes != 0).sum(-1) <= 4).unsqueeze(-1) & telling  # of more, there are other ways to the same row
-    assert float(likeness.abs().amax(1).min()) > 0.95
     assert float(((found != 0) == (codes != 0))[few].double().mean()) > 0.98
 
 
@@ -120,7 +119,7 @@ def test_spikes_have_their_likelihood():
 def test_long_codes_with_spikes_have_about_their_likelihood():
     """Twelve entries are drawn from a mean field: on average no more than over all supports, and near it."""
     torch.manual_seed(0)
-    model = lvm.models.SparseCoding(12, noise_scale=0.4, data_dim=40, prior="spike-and-slab").double()
+    model = lvm.models.SparseCoding(12, noise_scale=0.4, data_dim=40, prior="spike-and-slab", slab_scale=1.0).double()
     x = model(size=12).detach()
     fit = lvm.fit(model, x, max_epochs=1, **OPTIONS)
     weight, loc = fit.params["weight"], fit.params["loc"]
@@ -242,3 +241,25 @@ def test_it_is_kept_in_files(prior, tmp_path):
     again = lvm.load(tmp_path / "fit")
     assert repr(again.model) == repr(fit.model)
     assert torch.equal(again.transform(x), fit.transform(x))
+
+
+@each_prior
+def test_what_is_not_given_is_chosen_in_the_units_of_the_rows(prior):
+    x = planted(60)[0]
+    one, other = (
+        lvm.fit(lvm.models.SparseCoding(5, prior=prior), rows, max_epochs=3, **OPTIONS) for rows in (x, 1e3 * x - 7)
+    )
+    assert one.model.noise_scale == pytest.approx(0.3 * float(x.var(0, correction=0).mean().sqrt()))
+    assert other.model.noise_scale == pytest.approx(1e3 * one.model.noise_scale)
+    torch.testing.assert_close(other.transform(1e3 * x - 7), 1e3 * one.transform(x))
+    kept = lvm.models.SparseCoding(5, prior=prior, noise_scale=0.7)
+    assert lvm.fit(kept, x, max_epochs=1, **OPTIONS).model.noise_scale == 0.7
+    assert kept.config["noise_scale"] == 0.7
+    assert lvm.models.SparseCoding(5, prior=prior, data_dim=4)(size=3).shape == (3, 4)
+
+
+def test_noise_alone_makes_next_to_no_codes():
+    torch.manual_seed(0)
+    model = lvm.models.SparseCoding(50, noise_scale=2.0, data_dim=30).double()
+    codes = lvm.guides.SparseCodes(model)(2.0 * torch.randn(200, 30, dtype=torch.float64))["h"]
+    assert float((codes != 0).double().mean()) < 0.02
