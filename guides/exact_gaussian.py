@@ -28,8 +28,9 @@ class ExactGaussian:
 
     It has no parameters, and is no module: it reads the model's. Which sites are latent, and the affine map from them
     to the rows, are found by running the program, so that factor analysis written by a user is served as well as ours.
-    Entries of a row that are masked out, as missing ones are, count nothing. By `EM` it is the E-step; under `SVI` the
-    bound is the log-likelihood itself, without a gap.
+    Entries of a row that are masked out, as missing ones are, count nothing; a row whose sites are scaled, as by sample
+    weights, counts as often as that says. By `EM` it is the E-step, also of batches (`decay`); under `SVI` the bound is
+    the log-likelihood itself, without a gap.
 
     Args:
         model: A program whose latent sites are normal and stand in the plate of the rows, and whose observed sites

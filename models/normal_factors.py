@@ -14,6 +14,8 @@ from torch.distributions import constraints
 from pyro_lvm.distributions.linear_gaussian_rows import LinearGaussianRows
 from pyro_lvm.models.linear_factors import LinearFactors
 from pyro_lvm.ops.factor_parts import canonical
+from pyro_lvm.ops.missing import has_gaps
+from pyro_lvm.ops.normal_moments import NormalMoments
 
 __all__ = ["NormalFactors"]
 
@@ -91,6 +93,15 @@ class NormalFactors(LinearFactors):
     def fixed_entries(self, name: str) -> int:
         """What a rotation makes zero of the loadings."""
         return self.num_factors * (self.num_factors - 1) // 2 if name == "weight" else 0
+
+    def condensed(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """With the factors summed out, 2 d weighted rows of the same mean and covariance, if none has gaps."""
+        x, counts = (*args, kwargs.get("x"))[0], kwargs.get("sample_weights")
+        if not self.priors or len(x) <= 2 * x.shape[1] or has_gaps(x):
+            return args, kwargs
+        moments = NormalMoments.of_rows(x.double(), None if counts is None else counts.double())
+        points = moments.points().to(x)
+        return (points,), {"sample_weights": (moments.total / len(points)).to(x).expand(len(points))}
 
     def canonicalise(self) -> None:
         """Turn the factors: columns of `weight` by how much they tell of the rows, with agreed signs."""

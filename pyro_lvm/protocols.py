@@ -163,6 +163,10 @@ class LatentVariableModel(PyroModule):
     def canonicalise(self) -> None:
         """Move parameters to those agreed on, of all with the same law of rows; called after epochs of full batches."""
 
+    def condensed(self, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Arguments of fewer rows, where some make the program as likely at all values of its sites: for samplers."""
+        return args, kwargs
+
     def remarks(self, columns: Sequence[str] | None = None) -> list[str]:
         """What people should know of the parameters learned, a sentence each; `fit` warns of it.
 

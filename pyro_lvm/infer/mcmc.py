@@ -95,6 +95,8 @@ class MCMC(ConstructorRepr):
                 "MCMC: expected a model whose parameters are latent sites; they are points. "
                 "Give them priors (priors=True for models of this package), or use inference='em'."
             )
+        if isinstance(self.model, LatentVariableModel):
+            args, kwargs = self.model.condensed(args, kwargs)
         chains: list[dict[str, Tensor]] = []
         diverging: list[int] = []
         for chain in range(self.num_chains):

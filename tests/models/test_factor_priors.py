@@ -107,6 +107,34 @@ def test_priors_of_another_shape_are_refused_in_a_sentence(kind, called):
         lvm.fit(model, rows(), max_epochs=2, seed=0, progress=False)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_samplers_see_as_many_rows_as_tell_of_mean_and_covariance(weighted):
+    x = rows(300)
+    given = {"sample_weights": torch.arange(300) % 3} if weighted else {}
+    model = lvm.models.FactorAnalysis(2, priors=True)
+    model.initialize(x)
+    args, kwargs = model.condensed((x,), given)
+    assert len(args[0]) == 12
+    torch.manual_seed(1)
+    trace = pyro.poutine.trace(model).get_trace(x, **given)
+    values = {name: trace.nodes[name]["value"] for name in model.initial_values}
+    again = pyro.poutine.trace(pyro.condition(model, values)).get_trace(*args, **kwargs)
+    torch.testing.assert_close(again.log_prob_sum(), trace.log_prob_sum(), rtol=1e-10, atol=0)
+    x[3, 2] = torch.nan
+    assert model.condensed((x,), given) == ((x,), given)
+
+
+def test_draws_by_few_rows_are_those_by_all(monkeypatch):
+    sampler = lvm.infer.MCMC(num_samples=4, warmup_steps=10, num_chains=1, max_tree_depth=3)
+    fit = lambda: lvm.fit(  # noqa: E731
+        lvm.models.ProbabilisticPCA(1, priors=True), rows(40), inference=sampler, seed=0, progress=False
+    )
+    few = fit().draws
+    monkeypatch.setattr(lvm.models.ProbabilisticPCA, "condensed", lambda model, args, kwargs: (args, kwargs))
+    for name, draws in fit().draws.items():
+        torch.testing.assert_close(few[name], draws, rtol=1e-6, atol=1e-8)
+
+
 def test_samplers_are_told_of_points():
     with pytest.raises(ValueError, match="Give them priors"):
         lvm.fit(lvm.models.FactorAnalysis(1), rows(), inference="mcmc", seed=0, progress=False)
