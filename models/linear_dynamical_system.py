@@ -17,7 +17,7 @@ from torch.distributions import constraints
 from pyro_lvm.distributions.linear_gaussian_chain import LinearGaussianChain
 from pyro_lvm.models.sequence_factors import SequenceFactors
 from pyro_lvm.ops.dynamics_start import dynamics_start, filled_steps, rescaled
-from pyro_lvm.ops.dynamics_updates import initial_update, observation_update, transition_update
+from pyro_lvm.ops.dynamics_updates import first_state_update, initial_update, observation_update, transition_update
 from pyro_lvm.ops.missing import column_moments
 from pyro_lvm.ops.steps import Steps
 from pyro_lvm.ops.whole_number import whole_number
@@ -26,6 +26,7 @@ __all__ = ["LinearDynamicalSystem"]
 
 # Least variance of a first state, where moves have variance one: of a single series it would go to zero.
 CERTAIN = 1e-4
+WORTH = 1e-6  # nats that a better mean of the first state must gain for its posterior to be found anew
 
 
 class LinearDynamicalSystem(SequenceFactors):
@@ -48,8 +49,10 @@ class LinearDynamicalSystem(SequenceFactors):
     entries are NaN, single ones or whole steps, and are summed out exactly, in learning too.
 
     The M-step is in closed form. It maximises over the covariance of moves too, and then takes it as the unit of the
-    states, which makes EM faster (parameter expansion). The variances of first states, of which a single series tells
-    nothing, are held at :math:`10^{-4}` at least, and those of the noise at a millionth of the column's variance.
+    states, which makes EM faster (parameter expansion). The variances of first states are held at :math:`10^{-4}` at
+    least, and those of the noise at a millionth of the column's variance. A single series tells nothing of how first
+    states vary: they have the least variance then, and their mean is found by maximising the likelihood itself, as EM
+    would take ever smaller steps to either.
 
     Args:
         latent_dim: k >= 1; may be more than the number of columns.
@@ -87,22 +90,18 @@ class LinearDynamicalSystem(SequenceFactors):
             k, d = self.latent_dim, self.data_dim
             one = torch.ones(d)
             self._start_at(1, one)
+            self.register_buffer("single_series", torch.tensor(False))
             self._declare(0.5 * torch.eye(k), torch.eye(d, k), 0 * one, one, torch.zeros(k), torch.eye(k))
 
     def fixed_entries(self, name: str) -> int:
-        """Of the weights, those that a rotation of the states takes away."""
+        """Of the weights, those that a rotation of the states takes away; of a single series, all first covariances."""
+        if name == "initial_covariance" and bool(self.single_series):
+            return self.latent_dim * (self.latent_dim + 1) // 2
         return self.latent_dim * (self.latent_dim - 1) // 2 if name == "weight" else 0
 
     def _law(self, **options: Any) -> LinearGaussianChain:
-        return LinearGaussianChain(
-            self.transition,
-            self.weight,
-            self.noise_scale,
-            self.loc,
-            initial_loc=self.initial_loc,
-            initial_covariance=self.initial_covariance,
-            **options,
-        )
+        first = {"initial_loc": self.initial_loc, "initial_covariance": self.initial_covariance}
+        return LinearGaussianChain(self.transition, self.weight, self.noise_scale, self.loc, **{**first, **options})
 
     def initialize(self, x: Tensor, lengths: Tensor | None = None, sample_weights: Tensor | None = None) -> None:
         """Start from principal components of the steps, or of windows of steps, and their autoregression.
@@ -126,6 +125,10 @@ class LinearDynamicalSystem(SequenceFactors):
         self._start_at(total, column_moments(steps.double())[1].to(x))
         known = torch.where(inside.unsqueeze(-1), x.double(), torch.nan)[counts]
         start = dynamics_start(filled_steps(known), inside[counts], self.latent_dim)
+        alone = len(known) == 1
+        self.register_buffer("single_series", torch.tensor(alone, device=x.device))
+        if alone:
+            start = (*start[:-1], CERTAIN * torch.eye(self.latent_dim).to(start[-1]))
         self._declare(*(part.to(x) for part in start))
 
     def _declare(
@@ -139,14 +142,21 @@ class LinearDynamicalSystem(SequenceFactors):
         self.declare("initial_covariance", covariance, constraints.positive_definite)
 
     def _maximise(self, law: LinearGaussianChain, x: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        found = law.statistics(x, weights)
-        floor = self.noise_floor.double()
-        weight, loc, noise = observation_update(found, law.loc.double(), floor)
+        found, alone = law.statistics(x, weights), bool(self.single_series)
+        if alone:
+            better, gain = first_state_update(found, law.initial_loc.double(), CERTAIN)
+            if float(gain) > WORTH:
+                law = self._law(initial_loc=better)
+                found = law.statistics(x, weights)
+        weight, loc, noise = observation_update(found, law.loc.double(), self.noise_floor.double())
         transition, moves = transition_update(found)
         parts = transition, weight, loc, noise, *initial_update(found)
+        if alone:  # the first state is one move more, of so much less a covariance
+            moves = (moves * found.moves + found.first_spread / CERTAIN) / (found.moves + found.sequences)
+            parts = (*parts[:-1], CERTAIN * moves)
         expanded = rescaled(*parts, moves)
         values, vectors = torch.linalg.eigh(expanded[-1])
-        if not bool((values > CERTAIN).all()):  # the bound is one on the coordinates that there are
+        if not alone and not bool((values > CERTAIN).all()):  # the bound is one on the coordinates that there are
             values, vectors = torch.linalg.eigh(parts[-1])
             expanded = (*parts[:-1], (vectors * values.clamp_min(CERTAIN)) @ vectors.mT)
         names = ("transition", "weight", "loc", "noise_scale", "initial_loc", "initial_covariance")

@@ -35,6 +35,7 @@ class SequenceFactors(LatentVariableModel):
 
     sequences: ClassVar[bool] = True
     handles_missing: ClassVar[bool] = True
+    least_gain: ClassVar[float] = 1e-7
     num_steps: Tensor
     noise_floor: Tensor
 

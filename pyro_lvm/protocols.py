@@ -99,6 +99,7 @@ class LatentVariableModel(PyroModule):
         handles_missing: Whether NaN in `x` means missing and is summed out; else the front door turns it away.
         sequences: Whether a row is a sequence, `x` of shape (n, T, d), with an argument `lengths`.
         initial_values: Where inference starts the sites with priors.
+        least_gain: Gain of an epoch of EM, nats per known entry, that is worth another, unless `fit` is told a `tol`.
         observing_rows: What to do for a site to observe rows as they are, a sentence, where none does.
         latent_site: Name of the latent vector of every row, for encoders.
         rows_site: The program's only site besides parameters, if its rows are independent draws from `law()`; else "".
@@ -109,6 +110,7 @@ class LatentVariableModel(PyroModule):
     sequences: ClassVar[bool] = False
     latent_site: ClassVar[str] = "z"
     rows_site: ClassVar[str] = ""
+    least_gain: ClassVar[float] = 0.0
     observing_rows: str = "Observe the rows in one site."
 
     def __init__(self) -> None:

@@ -12,8 +12,22 @@ from numpy.typing import NDArray
 
 from pyro_lvm.diagnostics.plot_parts import PROBABILITY, Array, colour_of, marker_of, new_axes, strip_frame
 
-__all__ = ["draw_lines", "draw_mosaic", "draw_points", "draw_table", "image_shape_of", "mosaic"]
+__all__ = [
+    "STANDARD",
+    "draw_lines",
+    "draw_mosaic",
+    "draw_points",
+    "draw_table",
+    "far_apart",
+    "image_shape_of",
+    "mosaic",
+    "of_columns",
+    "standardised",
+]
 
+UNEQUAL = 5  # so many times a column's range may all values spread for one scale of shades to show it
+REACH = 3.0  # standard deviations from a column's mean at which shades end
+STANDARD = "standard deviations from the column's mean"
 SMALLEST = 4  # pixels on a side: four columns of a table are no image of two by two
 
 
@@ -108,13 +122,63 @@ def draw_points(figure: Any, groups: list[tuple[str, Array]], names: list[str], 
         ax.legend(frameon=False, fontsize=9)
 
 
+def far_apart(table: Array) -> bool:
+    """Whether columns lie so far apart, or differ so much in size, that no one scale of shades shows all of them.
+
+    Args:
+        table: Shape (n, d), NaN where missing.
+    """
+    flat = table.reshape(len(table), -1)
+    flat = flat[:, ~np.isnan(flat).all(0)]
+    if not flat.size:
+        return False
+    ranges = np.nanmax(flat, 0) - np.nanmin(flat, 0)
+    varying = ranges[ranges > 0]
+    return len(varying) > 1 and bool(np.nanmax(flat) - np.nanmin(flat) > UNEQUAL * varying.min())
+
+
+def standardised(reference: Array, *tables: Array) -> tuple[tuple[Array, ...], tuple[float, float], str]:
+    """Tables to draw with shades of one scale, that scale, and what it shows.
+
+    Where columns lie too far apart for one scale, it is that of standard deviations from the mean of each.
+
+    Args:
+        reference: Rows that give means and standard deviations, shape (n, d).
+        tables: Rows of the same columns.
+    """
+    every = np.concatenate([table.reshape(len(table), -1) for table in tables])
+    if not far_apart(reference):
+        return tables, (float(np.nanmin(every)), float(np.nanmax(every))), ""
+    return tuple(of_columns(table, reference) for table in tables), (-REACH, REACH), STANDARD
+
+
+def of_columns(table: Array, reference: Array, centred: bool = True) -> Array:
+    """Entries in standard deviations of their columns, from the means of these if so wanted.
+
+    Args:
+        table: Shape (m, d).
+        reference: Rows that give means and standard deviations, shape (n, d), NaN where missing.
+        centred: Whether the means are taken off.
+    """
+    flat = reference.reshape(len(reference), -1)
+    spread = np.nanstd(flat, 0)
+    mean = np.nanmean(flat, 0) if centred else 0.0
+    return (table.reshape(len(table), -1) - mean) / np.where(spread > 0, spread, 1.0)
+
+
 def draw_table(
-    figure: Any, table: Array, names: list[str], title: str, scale: tuple[float, float] | None = None, rows: str = "row"
+    figure: Any,
+    table: Array,
+    names: list[str],
+    title: str,
+    scale: tuple[float, float] | None = None,
+    rows: str = "row",
+    label: str = "",
 ) -> None:
     """A table as shades of one scale, one line a row; around zero, blue below and red above, if that is its middle."""
     flat = table.reshape(len(table), -1)
     ax = figure.subplots()
-    low, high = scale or (float(flat.min()), float(flat.max()))
+    low, high = scale or (float(np.nanmin(flat)), float(np.nanmax(flat)))
     colours = "RdBu_r" if low == -high else PROBABILITY
     shown = ax.imshow(flat, aspect="auto", interpolation="nearest", cmap=colours, vmin=low, vmax=high)
     ax.set(xlabel="column", ylabel=rows, title=title)
@@ -125,7 +189,9 @@ def draw_table(
     if names and len(names) <= 20 and not names[0].startswith("column "):
         ax.set_xticks(range(len(names)), names, rotation=60, ha="right")
         ax.set_xlabel("")
-    figure.colorbar(shown, ax=ax, shrink=0.8).outline.set_visible(False)
+    bar = figure.colorbar(shown, ax=ax, shrink=0.8)
+    bar.outline.set_visible(False)
+    bar.set_label(label, fontsize=8)
 
 
 def draw_lines(figure: Any, rows: Array, title: str) -> None:

@@ -25,7 +25,16 @@ from pyro_lvm.diagnostics.plot_parts import (
     new_figure,
     principal_plane,
 )
-from pyro_lvm.diagnostics.row_plot_parts import draw_lines, draw_mosaic, draw_points, draw_table, image_shape_of
+from pyro_lvm.diagnostics.row_plot_parts import (
+    draw_lines,
+    draw_mosaic,
+    draw_points,
+    draw_table,
+    far_apart,
+    image_shape_of,
+    of_columns,
+    standardised,
+)
 from pyro_lvm.training.arguments import WEIGHTS, Arguments
 from pyro_lvm.training.guide_draws import draws_rows
 from pyro_lvm.training.labels import labels_of
@@ -180,7 +189,8 @@ def draw_samples(figure: Any, fit: Fit, arguments: Arguments, look: Look, given:
     elif continuous and len(look.names) in (1, 2):
         draw_points(figure, [("rows", arguments.main.cpu().numpy())] * given + [("generated", rows)], look.names, title)
     else:
-        draw_table(figure, rows, look.names, title)
+        (shades,), scale, label = standardised(rows, rows)
+        draw_table(figure, shades, look.names, title, scale, label=label)
 
 
 def draw_reconstructions(figure: Any, fit: Fit, arguments: Arguments, look: Look) -> None:
@@ -196,10 +206,10 @@ def draw_reconstructions(figure: Any, fit: Fit, arguments: Arguments, look: Look
         title = f"Rows and their reconstructions{_only_first(count, arguments.num_rows)}"
         draw_points(figure, [("rows", rows), ("reconstructed", made)], look.names, title)
     elif look.shape is None:
-        scale = float(min(rows.min(), made.min())), float(max(rows.max(), made.max()))
+        (rows, made), scale, label = standardised(_numbers(arguments), rows, made)
         left, right = figure.subfigures(1, 2)
         draw_table(left, rows, look.names, f"{count} rows{_only_first(count, arguments.num_rows)}", scale)
-        draw_table(right, made, look.names, "reconstructed", scale)
+        draw_table(right, made, look.names, "reconstructed", scale, label=label)
     else:
         wide = min(count, 8)
         lines = [part for i in range(0, count, wide) for part in _padded(rows[i : i + wide], made[i : i + wide], wide)]
@@ -219,7 +229,12 @@ def draw_filters(figure: Any, fit: Fit, arguments: Arguments, look: Look, site: 
     if look.shape is not None:
         draw_mosaic(figure, shown.reshape(-1, *look.shape), title, 8 if len(shown) > 4 else len(shown), signed=signed)
     else:
-        draw_table(figure, shown, look.names, title, (-most, most) if signed else None, rows="unit")
+        data = _numbers(arguments)
+        scale, label = ((-most, most) if signed else None), ""
+        if far_apart(data):
+            shown, label = of_columns(shown, data, centred=name == "loc"), "standard deviations of the column"
+            scale = -float(np.abs(shown).max()), float(np.abs(shown).max())
+        draw_table(figure, shown, look.names, title, scale, rows="unit", label=label)
 
 
 def draw_latent(figure: Any, fit: Fit, arguments: Arguments, look: Look) -> None:
@@ -256,6 +271,13 @@ def generated(fit: Fit, arguments: Arguments, count: int, means: bool = False) -
         torch.manual_seed(fit.seed)
         rows = generate(fit, count, covariates, means=means)
     return next(iter(rows.values())).double().cpu().numpy()
+
+
+def _numbers(arguments: Arguments) -> Array:
+    """All rows, or all steps of sequences, one line each."""
+    x, steps = arguments.main, arguments.steps
+    x = x if steps is None else x[steps]
+    return x.reshape(len(x), -1).double().cpu().numpy()
 
 
 def _only_first(shown: int, count: int) -> str:

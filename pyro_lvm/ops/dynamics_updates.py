@@ -29,12 +29,14 @@ from pyro_lvm.ops.kalman_smoother import Smoothed
 __all__ = [
     "DynamicsStatistics",
     "dynamics_statistics",
+    "first_state_update",
     "initial_update",
     "observation_update",
     "slow_update",
     "transition_update",
 ]
 
+TOLD = 1e-9  # least share of the variance of a first state that a series takes away where it tells anything of it
 BUDGET = 2**21  # numbers of products of states held at once
 
 
@@ -45,6 +47,7 @@ class DynamicsStatistics(NamedTuple):
         sequences: Number of sequences.
         first: Of first states, shape (k,).
         first_moment: Of their products, shape (k, k).
+        first_spread: Of their covariances, shape (k, k).
         moves: Number of transitions.
         later: Products of states that are moved to, shape (k, k).
         cross: Products of those with the ones before, shape (k, k).
@@ -58,6 +61,7 @@ class DynamicsStatistics(NamedTuple):
     sequences: Tensor
     first: Tensor
     first_moment: Tensor
+    first_spread: Tensor
     moves: Tensor
     later: Tensor
     cross: Tensor
@@ -91,7 +95,8 @@ def dynamics_statistics(
     earlier = _products(loc[:-1] * moves, loc[:-1]) + _sum(smoothed.covariance[:-1], spread[1:])
     cross = _products(loc[1:] * moves, loc[:-1]) + _sum(smoothed.cross_covariance, spread[1:])
     first = w @ loc[0]
-    first_moment = _products(loc[0] * w.unsqueeze(-1), loc[0]) + _sum(smoothed.covariance[:1], of_group.unsqueeze(0))
+    spread_first = _sum(smoothed.covariance[:1], of_group.unsqueeze(0))
+    first_moment = _products(loc[0] * w.unsqueeze(-1), loc[0]) + spread_first
     residual = (x - dynamics.loc).transpose(0, 1)
     extended = torch.cat([loc, loc.new_ones(total, n, 1)], -1)
     if patterns.complete:
@@ -109,8 +114,8 @@ def dynamics_statistics(
         known = counted.sum((0, 1))
     weighted = residual * counted
     squares, products = (weighted * residual).sum((0, 1)), _products(weighted, extended)
-    parts = (w.sum(), first, first_moment, inside[1:].sum(), later, cross, earlier, known, squares, products, moments)
-    return DynamicsStatistics(*parts)
+    states = (w.sum(), first, first_moment, spread_first, inside[1:].sum(), later, cross, earlier)
+    return DynamicsStatistics(*states, known, squares, products, moments)
 
 
 def _products(one: Tensor, other: Tensor) -> Tensor:
@@ -160,6 +165,24 @@ def initial_update(found: DynamicsStatistics) -> tuple[Tensor, Tensor]:
     """Mean and covariance of the first state that maximise."""
     loc = found.first / found.sequences
     return loc, found.first_moment / found.sequences - loc.outer(loc)
+
+
+def first_state_update(found: DynamicsStatistics, loc: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+    r"""The mean of the first state of a single series that maximises the likelihood itself, and what it gains, nats.
+
+    Where the covariance of that state is a multiple c of the identity, the likelihood is normal in its mean m: with E
+    and V of that state given the series, its gradient is :math:`(E - m) / c` and its curvature
+    :math:`-(c - V) / c^2`. EM would come closer by a share of :math:`1 - V / c` in a step only.
+
+    Args:
+        found: The statistics.
+        loc: m, shape (k,).
+        variance: c.
+    """
+    away, eye = found.first / found.sequences - loc, torch.eye(len(loc)).to(loc)
+    told, vectors = torch.linalg.eigh(eye - found.first_spread / found.sequences / variance)
+    share = torch.where(told > TOLD, (vectors.mT @ away) / told.clamp_min(TOLD), 0.0)
+    return loc + vectors @ share, 0.5 * found.sequences * (told * share.square()).sum() / variance
 
 
 def slow_update(found: DynamicsStatistics) -> Tensor:

@@ -23,12 +23,13 @@ class EarlyStopping:
 
     Args:
         tol: Smallest relative improvement that counts.
+        least: Smallest improvement that counts, nats.
         patience: Length of the two windows, in epochs.
         key: Which history to watch.
     """
 
-    def __init__(self, tol: float, patience: int, key: str = "loss") -> None:
-        self.tol = tol
+    def __init__(self, tol: float, patience: int, key: str = "loss", least: float = 0.0) -> None:
+        self.tol, self.least = tol, least
         self.patience = patience
         self.key = key
         self.skipped = 0
@@ -43,7 +44,7 @@ class EarlyStopping:
         if len(losses) < 2 * w or run.epochs_done < 2 * w:
             return False
         before, after = sum(losses[-2 * w : -w]) / w, sum(losses[-w:]) / w
-        if before - after < self.tol * abs(before):
+        if before - after < max(self.tol * abs(before), self.least):
             run.converged = True
             return True
         return False

@@ -82,7 +82,8 @@ def fit(
         restarts: Independent starts; the best is returned and all are reported in `fit.restarts`. EM and
             coordinate ascent of a model that draws its start take each from the best of five draws or more, by ten
             steps, for up to 4096 rows or steps.
-        tol: Relative improvement below which training stops; by default 1e-10 for EM and 1e-5 for SVI.
+        tol: Relative improvement below which training stops; by default 1e-10 for EM and 1e-5 for SVI. EM of linear
+            dynamical systems and slow features stops by default where an epoch gains less than 1e-7 nats a known entry.
         patience: Epochs over which the improvement is measured; by default 1 for EM (10 with
             `validation`), 200 steps for SVI.
         seed: Makes the run reproducible, from 0 to 2**63 - 1; by default drawn from torch's generator.

@@ -75,8 +75,9 @@ def train(
             epochs = max_epochs or (SVI_STEPS if full else max(10, math.ceil(SVI_STEPS / steps)))
             few = 1 if validation is None else HELD_OUT_PATIENCE
             patience = patience or (few if full else max(1, math.ceil(PATIENCE_STEPS / steps)))
+            least = _least_gain(result, data) if full and tol is None and validation is None else 0.0
             tol = (1e-10 if full else 1e-5) if tol is None else tol
-            stop = EarlyStopping(tol, patience, "loss" if validation is None else "validation_loss")
+            stop = EarlyStopping(tol, patience, "loss" if validation is None else "validation_loss", least)
             if hasattr(inference, "expect_steps"):
                 done = 0 if result.unfinished is None else len(result.unfinished.losses)
                 inference.expect_steps(epochs * expected_steps(result, data, steps) - done)
@@ -101,6 +102,16 @@ def train(
                 bar.close()
             result.converged, result.stopped = run.converged, run.stopped
         result.rng_state = torch.get_rng_state()
+
+
+def _least_gain(result: Fit, data: Arguments | Stream) -> float:
+    """Gain of an epoch, nats, that the model finds worth another."""
+    each: float = getattr(result.model, "least_gain", 0.0)
+    if not each or isinstance(data, Stream):
+        return 0.0
+    known = ~data.main.isnan()
+    inside = known if data.steps is None else known & data.steps.reshape(*data.steps.shape, *[1] * (known.dim() - 2))
+    return each * float(inside.flatten(1).sum(1).to(data.weights) @ data.weights)
 
 
 def _take_labels(result: Fit, rows: Arguments) -> None:

@@ -275,3 +275,40 @@ class TestOverview:
             "60 rows (the first 60 of 80)",
             "reconstructed",
         ]
+
+
+def shown(figure):
+    figure.draw_without_rendering()
+    return figure
+
+
+class TestColumnsOfDifferentSizes:
+    WINE = lvm.datasets.load("wine")
+
+    def test_they_are_drawn_in_standard_deviations(self):
+        x = self.WINE.x.clone()
+        x[0, 0] = torch.nan
+        fit = lvm.fit(lvm.models.FactorAnalysis(2), x, seed=0, max_epochs=5, progress=False)
+        mean, spread = x.nanmean(0), torch.from_numpy(np.nanstd(x, 0))
+        left, _, right, bar = shown(fit.plot(x, "reconstructions")).axes
+        np.testing.assert_allclose(left.images[0].get_array().filled(np.nan), ((x - mean) / spread)[:60], atol=1e-9)
+        expected = (fit.reconstruct(x)[:60] - mean) / spread
+        np.testing.assert_allclose(right.images[0].get_array(), expected, rtol=1e-5, atol=1e-5)
+        assert left.images[0].get_clim() == right.images[0].get_clim() == (-3.0, 3.0)
+        assert bar.get_ylabel() == "standard deviations from the column's mean"
+        filters = shown(fit.plot(x, "filters")).axes[0].images[0].get_array()
+        np.testing.assert_allclose(filters, fit.params["weight"].mT / spread, rtol=1e-5, atol=1e-9)
+
+    def test_so_are_steps_of_sequences(self):
+        x = torch.randn(50, 2).double().cumsum(0) * torch.tensor([1.0, 100.0])
+        frames = [x[:30].numpy(), x[30:].numpy()]
+        fit = lvm.fit(lvm.models.LinearDynamicalSystem(1), frames, seed=0, max_epochs=2, progress=False)
+        found = shown(fit.plot(frames, "filters")).axes[0].images[0].get_array()
+        np.testing.assert_allclose(found, fit.params["weight"].mT / x.std(0, correction=0), rtol=1e-5)
+
+    def test_columns_of_one_size_keep_their_numbers(self):
+        x = self.WINE.x[:, [1, 6, 8]]
+        fit = lvm.fit(lvm.models.ProbabilisticPCA(1), x, seed=0, max_epochs=5, progress=False)
+        left = shown(fit.plot(x, "reconstructions")).axes[0]
+        np.testing.assert_allclose(left.images[0].get_array(), x[:60])
+        np.testing.assert_allclose(shown(fit.plot(x, "filters")).axes[0].images[0].get_array(), fit.params["weight"].mT)

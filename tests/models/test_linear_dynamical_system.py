@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal
 
 import pyro_lvm as lvm
 from pyro_lvm.models import linear_dynamical_system
+from pyro_lvm.ops.dynamics_updates import first_state_update
 from pyro_lvm.ops.kalman_gains import LinearDynamics
 from pyro_lvm.ops.kalman_smoother import sample_dynamics
 
@@ -155,6 +156,77 @@ def test_the_likelihood_of_a_single_series_does_not_fall_at_the_bound_of_its_fir
     losses = [em.step(x) for _ in range(150)]
     assert all(b <= a + 1e-9 * abs(a) for a, b in pairwise(losses))
     assert float(torch.linalg.eigvalsh(model.initial_covariance.detach()).min()) == pytest.approx(0.01, rel=1e-6)
+
+
+def test_the_first_state_of_a_single_series_is_where_the_likelihood_is_greatest() -> None:
+    x, _ = some_sequences("complete", 1, 40)
+    x[0, 3:5, :2] = torch.nan
+    model = lvm.models.LinearDynamicalSystem(2)
+    model.initialize(x)
+    torch.testing.assert_close(model.initial_covariance.detach(), 1e-4 * torch.eye(2).double())
+    law = model._law()
+    with torch.no_grad():
+        found = law.statistics(x)
+    best, gain = first_state_update(found, law.initial_loc.double().detach(), 1e-4)
+    before, after = law.log_prob(x), model._law(initial_loc=best.requires_grad_()).log_prob(x)
+    assert float(gain) == pytest.approx(float((after - before).detach()), rel=1e-5)
+    assert float(gain) > 1e-3
+    (slope,) = torch.autograd.grad(after.sum(), best)
+    assert float(slope.abs().max()) < 1e-4
+    em = lvm.infer.EM(model)
+    losses = [em.step(x) for _ in range(10)]
+    assert all(b <= a + 1e-9 * abs(a) for a, b in pairwise(losses))
+    (slope,) = torch.autograd.grad(model._law().log_prob(x).sum(), model.initial_loc)
+    assert float(slope.abs().max()) < 0.1
+    torch.testing.assert_close(model.initial_covariance.detach(), 1e-4 * torch.eye(2).double())
+    assert model.fixed_entries("initial_covariance") == 3
+
+
+def test_a_step_of_em_for_a_single_series_moves_the_first_state_with_its_scale() -> None:
+    """Parameter expansion: the best covariance of moves where the first state's is a share of it, by gradients."""
+    x, _ = some_sequences("complete", 1, 30)
+    model = lvm.models.LinearDynamicalSystem(2)
+    model.initialize(x)
+    em = lvm.infer.EM(model, acceleration=None)
+    em.step(x)
+    law = model._law()
+    with torch.no_grad():
+        better, _ = first_state_update(law.statistics(x), law.initial_loc.double(), 1e-4)
+    with torch.no_grad():
+        _, loc, joint = blocks_at(model, x[0], better)
+    em.step(x)
+    a = model.transition.detach()
+    moments = joint + loc.flatten().outer(loc.flatten()).unflatten(0, loc.shape).unflatten(2, loc.shape)
+    ahead = sum(moments[t, :, t - 1] for t in range(1, 30))
+    earlier = sum(moments[t, :, t] for t in range(29))
+    plain = ahead @ torch.linalg.inv(earlier)
+    later = sum(moments[t, :, t] for t in range(1, 30))
+    q = (later - plain @ ahead.mT + joint[0, :, 0] / 1e-4) / 30
+    values, vectors = torch.linalg.eigh(q)
+    root, inverse = vectors @ values.sqrt().diag() @ vectors.mT, vectors @ values.rsqrt().diag() @ vectors.mT
+    torch.testing.assert_close(a, inverse @ plain @ root, rtol=1e-7, atol=1e-7)
+
+
+def blocks_at(model, x, loc):
+    """Moments of all states with another mean of the first one."""
+    kept = model.initial_loc.detach().clone()
+    model.initial_loc = loc
+    try:
+        return blocks(model, x)
+    finally:
+        model.initial_loc = kept
+
+
+def test_training_stops_where_an_epoch_gains_next_to_nothing() -> None:
+    """Per known entry, and only where no `tol` is given."""
+    x = lvm.datasets.load("geyser").x
+    options = {"seed": 0, "progress": False}
+    fit = lvm.fit(lvm.models.LinearDynamicalSystem(1), x, max_epochs=100, **options)
+    losses = fit.history["loss"]
+    assert fit.converged
+    assert losses[-2] - losses[-1] < 598e-7 <= losses[-3] - losses[-2]
+    longer = lvm.fit(lvm.models.LinearDynamicalSystem(1), x, max_epochs=len(losses) + 1, tol=0.0, **options)
+    assert len(longer.history["loss"]) == len(losses) + 1
 
 
 def test_em_ends_at_a_stationary_point_near_the_truth() -> None:

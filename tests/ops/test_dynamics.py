@@ -15,7 +15,7 @@ def statistics(a, b, c, moves):
     diagonals = (torch.tensor(part, dtype=torch.float64).mul(moves).diag() for part in (a, c, b))
     later, cross, earlier = diagonals
     none = torch.zeros(())
-    parts = (none, none, none, torch.tensor(float(moves)), later, cross, earlier, none, none, none, none)
+    parts = (none, none, none, none, torch.tensor(float(moves)), later, cross, earlier, none, none, none, none)
     return DynamicsStatistics(*parts)
 
 
