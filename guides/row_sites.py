@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,15 +205,16 @@ class RowSites:
 
 
 def _sample(site: _Site, law: Any, plates: dict[str, Any]) -> Tensor:
-    """Draw inside of the site's plates, outermost first, and under its mask."""
+    """Draw inside of the site's plates, outermost first, under its mask, and counted as the model counts it."""
 
     def inside(names: list[str]) -> Tensor:
         if names:
             with plates[names[0]]:
                 return inside(names[1:])
-        if site.mask is None:
-            return pyro.sample(site.name, law)
-        with poutine.mask(mask=site.mask):
+        masked = nullcontext() if site.mask is None else poutine.mask(mask=site.mask)
+        alike = not isinstance(site.scale, Tensor) and site.scale == 1.0
+        counted = nullcontext() if alike else poutine.scale(scale=site.scale)
+        with masked, counted:
             return pyro.sample(site.name, law)
 
     return inside(site.plates)
@@ -244,7 +246,9 @@ class Settled:
         hand = rows_at_hand()
         place = self.place if hand is None or hand.index is None else self.place[hand.index]
         sites = self.sites
-        if len(place) != sites.num_rows and any(isinstance(site.mask, Tensor) for site in sites.sites):
-            sites = sites.again(args, kwargs)  # masks of these rows
+        if len(place) != sites.num_rows and any(
+            isinstance(part, Tensor) for site in sites.sites for part in (site.mask, site.scale)
+        ):
+            sites = sites.again(args, kwargs)  # masks and scales of these rows
         others = {} if self.guide is None else self.guide(*args, **kwargs)
         return {**others, **sites.draw(place)}

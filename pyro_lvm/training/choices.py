@@ -41,6 +41,7 @@ __all__ = [
     "describe",
     "discrete_sites",
     "discrete_vectors",
+    "draws_sites_of_rows",
     "restart_loss",
 ]
 
@@ -193,6 +194,11 @@ def choose_inference(inference: Any, model: Callable, trace: poutine.Trace, guid
 def _name_of(guide: Any) -> str | None:
     """The name of a guide that has one."""
     return next((name for name, kind in GUIDES.items() if guide in (name, kind) or type(guide) is kind), None)
+
+
+def draws_sites_of_rows(trace: poutine.Trace) -> bool:
+    """Whether a guide has to draw sites in the plate of the rows."""
+    return bool(_of_rows(trace, unsummed_sites(trace)))
 
 
 def _of_rows(trace: poutine.Trace, names: list[str]) -> list[str]:

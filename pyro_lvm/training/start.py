@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch.nn.parameter import is_lazy
 
 from pyro_lvm import _pyro
@@ -23,6 +24,7 @@ from pyro_lvm.training.choices import (
     choose_inference,
     discrete_sites,
     discrete_vectors,
+    draws_sites_of_rows,
 )
 from pyro_lvm.training.data import Arguments
 from pyro_lvm.training.labels import (
@@ -100,6 +102,11 @@ def start(
             drawn_rows = getattr(chosen, "guides", None) is None  # else only what all rows share is drawn
             chosen.guide = choose_guide(guide, model, open_sites if drawn_rows else trace, chosen)
             inner = _pyro.without_handlers(chosen.guide)
+            if weighted and isinstance(inner, AutoGuide) and draws_sites_of_rows(open_sites):
+                raise ValueError(
+                    f"fit: {type(inner).__name__} counts the latent sites of every row once; got sample_weights. Use "
+                    "another guide, as 'local', or repeat rows."
+                )
             if isinstance(inner, torch.nn.Module) and any(map(is_lazy, inner.parameters())):
                 with in_one_sentence("fit", started=False):  # it takes its sizes from rows, as the model has by now
                     structure(chosen.guide, unlabelled.args, unlabelled.kwargs)

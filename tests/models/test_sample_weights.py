@@ -1,5 +1,6 @@
 """A row of weight w is w rows: in the start, in the priors that the data suggest, and in what is learned."""
 
+import pyro
 import pytest
 import torch
 
@@ -133,6 +134,21 @@ def test_clusters_follow_any_weights():
         assert kmeans(x, 2)[:4].tolist() == [0, 0, 1, 1]
         torch.manual_seed(seed)
         assert kmeans(x, 2, sample_weights=weights)[:4].tolist() == [0, 1, 1, 1]
+
+
+def test_guides_count_latent_vectors_of_rows_as_their_rows_count():
+    weighted, _ = counted("iris", 30)
+    weights = 4 * weighted["sample_weights"]  # sites that count once are then told from those that count so often
+    x = weighted["x"]
+    model = lvm.models.ProbabilisticPCA(1)
+    model.initialize(x)
+    bound, losses = pyro.infer.Trace_ELBO(), []
+    for rows, options in ((x, {"sample_weights": weights}), (x.repeat_interleave(weights, 0), {})):
+        guide = lvm.guides.LocalGaussian(model)
+        losses.append(sum(bound.loss(model, guide, rows, **options) for _ in range(20)) / 20)
+    assert losses[0] == pytest.approx(losses[1], abs=0.5)
+    with pytest.raises(ValueError, match="AutoNormal counts the latent sites of every row once"):
+        lvm.fit(model, weighted, inference="svi", guide="normal", max_epochs=1, seed=0, progress=False)
 
 
 def test_weights_for_a_model_without_them_are_refused_in_a_sentence():
