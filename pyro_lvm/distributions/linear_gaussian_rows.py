@@ -75,6 +75,12 @@ class LinearGaussianRows(TorchDistribution):
         noise_scale: Float[Tensor, "..."],
         validate_args: bool | None = None,
     ) -> None:
+        if not all(isinstance(part, Tensor) for part in (loc, weight, noise_scale)):
+            got = ", ".join(type(part).__name__ for part in (loc, weight, noise_scale))
+            raise TypeError(
+                f"LinearGaussianRows: expected loc, weight and noise_scale to be tensors; got {got}. Pass "
+                "torch.tensor(...)."
+            )
         noise = noise_scale if noise_scale.dim() else noise_scale.reshape(1)
         d = loc.shape[-1] if loc.dim() else 0
         batches = loc.shape[:-1], weight.shape[:-2], noise.shape[:-1]
@@ -173,6 +179,11 @@ class LinearGaussianRows(TorchDistribution):
             raise ValueError(
                 f"LinearGaussianRows: expected values of shape (..., {self.event_shape[0]}); got {tuple(value.shape)}. "
                 "Give one entry for each line of weight."
+            )
+        if _broadcast(self.batch_shape, value.shape[:-1]) is None:
+            raise ValueError(
+                f"LinearGaussianRows: expected values for a batch of laws of shape {tuple(self.batch_shape)}; got "
+                f"{tuple(value.shape[:-1])} of them. Give one row for each law, or an axis of length 1."
             )
         loc, weight, noise = compact(self.loc, 1), compact(self.weight, 2), compact(self.noise_scale, 1)
         noise = noise.double().square().expand(*noise.shape[:-1], loc.shape[-1])

@@ -4,7 +4,8 @@ After batch t with expected statistics :math:`s_t`, the M-step uses
 
 .. math:: S_t = (1 - \gamma_t) S_{t-1} + \gamma_t s_t, \qquad \gamma_t = (t + 1)^{-\kappa}, \quad \gamma_0 = 1
 
-which converges for :math:`1/2 < \kappa \le 1`; memory does not depend on the number of rows.
+which converges for :math:`1/2 < \kappa \le 1`; memory does not depend on the number of rows. Where something stands
+for a batch before the first, :math:`\gamma_0 = 2^{-\kappa}`.
 
 References:
     O. Cappé, E. Moulines (2009), On-line expectation-maximization for latent data models, JRSS B 71(3), eq. 9 and 17.
@@ -25,6 +26,8 @@ from pyro_lvm.infer.plan import Plan
 
 __all__ = ["Averages", "keep_averages"]
 
+NOTHING = 1e-30  # rows: batches of which none counts leave about as much
+
 
 class Averages:
     """Running averages of the statistics of every site.
@@ -43,13 +46,21 @@ class Averages:
         """The weight of the present batch."""
         return float((self.count + 1) ** -self.decay)
 
-    def blend(self, site: str, statistics: Statistics) -> Statistics:
-        """A site's statistics on the present batch, averaged with those before; nothing is kept."""
-        old = self.sites.get(site)
+    def blend(self, site: str, statistics: Statistics, start: Statistics | None = None) -> Statistics:
+        """A site's statistics on the present batch, averaged with those before; nothing is kept.
+
+        Args:
+            site: Its name.
+            statistics: On the present batch.
+            start: What stands for a batch before the first, where the present one alone would tell too little.
+        """
+        old, rate = self.sites.get(site), self.rate
+        if start is not None and (old is None or bool((old["total"] <= NOTHING).all())):
+            old, rate = start, float(2**-self.decay)
         if old is not None and old.cells == statistics.cells:
             statistics = _about_the_same(old, statistics)
             blended = {
-                name: new if name in Statistics.CONSTANT else torch.lerp(old[name].to(new), new, self.rate)
+                name: new if name in Statistics.CONSTANT else torch.lerp(old[name].to(new), new, rate)
                 for name, new in statistics.items()
             }
             statistics = Statistics(statistics.cells, **blended)

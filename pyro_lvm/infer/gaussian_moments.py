@@ -4,7 +4,8 @@ What an M-step needs of the joint law of latent vectors and rows, :math:`y_n = (
 :math:`\mathrm{E}[y_n]` and :math:`\mathrm{E}[y_n y_n^\top]`. A few points have the same sums: pairs
 on either side of the overall mean, one for every column of a root of the overall covariance. On these points every site
 is observed, so the M-steps of complete data are those of the program, whatever its parameters are. Of batches of rows
-the sums are averaged before the points are made of them (stepwise EM).
+the sums are averaged before the points are made of them (stepwise EM); where a first batch has no more rows than
+columns, they are averaged with those that the program at its start expects.
 
 Rows without gaps are themselves replaced by the 2 d points that have their mean and covariance, once for all steps: the
 cost of a step does not grow with the number of rows.
@@ -118,7 +119,9 @@ class GaussianMoments:
             likely = found.log_likelihood.sum() if counts is None else counts @ found.log_likelihood
             averaged = {}
             if self.averages is not None:
-                averaged[JOINT] = self.averages.blend(JOINT, _statistics(moments))
+                few = len(x) <= x.shape[1]  # such rows lie in a plane, about which there would be no noise
+                start = _statistics(NormalMoments.of_law(law, moments.total)) if few else None
+                averaged[JOINT] = self.averages.blend(JOINT, _statistics(moments), start)
                 moments = _moments(averaged[JOINT])
             points = moments.points()
         k = found.loc.shape[1]

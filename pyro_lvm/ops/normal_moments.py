@@ -53,6 +53,19 @@ class NormalMoments(NamedTuple):
         return cls(total, mean, weighted.mT @ rest / total)
 
     @classmethod
+    def of_law(cls, law: LinearGaussian, total: Tensor) -> NormalMoments:
+        """Those that a program expects of latent vectors and rows together.
+
+        Args:
+            law: Of the rows.
+            total: How many rows there are, shape ().
+        """
+        cross = law.weight * law.prior_variance
+        top = torch.cat([law.prior_variance.diag(), cross.mT], 1)
+        covariance = torch.cat([top, torch.cat([cross, law.covariance], 1)])
+        return cls(total, torch.cat([law.prior_loc, law.mean]), covariance)
+
+    @classmethod
     def of_posterior(cls, law: LinearGaussian, x: Tensor, found: Posterior, counts: Tensor | None) -> NormalMoments:
         """Those of latent vectors and rows together, shape (k + d,) and (k + d, k + d).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,7 +72,14 @@ def train(
             batch_size = choose_batch_size(result, data, batch_size)
             steps = steps_of_epoch(result, data, batch_size)
             if result.unfinished is not None and not result.unfinished.fits(batch_size, data.num_rows):
-                result.unfinished = None
+                begun, result.unfinished = result.unfinished, None
+                warnings.warn(
+                    f"fit: expected batch_size={begun.batch_size} and {begun.num_rows} rows, as in the epoch that was "
+                    f"interrupted; got batch_size={batch_size} and {data.num_rows} rows. That epoch begins anew; pass "
+                    "the same to finish it.",
+                    UserWarning,
+                    stacklevel=4,
+                )
             epochs = max_epochs or (SVI_STEPS if full else max(10, math.ceil(SVI_STEPS / steps)))
             few = 1 if validation is None else HELD_OUT_PATIENCE
             patience = patience or (few if full else max(1, math.ceil(PATIENCE_STEPS / steps)))

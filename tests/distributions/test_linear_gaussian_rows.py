@@ -141,3 +141,16 @@ def test_shapes_that_do_not_fit(loc, weight, noise):
 def test_values_that_do_not_fit():
     with pytest.raises(ValueError, match=r"expected values of shape \(..., 5\); got \(3, 4\)"):
         law().log_prob(torch.zeros(3, 4))
+
+
+def test_batches_of_values_that_do_not_fit():
+    law = LinearGaussianRows(torch.zeros(3, 2), torch.ones(2, 1), torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"expected values for a batch of laws of shape \(3,\); got \(5,\)"):
+        law.log_prob(torch.zeros(5, 2))
+
+
+def test_numbers_instead_of_tensors():
+    with pytest.raises(
+        TypeError, match="expected loc, weight and noise_scale to be tensors; got Tensor, Tensor, float"
+    ):
+        LinearGaussianRows(torch.zeros(2), torch.ones(2, 1), 1.0)

@@ -180,3 +180,27 @@ def test_a_users_program_in_batches():
     best = lvm.fit(traits, x, inference="squarem", seed=0, progress=False)
     fit = lvm.fit(traits, x, inference=lvm.infer.EM(decay=0.6), batch_size=100, max_epochs=3, seed=0, progress=False)
     assert fit.score(x) > best.score(x) - 2e-3 * abs(best.score(x))
+
+
+def test_moments_of_a_law_are_dense_ones():
+    model = model_at(rows())
+    weight, loc, noise = (model.weight.detach().double(), model.loc.detach().double(), model.noise_scale.detach())
+    prior_loc, prior = torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 3.0]).double()
+    found = NormalMoments.of_law(LinearGaussian(loc, weight, noise.double().square(), prior_loc, prior), torch.ones(()))
+    both = torch.cat([torch.eye(2).double(), weight])
+    expected = both @ prior.diag() @ both.mT
+    expected[2:, 2:] += noise.double().square().diag()
+    torch.testing.assert_close(found.covariance, expected)
+    torch.testing.assert_close(found.mean, torch.cat([prior_loc, loc + weight @ prior_loc]))
+
+
+@pytest.mark.parametrize("kind", [lvm.models.FactorAnalysis, lvm.models.ProbabilisticPCA])
+def test_batches_of_single_rows_do_not_forget_the_start(kind):
+    x = rows(8, share=0.0)
+    model = kind(1)
+    model.initialize(x)
+    em = lvm.infer.EM(model, lvm.guides.ExactGaussian(model), decay=0.7)
+    em.step(x[:1], sample_weights=torch.zeros(1))  # the first batch may not count at all
+    losses = [em.step(row[None], sample_weights=torch.ones(1)) for row in x]
+    assert max(losses) < 100  # by one row alone, there is no noise: 1e+10 at least
+    assert model.weight.detach().norm(dim=0).min() > 1

@@ -74,7 +74,8 @@ def test_other_batches_begin_a_new_epoch(press, x) -> None:
     press(3)
     fit = train(x, batch_size=8)
     assert len(fit.unfinished.losses) == 3
-    fit.resume(x, max_epochs=1, batch_size=10, progress=False)
+    with pytest.warns(UserWarning, match="expected batch_size=8 and 50 rows"):
+        fit.resume(x, max_epochs=1, batch_size=10, progress=False)
     assert fit.inference._steps == 3 + 5
 
 
