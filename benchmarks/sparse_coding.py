@@ -1,6 +1,6 @@
 """Sparse coding beside scikit-learn: codes, dictionaries of natural patches, and the posterior of codes.
 
-`PYRO_LVM_DATA=folder python benchmarks/sparse_coding.py` takes about four minutes of one core; `--quick` half a
+`PYRO_LVM_DATA=folder python benchmarks/sparse_coding.py` takes about five minutes of one core; `--quick` half a
 minute, on a tenth of the patches, and judges nothing. `--pictures folder` writes the dictionary there.
 
 How it is measured:
@@ -198,7 +198,7 @@ def priors(quick: bool) -> None:
     x, weight, h = planted(rows + 500)
     print(f"\n{f'{rows:,} rows, {PLANTED[1]} columns planted':32}{head}{'cosine':>9}{'support':>9}")
     for prior, options in PRIORS.items():
-        fit = by_prior(x[:rows], x[rows:], prior, PLANTED[1], 20 if quick else 100, noise_scale=NOISE, **options)
+        fit = by_prior(x[:rows], x[rows:], prior, PLANTED[1], 20 if quick else 200, noise_scale=NOISE, **options)
         likeness = (weight.mT @ fit.params["weight"]).abs()
         coded = fit.transform(x[rows:])[:, likeness.argmax(1)]
         true = h[rows:]
