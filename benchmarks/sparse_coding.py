@@ -1,6 +1,6 @@
 """Sparse coding beside scikit-learn: codes, dictionaries of natural patches, and the posterior of codes.
 
-`PYRO_LVM_DATA=folder python benchmarks/sparse_coding.py` takes about three minutes of one core; `--quick` half a
+`PYRO_LVM_DATA=folder python benchmarks/sparse_coding.py` takes about five minutes of one core; `--quick` half a
 minute, on a tenth of the patches, and judges nothing. `--pictures folder` writes the dictionary there.
 
 How it is measured:
@@ -192,7 +192,7 @@ def priors(quick: bool) -> None:
         x, others = patches(1_000 if quick else 5_000, 0), patches(200 if quick else 1_000, 1)
         print(f"\n{f'{len(x):,} patches, 64 columns':32}{head}")
         for prior, options in PATCHES.items():
-            by_prior(x, others, prior, 64, 4 if quick else 20, noise_scale=0.5, **options)
+            by_prior(x, others, prior, 64, 4 if quick else 10, noise_scale=0.5, **options)
             print()
     rows = 500 if quick else 2_000
     x, weight, h = planted(rows + 500)

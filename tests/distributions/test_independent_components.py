@@ -10,7 +10,7 @@ from scipy import stats
 from torch.distributions import AffineTransform, TransformedDistribution
 
 from pyro_lvm.distributions import HyperbolicSecant, IndependentComponents
-from pyro_lvm.distributions.sources import SOURCES, check_source, is_learned, source_law
+from pyro_lvm.distributions.sources import SOURCES, SourceDensity, check_source, is_learned, source_law
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 WEIGHT = torch.tensor([[1.0, 0.5], [-0.3, 2.0]], dtype=torch.float64)
@@ -31,6 +31,17 @@ def test_named_sources_integrate_to_one_and_have_their_scale(name):
     expected = 5 / 3 if name == "student-t" else 1.0
     assert float((density * x.square()).sum() * step) == pytest.approx(expected, rel=1e-4)
     assert float(law.variance) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_scores_are_slopes_of_log_densities(name):
+    y = torch.linspace(-6, 6, 40, dtype=torch.float64).reshape(20, 2).requires_grad_()
+    flat = torch.tensor([1.0, 0.0]).double()
+    law = source_law("test", name, DOUBLE, 5.0, flat)
+    (slope,) = torch.autograd.grad(law.log_prob(y).sum(), y)
+    found = SourceDensity(law)(y.detach(), None)
+    torch.testing.assert_close(found.score, -slope)
+    torch.testing.assert_close(found.log_prob, law.log_prob(y.detach()))
 
 
 def test_hyperbolic_secant_is_scipys():

@@ -55,7 +55,13 @@ def test_a_sweep_never_raises_the_objective(name: str, each: bool) -> None:
         after = prior.objective(products, gram, codes)
         assert bool((after <= before + 1e-9).all())
         before = after
-    assert bool((prior.objective(products, gram, prior.solved(products, gram, 1e-6)) <= 0).all())  # that of zeros
+    best = prior.solved(products, gram, 1e-9)
+    moved = best.clone()
+    prior.improve(products, gram, moved, 1)
+    ours, theirs = (prior.objective(products, gram, codes) for codes in (best, moved))
+    assert bool((ours <= 0).all())  # that of zeros
+    assert bool((theirs <= ours + 1e-9).all())
+    torch.testing.assert_close(moved[theirs > ours - 1e-6], best[theirs > ours - 1e-6], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["one gram", "one a row"])
