@@ -8,6 +8,7 @@ r"""Linear dynamical systems: sequences seen from normal states that move linear
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ __all__ = ["LinearDynamicalSystem"]
 
 # Least variance of a first state, where moves have variance one: of a single series it would go to zero.
 CERTAIN = 1e-4
+GROWING = 1e-3  # how far beyond one an eigenvalue of the transition is more than a trend
 WORTH = 1e-6  # nats that a better mean of the first state must gain for its posterior to be found anew
 
 
@@ -98,6 +100,17 @@ class LinearDynamicalSystem(SequenceFactors):
         if name == "initial_covariance" and bool(self.single_series):
             return self.latent_dim * (self.latent_dim + 1) // 2
         return self.latent_dim * (self.latent_dim - 1) // 2 if name == "weight" else 0
+
+    def remarks(self, columns: Sequence[str] | None = None) -> list[str]:
+        """Whether the states grow without bounds."""
+        radius = float(torch.linalg.eigvals(self.transition.detach()).abs().max())
+        if radius <= 1 + GROWING:
+            return []
+        return [
+            f"{self._name}({self.latent_dim}): states grow, as the transition has an eigenvalue of modulus "
+            f"{radius:.3f}; forecasts of many steps grow too. Train on, take fewer latent dimensions, or take a trend "
+            "out first."
+        ]
 
     def _law(self, **options: Any) -> LinearGaussianChain:
         first = {"initial_loc": self.initial_loc, "initial_covariance": self.initial_covariance}

@@ -205,5 +205,7 @@ class LatentVariableModel(PyroModule):
         if prior is None:
             setattr(self, name, PyroParam(start.detach().clone(), constraint))
         else:
-            setattr(self, name, PyroSample(shaped_prior(type(self).__name__, name, prior, tuple(start.shape))))
+            setattr(
+                self, name, PyroSample(shaped_prior(type(self).__name__, name, prior, tuple(start.shape), constraint))
+            )
             self.initial_values[name] = start.detach().clone()

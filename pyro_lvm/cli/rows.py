@@ -88,10 +88,12 @@ def reconstruct(
 
 @app.command()
 @one_line
-def impute(folder: Folder, data: DataOption, sequence: SequenceOption = None, out: OutOption = None) -> None:
+def impute(
+    folder: Folder, data: DataOption, drop: DropOption = None, sequence: SequenceOption = None, out: OutOption = None
+) -> None:
     """Fill in empty cells with their posterior means, and print the table."""
     result = load(folder)
-    table = read(result, data, None, sequence)
+    table = read(result, data, drop, sequence)
     filled = table.in_rows(result.impute(table.arguments))
     missing = table.x.isna().to_numpy()
     typer.echo(f"{missing.sum()} of {missing.size} cells filled in", err=True)

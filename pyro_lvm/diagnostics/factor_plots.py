@@ -79,7 +79,7 @@ def scree(fit: Fit, x: Any) -> Figure:
 
 def draw_scree(figure: Any, fit: Fit, x: torch.Tensor) -> None:
     """Draw the eigenvalues into a figure, or a part of one."""
-    num_factors = parts(fit)[0].shape[1]
+    num_factors = parts(fit, "scree")[0].shape[1]
     mean, variance = column_moments(x.double().cpu())
     scaled = torch.nan_to_num((x.double().cpu() - mean) / variance.clamp_min(torch.finfo(torch.double).tiny).sqrt())
     generator = torch.Generator().manual_seed(0)

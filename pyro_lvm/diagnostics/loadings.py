@@ -46,9 +46,13 @@ def loadings(fit: Fit, rotation: str | None = None, standardised: bool = True) -
         >>> lvm.diagnostics.loadings(fit, "varimax").shape
         (13, 5)
     """
+    return _loadings("loadings", fit, rotation, standardised)
+
+
+def _loadings(caller: str, fit: Fit, rotation: str | None, standardised: bool = True) -> Table:
     if rotation is not None and rotation not in ROTATIONS:
-        raise ValueError(f"loadings: expected rotation to be {' or '.join(ROTATIONS)}, or None; got {rotation!r}.")
-    weight, noise = parts(fit)
+        raise ValueError(f"{caller}: expected rotation to be {' or '.join(ROTATIONS)}, or None; got {rotation!r}.")
+    weight, noise = parts(fit, caller)
     variance = weight.square().sum(-1) + noise
     unit = variance.sqrt().unsqueeze(-1)
     turn = torch.eye(weight.shape[1]).to(weight)
@@ -80,7 +84,7 @@ def explained_variance(fit: Fit, rotation: str | None = None) -> Table:
     Raises:
         ValueError: The model has no loadings, or the rotation no name.
     """
-    table = loadings(fit, rotation)
+    table = _loadings("explained_variance", fit, rotation)
     weight = table.drop(columns=["communality", "uniqueness"])
     joint = table.attrs["correlation"] @ (weight.T.to_numpy() @ weight.to_numpy())
     each = np.append(np.diag(joint), table.uniqueness.sum())
@@ -95,7 +99,7 @@ def has_loadings(fit: Fit) -> bool:
     return dims.get("weight") == ["column", "factor"] and "noise_scale" in dims
 
 
-def parts(fit: Fit) -> tuple[Tensor, Tensor]:
+def parts(fit: Fit, caller: str = "loadings") -> tuple[Tensor, Tensor]:
     """Loadings, in the agreed order, and noise variances, shapes (d, k) and (d,), in double precision.
 
     Of a posterior they are those of the mean covariance: draws may differ by rotations, which mean nothing.
@@ -105,7 +109,7 @@ def parts(fit: Fit) -> tuple[Tensor, Tensor]:
     """
     if not has_loadings(fit):
         raise ValueError(
-            f"loadings: expected a linear factor model, as FactorAnalysis; got {fit.name}. Its numbers are in "
+            f"{caller}: expected a linear factor model, as FactorAnalysis; got {fit.name}. Its numbers are in "
             "fit.summary()."
         )
     given = {name: value.flatten(0, 1) for name, value in fit.draws.items()} if fit.latent else {}

@@ -106,13 +106,19 @@ def _invented(fit: Fit) -> Any:
 
 
 def _overview(
-    fit: Fit, x: Any = None, image_shape: Any = None, columns: Any = None, labels: Any = None, sequence: int = 0
+    fit: Fit,
+    x: Any = None,
+    image_shape: Any = None,
+    columns: Any = None,
+    labels: Any = None,
+    sequence: int = 0,
+    steps: int | None = None,
 ) -> Figure:
     """All that the structure of the model gives to see, in one figure."""
     arguments = fit.arguments(_invented(fit) if x is None else x)
     enumerated, hidden = ([], []) if draws_rows(fit) else discrete_kinds(fit, arguments)
     if hidden:
-        return plots.states(fit, arguments, sequence, columns)
+        return plots.states(fit, arguments, sequence, columns, steps)
     look = look_of("plot", fit, arguments, image_shape, columns, labels)
     points = look.shape is None and len(arguments.values) == 1 and arguments.main.is_floating_point()
     if enumerated and points and arguments.main.dim() <= 2 and not _whole(arguments):
@@ -124,7 +130,7 @@ def _overview(
         above = figure_height(arguments)
         figure = new_figure(max(8.6, 5.2 * wide), above + 4.4 * high)
         top, rest = figure.subfigures(2, 1, height_ratios=[above, 4.4 * high])
-        draw_normal_states(top, fit, arguments, sequence, columns)
+        draw_normal_states(top, fit, arguments, sequence, columns, steps)
     else:
         figure = rest = new_figure(5.2 * wide, 4.4 * high)
     parts = rest.subfigures(high, wide, squeeze=False)

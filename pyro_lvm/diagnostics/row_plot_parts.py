@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from pyro_lvm.diagnostics.plot_parts import PROBABILITY, Array, colour_of, marker_of, new_axes, strip_frame
@@ -184,8 +184,8 @@ def draw_table(
     ax.set(xlabel="column", ylabel=rows, title=title)
     ax.title.set_fontsize(11)
     ax.tick_params(length=0, labelsize=8)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+    for axis, count in ((ax.xaxis, flat.shape[1]), (ax.yaxis, len(flat))):
+        axis.set_major_locator(MaxNLocator(integer=True) if count > 1 else FixedLocator([0]))
     if names and len(names) <= 20 and not names[0].startswith("column "):
         ax.set_xticks(range(len(names)), names, rotation=60, ha="right")
         ax.set_xlabel("")

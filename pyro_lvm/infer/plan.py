@@ -151,6 +151,9 @@ class Plan:
         for other in (name,) if regression is None else regression.names:
             self.parameters[other].reason = reason
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         header = ("parameter", "shape", "M-step", "because")
         rows = [header]

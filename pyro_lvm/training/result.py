@@ -249,8 +249,9 @@ class Fit(Learned):
     def plot(self, x: Any = None, kind: str | None = None, **options: Any) -> Figure:
         """A picture of the fit: the one that the structure of its model calls for, or one by name.
 
-        Without a name: the states of a series where a chain is hidden; the density where rows are continuous and have
-        a discrete site; else panels of whatever there is of reconstructions, latent space, filters, samples and loss.
+        Without a name: the states of a series where a chain is hidden (normal ones above all else); the density where
+        rows are continuous and have a discrete site; else panels of whatever there is of reconstructions, latent space,
+        filters, samples and loss.
 
         Args:
             x: Rows to look at, as in `lvm.fit`; without them, 400 that the fit generates, or one sequence.
