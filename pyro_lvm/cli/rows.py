@@ -166,7 +166,8 @@ def sample(
     torch.manual_seed(seed)
     rows = result.sample(n, num_steps=steps, **given)
     numbers = rows.reshape(rows.shape[:2].numel() if sequential(result) else n, -1).numpy()
-    table = pd.DataFrame(numbers, columns=result.columns or [f"column {i}" for i in range(numbers.shape[1])])
+    names = result.columns if len(result.columns or ()) == numbers.shape[1] else None  # else made of the columns
+    table = pd.DataFrame(numbers, columns=names or [f"column {i}" for i in range(numbers.shape[1])])
     if sequential(result):
         table.insert(0, "sequence", np.repeat(np.arange(n), rows.shape[1]))
     write(table, out)

@@ -113,15 +113,16 @@ def gains_of(dynamics: LinearDynamics, patterns: SequencePatterns) -> Gains:
                 covariance = after
                 break
             covariance = after
-    covariances, *found = (torch.stack(part) for part in zip(*steps, strict=True))
-    return _gains(a, covariances, update.finish(*found), which, groups == 1)
+    covariances, *parts = (torch.stack(part) for part in zip(*steps, strict=True))
+    return _gains(a, covariances, update.finish(*parts), which, groups == 1)
 
 
 def _gains(a: Tensor, predicted: Tensor, found: list[Tensor], which: list[int], one: bool) -> Gains:
     """Gains with an axis of patterns, `found` being what the update of a step has found."""
     filtered, keep, information, reading, log_determinant = found
-    parts = (predicted, filtered, information, a @ keep, reading, log_determinant)
-    return Gains(*(part.unsqueeze(1) if one else part for part in parts), which)
+    parts = [predicted, filtered, information, a @ keep, reading, log_determinant]
+    p, f, i, onward, r, s = (part.unsqueeze(1) if one else part for part in parts)
+    return Gains(p, f, i, onward, r, s, which)
 
 
 def _all_at_once(dynamics: LinearDynamics, update: _Wide | _Narrow, steps: int) -> tuple[Tensor, tuple[Tensor, ...]]:

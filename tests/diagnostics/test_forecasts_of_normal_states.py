@@ -148,7 +148,6 @@ def test_forecasts_under_a_posterior_average_over_its_draws() -> None:
 def test_forecasts_on_the_command_line(tmp_path) -> None:
     x = np.random.default_rng(0).normal(size=(60, 2)).cumsum(0)
     frame = pd.DataFrame(x, columns=["a", "b"]).assign(day=np.repeat(["tue", "mon"], 30))
-    frame.loc[5, "a"] = np.nan
     frame.to_csv(tmp_path / "x.csv", index=False)
     where = ["--data", tmp_path / "x.csv", "--sequence-column", "day"]
     fitting = [
@@ -170,6 +169,11 @@ def test_forecasts_on_the_command_line(tmp_path) -> None:
     assert list(table.columns) == ["day", "step", "a", "a_5%", "a_95%", "b", "b_5%", "b_95%", "state_0"]
     coming = lvm.load(tmp_path / "f").forecast([frame.iloc[:30, :2], frame.iloc[30:, :2]], 2)
     np.testing.assert_allclose(table[["a", "b"]], coming.mean.flatten(0, 1), rtol=1e-5)
+    options = ["--set", "num_features=1", "--set", "expansion=quadratic", "--out", tmp_path / "q"]
+    for words in (["fit", "SlowFeatureAnalysis", *where, *options], ["sample", tmp_path / "q", "-n", 1, "--steps", 2]):
+        done = CliRunner().invoke(app, list(map(str, words)))
+        assert done.exit_code == 0, done.output
+    assert "column 4" in done.output
     np.testing.assert_allclose(table["a_95%"], coming.quantile(0.95)[..., 0].flatten(), rtol=1e-5)
 
 
