@@ -243,7 +243,7 @@ class TestOverview:
             (
                 None,
                 {"colour": "red"},
-                "plot: expected options out of image_shape, columns, labels, sequence; got 'colour'",
+                "plot: expected options out of image_shape, columns, labels, sequence, steps; got 'colour'",
             ),
             ("history", {"labels": [1]}, "plot, kind='history': expected options out of none; got 'labels'"),
             ("density", {}, "density: expected a fit that sums out the latent sites of rows; the guide of VAE draws"),
