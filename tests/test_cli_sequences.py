@@ -166,5 +166,7 @@ def test_normal_states_of_sequences_are_printed_by_row(fitted, frame):
     states = table(run("transform", fitted / "lds", *data).output)
     assert list(states.columns) == ["day", "z_0", "z_1"]
     np.testing.assert_allclose(states[["z_0", "z_1"]], torch.cat(fit.transform(parts)), rtol=1e-6)
-    filled = table(run("impute", fitted / "lds", *data).stdout)
+    frame.assign(note="seen").to_csv(fitted / "notes.csv", index=False)
+    noted = ("--data", fitted / "notes.csv", "--sequence-column", "day", "--drop", "note")
+    filled = table(run("impute", fitted / "lds", *noted).stdout)
     assert filled.level[3] == pytest.approx(float(fit.impute(parts)[0][3]))

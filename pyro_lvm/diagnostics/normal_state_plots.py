@@ -51,6 +51,8 @@ def draw_normal_states(
     names = axis_names("states", fit, one, columns)
     here = np.arange(total)
     levels = law.mean.shape[-1] == one.main[0, 0].numel()  # else the law is that of something made of the columns
+    if not levels and steps is None:
+        law, count = _law(fit, one, total, 0)
     axes = figure.subplots(
         series.shape[1] + 1, 1, sharex=True, squeeze=False, height_ratios=[2.2] * series.shape[1] + [1.6]
     )[:, 0]
@@ -73,7 +75,7 @@ def draw_normal_states(
     which = f" of sequence {sequence}" if arguments.num_rows > 1 else ""
     ahead = f", and the {count} that follow" if count else ""
     few = f" (the first {MAX_SERIES} of {len(names)} columns)" if len(names) > MAX_SERIES else ""
-    axes[0].set_title(f"Smoothed steps{which}{ahead}{few}")
+    axes[0].set_title(f"{'Smoothed steps' if levels else 'Steps and their states'}{which}{ahead}{few}")
     keys: dict[str, Any] = {}
     for ax in axes[:-1]:
         keys.update(zip(*reversed(ax.get_legend_handles_labels()), strict=True))

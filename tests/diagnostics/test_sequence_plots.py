@@ -132,6 +132,7 @@ def test_normal_states_over_a_series(smooth):
     np.testing.assert_allclose(below.lines[1].get_ydata()[:20], fit.transform(frames)[0][:, 1])
     assert "sequence 0, and the 4 that follow" in first.get_title()
     assert drawn(fit.plot(frames[0])).axes[0].get_title() == "Smoothed steps, and the 2 that follow"
+    assert drawn(fit.plot(frames[0], steps=7)).axes[0].get_title() == "Smoothed steps, and the 7 that follow"
     assert "forecast" not in {line.get_label() for line in plots.states(fit, frames, steps=0).axes[0].lines}
     with pytest.raises(ValueError, match="states: expected steps to be a whole number >= 0"):
         plots.states(fit, frames, steps=-1)
@@ -147,7 +148,8 @@ def test_features_of_products_of_columns_stand_alone(smooth):
     _, frames = smooth
     frame = frames[1]
     fit = lvm.fit(lvm.models.SlowFeatureAnalysis(1, "quadratic"), frame, seed=0, progress=False)
-    figure = drawn(plots.states(fit, frame, steps=0))
+    figure = drawn(plots.states(fit, frame))
+    assert figure.axes[0].get_title() == "Steps and their states"
     assert [line.get_label() for line in figure.axes[0].lines] == ["measured"]
     np.testing.assert_allclose(figure.axes[-1].lines[0].get_ydata(), fit.transform(frame)[:, 0])
 

@@ -107,6 +107,13 @@ def test_priors_of_another_shape_are_refused_in_a_sentence(kind, called):
         lvm.fit(model, rows(), max_epochs=2, seed=0, progress=False)
 
 
+@pytest.mark.parametrize("prior", [Normal(0.0, 1.0), lambda model: MultivariateNormal(torch.zeros(6), torch.eye(6))])
+def test_priors_over_the_reals_of_what_is_positive_are_refused(prior):
+    model = lvm.models.FactorAnalysis(1, priors={"noise_scale": prior})
+    with pytest.raises(ValueError, match=r"prior of 'noise_scale' on its support, .*; got .*Normal, which is over all"):
+        lvm.fit(model, rows(), max_epochs=2, seed=0, progress=False)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_samplers_see_as_many_rows_as_tell_of_mean_and_covariance(weighted):
     x = rows(300)

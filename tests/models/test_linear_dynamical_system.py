@@ -331,3 +331,10 @@ def test_bad_sequences_are_refused(spoil, why) -> None:
     x, _ = some_sequences()
     with pytest.raises(ValueError, match=why):
         lvm.fit(lvm.models.LinearDynamicalSystem(2), spoil(x), seed=0, progress=False)
+
+
+def test_states_that_grow_are_told_of():
+    steps = torch.arange(60).double()
+    x = (1.05**steps).unsqueeze(-1) + 0.01 * torch.randn(60, 1, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(RuntimeWarning, match=r"states grow, as the transition has an eigenvalue of modulus 1\.0"):
+        lvm.fit(lvm.models.LinearDynamicalSystem(1), x, max_epochs=30, seed=0, progress=False)
