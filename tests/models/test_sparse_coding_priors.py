@@ -242,3 +242,12 @@ def test_it_is_kept_in_files(prior, tmp_path):
     again = lvm.load(tmp_path / "fit")
     assert repr(again.model) == repr(fit.model)
     assert torch.equal(again.transform(x), fit.transform(x))
+
+
+def test_codes_that_are_surely_there_are_found() -> None:
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    found = []
+    for probability in (1 - 1e-6, 1 - 1e-12):  # single precision holds no number between the latter and 1
+        model = lvm.models.SparseCoding(2, prior="spike-and-slab", inclusion_probability=probability)
+        found.append(lvm.fit(model, x, max_epochs=2, seed=0, progress=False).transform(x))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
