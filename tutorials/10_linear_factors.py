@@ -90,8 +90,8 @@ assert SHORT or (shares.iloc[:-1] > 0.01).sum() == 3
 # %% [markdown]
 # ## Clusters that each have factors
 #
-# Three kinds of wine, thirteen columns: full covariances have 314 numbers to learn from 120 rows, too many. A factor for
-# each cluster has 119, and rows that were held out are more probable under it.
+# Three kinds of wine, thirteen columns: full covariances have 314 numbers to learn from 120 rows, too many. A factor
+# for each cluster has 119, and rows that were held out are more probable under it.
 
 # %%
 kinds = {
