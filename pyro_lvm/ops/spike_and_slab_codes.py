@@ -69,7 +69,9 @@ class SpikeAndSlabCodes(CodePrior):
             raise PlainError(
                 "SparseCodes: expected codes whose slab is about zero. Put the location into the rows' mean."
             )
-        self.unit, self.log_odds = unit, inclusion_probability.logit()
+        numbers = torch.finfo(inclusion_probability.dtype)  # of which 0 and 1 have infinite odds
+        self.log_odds = inclusion_probability.clamp(numbers.tiny, 1 - numbers.eps / 2).logit()
+        self.unit = unit
         self.cost = (math.sqrt(2 * math.pi) * scale / unit).log() - self.log_odds
         self._cost = self.cost.tolist()
 
