@@ -244,7 +244,6 @@ def test_it_is_kept_in_files(prior, tmp_path):
     assert torch.equal(again.transform(x), fit.transform(x))
 
 
-<<<<<<< HEAD
 @each_prior
 def test_what_is_not_given_is_chosen_in_the_units_of_the_rows(prior):
     x = planted(60)[0]
@@ -265,7 +264,8 @@ def test_noise_alone_makes_next_to_no_codes():
     model = lvm.models.SparseCoding(50, noise_scale=2.0, data_dim=30).double()
     codes = lvm.guides.SparseCodes(model)(2.0 * torch.randn(200, 30, dtype=torch.float64))["h"]
     assert float((codes != 0).double().mean()) < 0.02
-=======
+
+
 def test_codes_that_are_surely_there_are_found() -> None:
     x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     found = []
@@ -273,4 +273,3 @@ def test_codes_that_are_surely_there_are_found() -> None:
         model = lvm.models.SparseCoding(2, prior="spike-and-slab", inclusion_probability=probability)
         found.append(lvm.fit(model, x, max_epochs=2, seed=0, progress=False).transform(x))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
->>>>>>> wip-attack
