@@ -100,7 +100,7 @@ OTHERS = {
         net((3,)),
         "amortized",
         None,
-        r"one latent vector 'z' for .* tells its latent_dim; got SigmoidBeliefNet\.",
+        r"one latent vector for each row, .* tells its latent_dim; got SigmoidBeliefNet\.",
     ),
     "a function": (two, guides.AmortizedGaussian, None, r"tells its latent_dim; got two\. Use another guide"),
 }

@@ -17,7 +17,7 @@ import pyro_lvm as lvm
 from pyro_lvm.evidence import importance
 from pyro_lvm.models.word_alignment import WordAlignment
 from pyro_lvm.testing import laws, oracles
-from pyro_lvm.training import choices, learned, trials
+from pyro_lvm.training import choices, learned
 
 GUIDE_DRAWS = 40
 # Few will do: the density, unlike its logarithm, is estimated without bias by any number. Too few for a Pareto k-hat,
@@ -273,8 +273,6 @@ def _few_guide_draws():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learned, "GUIDE_DRAWS", GUIDE_DRAWS)
         patch.setattr(importance, "NUM_SAMPLES", ROW_SAMPLES)
-        patch.setattr(trials, "STARTS", 2)
-        patch.setattr(trials, "STEPS", 3)
         yield
 
 
